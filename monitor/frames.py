@@ -1,0 +1,213 @@
+r"""The messages between an engine and its monitor, both sides.
+
+The monitor binds a ZeroMQ ROUTER; each engine process connects with a DEALER, over ipc. Every message is multipart and
+begins with one byte of kind. Engine to monitor::
+
+    HELLO   msgpack Hello                                    at connect, then every second, from the engine core
+    FRAME   msgpack FrameHeader, rows, scores                one a step that computed rows, from the rank that exports
+
+Monitor to engine::
+
+    ORDER   msgpack Order                                    to the engine core
+    ACK     msgpack Ack                                      to the exporter: the last frame that arrived
+    RESYNC                                                   to the exporter: tell me all requests in flight
+
+``rows`` is a packed array of :data:`ROW` and ``scores`` float32 ``(rows, probes)``, both little-endian. Frames carry
+sequence numbers that begin at 0 with the engine and never repeat: a gap is a loss. What an engine had to drop was numbered
+too, but requests that a dropped frame announced are announced again by the next one.
+"""
+
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from monitor.errors import FrameError
+
+VERSION: Final = 1
+
+HELLO: Final = b"H"
+FRAME: Final = b"F"
+ORDER: Final = b"O"
+ACK: Final = b"A"
+RESYNC: Final = b"R"
+
+ROW: Final = np.dtype([("slot", "<i4"), ("position", "<i4"), ("role", "u1"), ("steered", "u1")])
+"""One row of a frame: the request's slot, the token's absolute position in the request, its role
+(:class:`probes.roles.Role`), and whether the row's scores lie downstream of steering."""
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True):
+    """Who an engine is."""
+
+    version: int
+    engine: str
+    """Unique for each start of an engine."""
+    model: str
+    """The name it is served under; the label ``model_name`` of metrics."""
+    bundle: str
+    """Digest of the bundle that it scores with."""
+    vllm: str
+    """Version of vLLM."""
+
+
+class Started(msgspec.Struct, frozen=True, array_like=True):
+    """A request that rows may refer to from now on."""
+
+    slot: int
+    key: str
+    """The engine's own, unique id; orders are addressed to it."""
+    request_id: str
+    """The id that the user of the API sees."""
+    prompt_tokens: int
+    """Length of the prompt."""
+
+
+class FrameHeader(msgspec.Struct, frozen=True, array_like=True):
+    """Everything of a frame but its arrays."""
+
+    version: int
+    engine: str
+    rank: int
+    sequence: int
+    acked: int
+    """The last sequence number that a monitor has confirmed to this engine, −1 if none."""
+    dropped: int
+    """Frames that this engine had to drop since its start: no monitor, or a full queue."""
+    unscored: int
+    """Rows computed but not scored since the start: LoRA requests, more requests than slots."""
+    monotonic_ns: int
+    """The host's monotonic clock when the step had been computed."""
+    rows: int
+    probes: int
+    finished: list[int]
+    """Slots whose request has ended; applied before ``started``, since slots are reused."""
+    started: list[Started]
+
+
+class Frame(msgspec.Struct, frozen=True):
+    """What one step of an engine computed."""
+
+    header: FrameHeader
+    rows: NDArray[np.void]
+    """Of dtype :data:`ROW`, shape ``(rows,)``."""
+    scores: NDArray[np.float32]
+    """Shape ``(rows, probes)``, in logits."""
+
+
+class Steer(msgspec.Struct, frozen=True, tag="steer"):
+    """Add a steering vector to every response row of a request, from its next step on. Orders add up."""
+
+    key: str
+    vector: str
+    dose: float
+    """Relative to the residual stream's norm; negative steers away from the concept."""
+    tokens: int | None = None
+    """Release after this many tokens; ``None``: until the request ends."""
+
+
+class Release(msgspec.Struct, frozen=True, tag="release"):
+    """Stop steering a request."""
+
+    key: str
+
+
+Order = Steer | Release
+
+
+class Ack(msgspec.Struct, frozen=True, array_like=True):
+    """The last frame that arrived."""
+
+    sequence: int
+
+
+_encoder = msgspec.msgpack.Encoder()
+_hello = msgspec.msgpack.Decoder(Hello)
+_header = msgspec.msgpack.Decoder(FrameHeader)
+_order = msgspec.msgpack.Decoder(Order)
+_ack = msgspec.msgpack.Decoder(Ack)
+
+
+def encode_hello(hello: Hello) -> list[bytes]:
+    """As message parts."""
+    return [HELLO, _encoder.encode(hello)]
+
+
+def encode_frame(header: FrameHeader, rows: NDArray[np.void], scores: NDArray[np.float32]) -> list[bytes]:
+    """As message parts."""
+    return [FRAME, _encoder.encode(header), rows.tobytes(), np.ascontiguousarray(scores, "<f4").tobytes()]
+
+
+def encode_order(order: Order) -> list[bytes]:
+    """As message parts."""
+    return [ORDER, _encoder.encode(order)]
+
+
+def encode_ack(sequence: int) -> list[bytes]:
+    """As message parts."""
+    return [ACK, _encoder.encode(Ack(sequence))]
+
+
+def decode(parts: list[bytes]) -> Hello | Frame:
+    """Read a message of an engine.
+
+    Args:
+        parts: The message, without its routing id.
+
+    Returns:
+        What was sent. Arrays are read-only views of the message.
+
+    Raises:
+        FrameError: It is no message of this protocol, or of a version that this monitor does not know.
+    """
+    try:
+        match parts:
+            case [kind, body] if kind == HELLO:
+                _require_version(body)
+                return _hello.decode(body)
+            case [kind, head, row_bytes, score_bytes] if kind == FRAME:
+                _require_version(head)
+                header = _header.decode(head)
+                if header.rows < 0 or header.probes < 0:
+                    raise FrameError(f"A frame announces {header.rows} rows of {header.probes} probes.")
+                rows = np.frombuffer(row_bytes, ROW)
+                scores = np.frombuffer(score_bytes, "<f4")
+                if len(rows) != header.rows or len(scores) != header.rows * header.probes:
+                    raise FrameError(
+                        f"A frame announces {header.rows} rows of {header.probes} probes and carries "
+                        f"{len(rows)} rows and {len(scores)} scores."
+                    )
+                return Frame(header, rows, scores.reshape(header.rows, header.probes))
+            case _:
+                raise FrameError(f"A message of {len(parts)} parts is not of this protocol.")
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise FrameError(f"A message cannot be decoded: {error}.") from error
+
+
+def decode_order(parts: list[bytes]) -> Order | Ack | None:
+    """Read a message of a monitor; ``None`` stands for a request to resync.
+
+    Raises:
+        FrameError: It is no message of this protocol.
+    """
+    try:
+        match parts:
+            case [kind, body] if kind == ORDER:
+                return _order.decode(body)
+            case [kind, body] if kind == ACK:
+                return _ack.decode(body)
+            case [kind] if kind == RESYNC:
+                return None
+            case _:
+                raise FrameError(f"A message of {len(parts)} parts is not of this protocol.")
+    except msgspec.MsgspecError as error:
+        raise FrameError(f"A message cannot be decoded: {error}.") from error
+
+
+def _require_version(encoded: bytes) -> None:
+    """The version comes first in every message, so that it can be read whatever follows."""
+    fields = msgspec.msgpack.decode(encoded)
+    found = fields[0] if isinstance(fields, list) and fields else None
+    if found != VERSION:
+        raise FrameError(f"A message has version {found}; this monitor reads version {VERSION}.")

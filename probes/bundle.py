@@ -1,0 +1,345 @@
+"""The bundle: one directory with everything that the engine and the monitor need to read one model.
+
+::
+
+    bundle/
+      bundle.json          the manifest: model, probes, vectors, thresholds with their evidence
+      tensors.safetensors  probes.weight (probes, hidden), probes.bias (probes,), vectors (vectors, hidden); float32
+
+The manifest names the SHA-256 of the tensors, and the bundle's digest is the SHA-256 of the manifest, so that one digest
+stands for all of it. A bundle is bound to one model by the fingerprint of its configuration, weights, tokenizer and chat
+template. Nothing here needs torch, and nothing is pickled.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from probes.aggregate import Aggregate
+from probes.errors import BundleError
+from probes.roles import Markers, Role
+
+FORMAT = 1
+MANIFEST = "bundle.json"
+TENSORS = "tensors.safetensors"
+
+MAX_PROBES_PER_LAYER = 64
+MAX_VECTORS_PER_LAYER = 8
+
+
+class ModelIdentity(msgspec.Struct, frozen=True):
+    """Which model a bundle belongs to."""
+
+    name: str
+    """As the user named it when fitting; for people, not compared."""
+    hidden: int
+    """Width of the residual stream."""
+    layers: int
+    """Number of decoder blocks."""
+    parts: dict[str, str]
+    """SHA-256 of ``config``, ``weights``, ``tokenizer`` and ``chat_template``."""
+
+
+class Calibration(msgspec.Struct, frozen=True):
+    """What a threshold stands on."""
+
+    false_positive_rate: float
+    """The rate a request that the threshold was set for."""
+    benign: int
+    """Held-back benign requests that it was set on."""
+    fired: int
+    """How many of them reach the threshold."""
+    interval: tuple[float, float]
+    """95% Clopper–Pearson interval of the rate that they show."""
+
+
+class Evaluation(msgspec.Struct, frozen=True):
+    """How a probe separates its contrast pairs, each scored by a probe that was not fitted on it."""
+
+    pairs: int
+    auroc: float
+    """Area under the ROC curve, positives against their matched negatives."""
+    auroc_text: float
+    """The same for a TF-IDF logistic regression on the text alone: what words give away."""
+    recall: float
+    """Share of positives that reach the threshold."""
+    paired: float
+    """Share of pairs in which the positive scores above its own matched negative."""
+
+
+class Probe(msgspec.Struct, frozen=True):
+    """A linear reader of the residual stream: score = weight · state + bias, in logits."""
+
+    name: str
+    layer: int
+    """It reads the output of block ``layer``, counted from 0."""
+    roles: list[str]
+    """Whose tokens it reads, names of :class:`probes.roles.Role` in lower case."""
+    threshold: float
+    """The aggregate at which it fires, in logits."""
+    aggregate: Aggregate
+    calibration: Calibration
+    evaluation: Evaluation
+
+    def reads(self, role: Role) -> bool:
+        """Whether tokens of this role are scored by the probe."""
+        return role.name.lower() in self.roles
+
+
+class Vector(msgspec.Struct, frozen=True):
+    """A steering vector: a direction at a layer, of unit norm, pointing to more of the concept."""
+
+    name: str
+    layer: int
+    """It is added to the output of block ``layer``, counted from 0."""
+    hidden_norm: float
+    """Median norm of the residual stream of that layer over response tokens; the unit of dose."""
+
+    def coefficient(self, dose: float) -> float:
+        """What to multiply the unit vector with, so that its norm is ``dose`` times the residual stream's."""
+        return dose * self.hidden_norm
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """``bundle.json``."""
+
+    format: int
+    plumbob: str
+    """Version that wrote it."""
+    created: str
+    """UTC, ISO 8601."""
+    model: ModelIdentity
+    markers: Markers
+    probes: list[Probe]
+    """In the order of the columns of scores: sorted by layer."""
+    vectors: list[Vector]
+    """Sorted by layer."""
+    tensors_sha256: str
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded bundle."""
+
+    manifest: Manifest
+    digest: str
+    """SHA-256 of the manifest, which holds that of the tensors."""
+    path: Path
+    weight: NDArray[np.float32]
+    """Shape ``(probes, hidden)``."""
+    bias: NDArray[np.float32]
+    """Shape ``(probes,)``."""
+    vectors: NDArray[np.float32]
+    """Unit rows, shape ``(vectors, hidden)``."""
+
+    @property
+    def probes(self) -> list[Probe]:
+        """Probes in the order of their score columns."""
+        return self.manifest.probes
+
+    @cached_property
+    def layers(self) -> list[int]:
+        """Tapped layers, ascending."""
+        return sorted({item.layer for item in [*self.manifest.probes, *self.manifest.vectors]})
+
+    def probe_columns(self, layer: int) -> list[int]:
+        """Score columns of the probes of one layer; consecutive, since probes are sorted by layer."""
+        return [column for column, probe in enumerate(self.manifest.probes) if probe.layer == layer]
+
+    def vector_rows(self, layer: int) -> list[int]:
+        """Rows of :attr:`vectors` at one layer."""
+        return [row for row, vector in enumerate(self.manifest.vectors) if vector.layer == layer]
+
+    def vector(self, name: str) -> Vector:
+        """The steering vector of that name.
+
+        Raises:
+            BundleError: There is none.
+        """
+        for vector in self.manifest.vectors:
+            if vector.name == name:
+                return vector
+        known = ", ".join(vector.name for vector in self.manifest.vectors) or "none"
+        raise BundleError(f"Bundle {self.path} has no steering vector '{name}'.", f"It has: {known}.")
+
+    @cached_property
+    def read_mask(self) -> NDArray[np.bool_]:
+        """Which probe reads which role, shape ``(roles, probes)``."""
+        return np.array([[probe.reads(role) for probe in self.probes] for role in Role]).reshape(
+            len(Role), len(self.probes)
+        )
+
+    def require_model(self, identity: ModelIdentity) -> None:
+        """Check that the bundle was fitted to this model.
+
+        Raises:
+            BundleError: It was fitted to another; the message names the parts that differ.
+        """
+        mine = self.manifest.model
+        differing = [part for part, digest in mine.parts.items() if identity.parts.get(part) != digest]
+        if differing:
+            raise BundleError(
+                f"Bundle {self.path} was fitted to model '{mine.name}', not to '{identity.name}': "
+                f"{', '.join(differing)} differ.",
+                f"Serve the model it was fitted to, or run: plumbob fit {identity.name} --out NEW_BUNDLE",
+            )
+
+
+def save_bundle(
+    path: Path,
+    *,
+    version: str,
+    created: str,
+    model: ModelIdentity,
+    markers: Markers,
+    probes: Sequence[tuple[Probe, NDArray[np.floating], float]],
+    vectors: Sequence[tuple[Vector, NDArray[np.floating]]],
+) -> Bundle:
+    """Write a bundle, whole or not at all.
+
+    Args:
+        path: The directory; an earlier bundle there is replaced.
+        version: Of plumbob.
+        created: UTC, ISO 8601.
+        model: What it is bound to.
+        markers: Of the chat template.
+        probes: Each with its weight, shape ``(hidden,)``, and bias.
+        vectors: Each with its direction, shape ``(hidden,)``, normalised here.
+
+    Returns:
+        The bundle, read back.
+
+    Raises:
+        BundleError: ``path`` exists and is no bundle.
+    """
+    if path.exists() and not (path / MANIFEST).is_file() and (not path.is_dir() or any(path.iterdir())):
+        raise BundleError(f"{path} exists and is not a bundle.", "Name another directory with --out.")
+    ordered = sorted(probes, key=lambda item: item[0].layer)
+    directions = sorted(vectors, key=lambda item: item[0].layer)
+    tensors = {
+        "probes.weight": _stack([weight for _, weight, _ in ordered], model.hidden),
+        "probes.bias": np.asarray([bias for _, _, bias in ordered], np.float32),
+        "vectors": _stack([vector / np.linalg.norm(vector) for _, vector in directions], model.hidden),
+    }
+    blob = save(tensors)
+    manifest = Manifest(
+        format=FORMAT,
+        plumbob=version,
+        created=created,
+        model=model,
+        markers=markers,
+        probes=[probe for probe, _, _ in ordered],
+        vectors=[vector for vector, _ in directions],
+        tensors_sha256=hashlib.sha256(blob).hexdigest(),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        temporary.chmod(0o755)
+        (temporary / TENSORS).write_bytes(blob)
+        (temporary / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return load_bundle(path)
+
+
+def load_bundle(path: Path | str) -> Bundle:
+    """Read and check a bundle.
+
+    Args:
+        path: The directory.
+
+    Returns:
+        The bundle.
+
+    Raises:
+        BundleError: Missing, damaged, of an unknown format, or inconsistent with itself.
+    """
+    path = Path(path).expanduser().resolve()
+    if not (path / MANIFEST).is_file():
+        raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}.", "Make one with: plumbob fit MODEL --out BUNDLE")
+    encoded = (path / MANIFEST).read_bytes()
+    refit = "Fit it again with: plumbob fit MODEL --out BUNDLE"
+    try:
+        if (found := msgspec.json.decode(encoded, type=_Versioned).format) != FORMAT:
+            raise BundleError(f"Bundle {path} has format {found}; this plumbob reads format {FORMAT}.", refit)
+        manifest = msgspec.json.decode(encoded, type=Manifest)
+        blob_digest = hashlib.sha256((path / TENSORS).read_bytes()).hexdigest()
+        if blob_digest != manifest.tensors_sha256:
+            raise BundleError(f"Bundle {path} is damaged: {TENSORS} does not match its manifest.", refit)
+        tensors = load_file(path / TENSORS)
+        bundle = Bundle(
+            manifest=manifest,
+            digest=hashlib.sha256(encoded).hexdigest(),
+            path=path,
+            weight=np.asarray(tensors["probes.weight"], np.float32),
+            bias=np.asarray(tensors["probes.bias"], np.float32),
+            vectors=np.asarray(tensors["vectors"], np.float32),
+        )
+    except (msgspec.MsgspecError, SafetensorError, OSError, KeyError) as error:
+        raise BundleError(f"Bundle {path} cannot be read: {error}.", refit) from error
+    _check(bundle)
+    return bundle
+
+
+class _Versioned(msgspec.Struct):
+    format: int
+
+
+def _stack(rows: list[NDArray[np.floating]], hidden: int) -> NDArray[np.float32]:
+    return np.asarray(rows, np.float32).reshape(len(rows), hidden)
+
+
+def _check(bundle: Bundle) -> None:
+    """Refuse what would fail later, inside the engine."""
+    manifest, problems = bundle.manifest, list[str]()
+    model = manifest.model
+    if bundle.weight.shape != (len(manifest.probes), model.hidden) or bundle.bias.shape != (len(manifest.probes),):
+        problems.append(f"weights of shape {bundle.weight.shape} for {len(manifest.probes)} probes of width {model.hidden}")
+    if bundle.vectors.shape != (len(manifest.vectors), model.hidden):
+        problems.append(f"vectors of shape {bundle.vectors.shape} for {len(manifest.vectors)} of width {model.hidden}")
+    if not all(np.isfinite(array).all() for array in (bundle.weight, bundle.bias, bundle.vectors)):
+        problems.append("tensors that are not finite")
+    for kind, items, limit in (
+        ("probe", manifest.probes, MAX_PROBES_PER_LAYER),
+        ("vector", manifest.vectors, MAX_VECTORS_PER_LAYER),
+    ):
+        names = [item.name for item in items]
+        problems += [f"two {kind}s named '{name}'" for name in sorted({n for n in names if names.count(n) > 1})]
+        problems += [
+            f"{kind} '{item.name}' at layer {item.layer}, of a model with layers 0 to {model.layers - 1}"
+            for item in items
+            if not 0 <= item.layer < model.layers
+        ]
+        layers = [item.layer for item in items]
+        if layers != sorted(layers):
+            problems.append(f"{kind}s that are not sorted by layer")
+        problems += [
+            f"more than {limit} {kind}s at layer {layer}" for layer in sorted(set(layers)) if layers.count(layer) > limit
+        ]
+    known = {role.name.lower() for role in Role}
+    problems += [
+        f"probe '{probe.name}' with the unknown role '{role}'"
+        for probe in manifest.probes
+        for role in probe.roles
+        if role not in known
+    ]
+    if problems:
+        raise BundleError(
+            f"Bundle {bundle.path} is inconsistent: {'; '.join(problems)}.",
+            "Fit it again with: plumbob fit MODEL --out BUNDLE",
+        )

@@ -1,0 +1,36 @@
+"""Every error that a user can cause or mend, as a tree::
+
+    PlumbobError                what happened, on which object, and what to do
+    ├── ModelError              a model that cannot be found, read, or tapped
+    ├── BundleError             a bundle that is damaged, or of another model
+    ├── ConceptError            contrast data that cannot be used
+    └── (monitor.errors)        PolicyError, PrerequisiteError, PortError, EngineError
+
+The command line prints one line for each of them, without a traceback, and exits with 2.
+"""
+
+
+class PlumbobError(Exception):
+    """Base of all errors with a remedy.
+
+    Args:
+        message: What is wrong, naming the object.
+        fix: What the user does about it, as an imperative sentence or a command.
+    """
+
+    def __init__(self, message: str, fix: str = "") -> None:
+        super().__init__(f"{message} {fix}".strip())
+        self.message = message
+        self.fix = fix
+
+
+class ModelError(PlumbobError):
+    """A model that cannot be found, read, or tapped."""
+
+
+class BundleError(PlumbobError):
+    """A bundle that is damaged, of an unknown format, or bound to another model."""
+
+
+class ConceptError(PlumbobError):
+    """Contrast data that cannot be used: missing, malformed, or too little."""
