@@ -5,7 +5,8 @@
     ├── PrerequisiteError       something is not installed, or of an unsupported version
     ├── PortError               an address that is in use
     ├── EngineError             a vLLM configuration that cannot be tapped
-    └── FrameError              a message that is not a frame of a known version
+    └── FrameError              a message that is not of the protocol between engine and monitor
+        └── FrameVersionError   a message of a version that this monitor does not read
 """
 
 from probes.errors import PlumbobError
@@ -28,4 +29,8 @@ class EngineError(PlumbobError):
 
 
 class FrameError(PlumbobError):
-    """A message that is not a frame, or of an unknown version. Counted and skipped, never fatal."""
+    """A message that is not of the protocol between engine and monitor. Counted and skipped, never fatal."""
+
+
+class FrameVersionError(FrameError):
+    """A message of a version that this monitor does not read: engine and monitor are of different releases."""

@@ -14,7 +14,7 @@ Monitor to engine::
 
 ``rows`` is a packed array of :data:`ROW` and ``scores`` float32 ``(rows, probes)``, both little-endian. Frames carry
 sequence numbers that begin at 0 with the engine and never repeat: a gap is a loss. What an engine had to drop was numbered
-too, but requests that a dropped frame announced are announced again by the next one.
+too. The first frame after a loss, and the answer to RESYNC, is ``complete``: it lists every request in flight.
 """
 
 from typing import Final
@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.errors import FrameError
+from monitor.errors import FrameError, FrameVersionError
 
 VERSION: Final = 1
 
@@ -81,6 +81,8 @@ class FrameHeader(msgspec.Struct, frozen=True, array_like=True):
     """The host's monotonic clock when the step had been computed."""
     rows: int
     probes: int
+    complete: bool
+    """``started`` lists every request in flight: any other has ended."""
     finished: list[int]
     """Slots whose request has ended; applied before ``started``, since slots are reused."""
     started: list[Started]
@@ -159,7 +161,8 @@ def decode(parts: list[bytes]) -> Hello | Frame:
         What was sent. Arrays are read-only views of the message.
 
     Raises:
-        FrameError: It is no message of this protocol, or of a version that this monitor does not know.
+        FrameError: It is no message of this protocol.
+        FrameVersionError: It is of a version that this monitor does not read.
     """
     try:
         match parts:
@@ -181,7 +184,7 @@ def decode(parts: list[bytes]) -> Hello | Frame:
                 return Frame(header, rows, scores.reshape(header.rows, header.probes))
             case _:
                 raise FrameError(f"A message of {len(parts)} parts is not of this protocol.")
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
         raise FrameError(f"A message cannot be decoded: {error}.") from error
 
 
@@ -210,4 +213,4 @@ def _require_version(encoded: bytes) -> None:
     fields = msgspec.msgpack.decode(encoded)
     found = fields[0] if isinstance(fields, list) and fields else None
     if found != VERSION:
-        raise FrameError(f"A message has version {found}; this monitor reads version {VERSION}.")
+        raise FrameVersionError(f"A message has version {found!r}; this monitor reads version {VERSION}.")

@@ -86,6 +86,8 @@ class Aggregates:
         """The largest aggregate since ``min_tokens`` were read; −inf before."""
         self.fired_at = np.full((capacity, probes), -1, np.int64)
         """Position of the token at which the probe fired, −1 where it has not."""
+        self.fired_with = np.full((capacity, probes), np.nan)
+        """The aggregate at that token; NaN where the probe has not fired."""
 
     @property
     def capacity(self) -> int:
@@ -105,6 +107,7 @@ class Aggregates:
         self.count[row] = 0
         self.peak[row] = -np.inf
         self.fired_at[row] = -1
+        self.fired_with[row] = np.nan
 
     def update(
         self,
@@ -159,7 +162,10 @@ class Aggregates:
         mean = np.divide(weighted, weight, out=np.full_like(weighted, -np.inf), where=ripe)
         self.peak[rows] = np.maximum(self.peak[rows], mean)
         fired = (mean >= self.thresholds) & (self.fired_at[rows] < 0) & ripe
+        if not fired.any():
+            return []
         self.fired_at[rows] = np.where(fired, positions[:, None], self.fired_at[rows])
+        self.fired_with[rows] = np.where(fired, mean, self.fired_with[rows])
         return [(int(token), int(probe)) for token, probe in np.argwhere(fired)]
 
     def _fold_block(
@@ -181,9 +187,11 @@ class Aggregates:
         if self.fired_at[row, probe] >= 0 or not len(over):
             return False
         self.fired_at[row, probe] = positions[over[0]]
+        self.fired_with[row, probe] = mean[over[0]]
         return True
 
     def _grow(self) -> None:
-        for name, filler in (("weighted", 0.0), ("weight", 0.0), ("count", 0), ("peak", -np.inf), ("fired_at", -1)):
+        fillers = {"weighted": 0.0, "weight": 0.0, "count": 0, "peak": -np.inf, "fired_at": -1, "fired_with": np.nan}
+        for name, filler in fillers.items():
             old = getattr(self, name)
             setattr(self, name, np.concatenate([old, np.full_like(old, filler)]))

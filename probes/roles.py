@@ -4,7 +4,7 @@ A chat template writes fixed token sequences before and after each message (``<|
 A bundle stores those sequences, found once at fit time, and the engine walks a prompt with them:
 
 1. Outside any message, tokens are ``TEMPLATE`` until a header matches; the header itself is ``TEMPLATE``.
-2. After a header of role R, tokens are R until the terminator, which is ``TEMPLATE`` again.
+2. After a header of role R, tokens are R until the terminator or the next header, which are ``TEMPLATE`` again.
 3. A prompt without any header (a plain completion) is the user's text: ``USER``.
 4. ``SYSTEM`` counts only before the first user turn: text that spoofs a system header later would otherwise hide from
    the probes of the user's tokens.
@@ -50,10 +50,7 @@ class RoleReader:
     """
 
     def __init__(self, markers: Markers) -> None:
-        self._headers = sorted(
-            ((Role[name.upper()], np.asarray(ids, np.int64)) for name, ids in markers.headers.items() if ids),
-            key=lambda header: -len(header[1]),
-        )
+        self._headers = [(Role[name.upper()], np.asarray(ids, np.int64)) for name, ids in markers.headers.items()]
         self._terminator = np.asarray(markers.terminator, np.int64)
 
     def prompt(self, token_ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.uint8]:
@@ -66,23 +63,25 @@ class RoleReader:
             Roles, ``uint8``, shape ``(tokens,)``.
         """
         ids = np.asarray(token_ids, np.int64)
-        starts = [(at, len(header), role) for role, header in self._headers for at in _find(ids, header)]
+        # Longest first at one position: a header may be the beginning of another.
+        starts = sorted(
+            ((int(at), len(header), role) for role, header in self._headers for at in _find(ids, header)),
+            key=lambda start: (start[0], -start[1]),
+        )
         if not starts:
             return np.full(len(ids), Role.USER, np.uint8)
+        contents: list[tuple[int, int, Role]] = []
+        for at, width, role in starts:
+            if not contents or at >= contents[-1][1]:
+                contents.append((at, at + width, role))
         roles = np.full(len(ids), Role.TEMPLATE, np.uint8)
-        ends = _find(ids, self._terminator) if len(self._terminator) else np.zeros(0, np.int64)
+        terminators = _find(ids, self._terminator)
         user_spoke = False
-        free_from = 0
-        # Longest header first at one position: a header may be the beginning of another.
-        for at, width, role in sorted(starts, key=lambda start: (start[0], -start[1])):
-            if at < free_from:
-                continue
-            begin = at + width
-            following = ends[ends >= begin]
-            end = int(following[0]) if len(following) else len(ids)
+        for (_, begin, role), following in zip(contents, [*contents[1:], (len(ids), 0, Role.TEMPLATE)], strict=True):
+            stops = terminators[terminators >= begin]
+            end = min(following[0], int(stops[0]) if len(stops) else len(ids))
             user_spoke |= role is Role.USER
             roles[begin:end] = Role.USER if role is Role.SYSTEM and user_spoke else role
-            free_from = end
         return roles
 
 

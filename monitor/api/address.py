@@ -1,0 +1,52 @@
+"""Addresses to listen on, and what to say of one that cannot be had."""
+
+import errno
+import os
+import socket
+
+from monitor.errors import PortError
+
+_FIXES = {
+    errno.EADDRINUSE: "Stop what listens there, or choose another port.",
+    errno.EACCES: "Choose a port above 1023.",
+    errno.EADDRNOTAVAIL: "Choose an address of this host; 127.0.0.1 is reached from this host only.",
+}
+
+
+def join_address(host: str, port: int) -> str:
+    """``host:port``, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def port_error(what: str, host: str, port: int, error: OSError) -> PortError:
+    """The error that names the address, the reason and the remedy.
+
+    Args:
+        what: Who wanted to listen, as the subject of the sentence.
+        host: Name or address of the interface.
+        port: The port.
+        error: What the system said.
+    """
+    # A resolver's error has numbers of its own, negative ones.
+    code = error.errno or 0
+    reason = os.strerror(code) if code > 0 else error.strerror
+    return PortError(
+        f"{what} cannot listen on {join_address(host, port)}: {reason}.",
+        _FIXES.get(code, "Choose an address that this host can listen on."),
+    )
+
+
+def require_free(what: str, host: str, port: int) -> None:
+    """Bind an address for a moment, for servers that do not say why they failed to.
+
+    Raises:
+        PortError: It cannot be bound.
+    """
+    try:
+        family, kind, protocol, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as attempt:
+            # As servers do; without it, connections that were closed a moment ago count as use.
+            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            attempt.bind(target)
+    except OSError as error:
+        raise port_error(what, host, port, error) from error

@@ -1,0 +1,140 @@
+"""A watcher of the monitor that does not lose its place.
+
+1. Ask for the state once: it tells whether a monitor answers, and where its log is now.
+2. Follow the log from there, remembering the last sequence and the log that it was counted in.
+3. When the stream breaks, wait, longer each time and jittered so that watchers do not come back in step; then
+   go on from the place remembered. A monitor that was restarted has another log, and sends all that it kept.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import grpc
+import grpc.aio
+
+from monitor.errors import PrerequisiteError
+from monitor.v1.event_pb2 import Event, EventKind
+from monitor.v1.monitor_service_pb2 import GetStatusRequest, WatchEventsRequest
+from monitor.v1.monitor_service_pb2_grpc import MonitorServiceStub
+
+ANSWER_SECONDS: Final = 5.0
+"""How long to wait for a monitor to answer a call."""
+
+FIRST_DELAY_SECONDS: Final = 0.25
+LONGEST_DELAY_SECONDS: Final = 15.0
+
+_OPTIONS: Final = (
+    ("grpc.max_receive_message_length", 4 * 1024 * 1024),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # A new channel must dial at once, not inherit the patience of the one before.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+_TRANSIENT: Final = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What a watcher should know besides the events."""
+
+    text: str
+    """One sentence."""
+
+
+async def follow(
+    address: str,
+    *,
+    kinds: Sequence[EventKind] = (),
+    request_id: str | None = None,
+    after: int | None = None,
+) -> AsyncIterator[Event | Notice]:
+    """Events as they come, through every loss of connection but the first.
+
+    Args:
+        address: ``host:port`` of a monitor.
+        kinds: Only these; empty: all.
+        request_id: Only events of requests with this id.
+        after: Begin with the kept events of a higher sequence; ``None`` begins with the next event.
+
+    Yields:
+        Events, and notices of what happened to the connection or was missed.
+
+    Raises:
+        PrerequisiteError: No monitor answers, or it refuses the call.
+    """
+    request = WatchEventsRequest(kinds=kinds, request_id=request_id)
+    request.after_sequence, request.log_id = await _place(address, after)
+    failures = 0
+    while True:
+        try:
+            async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
+                call = MonitorServiceStub(channel).WatchEvents(request)
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    await call.wait_for_connection()
+                if failures:
+                    yield Notice(f"Connected to {address} again.")
+                failures, missed = 0, 0
+                async for response in call:
+                    if request.log_id not in ("", response.log_id):
+                        yield Notice("The monitor was restarted: its events are numbered from 1 again.")
+                    if response.dropped > missed:
+                        yield Notice(f"{response.dropped - missed} events were missed.")
+                    missed = response.dropped
+                    request.after_sequence, request.log_id = response.event.sequence, response.log_id
+                    yield response.event
+        except grpc.aio.AioRpcError as error:
+            if error.code() not in _TRANSIENT:
+                raise _refused(address, error) from error
+        except TimeoutError:
+            pass
+        failures += 1
+        delay = retry_delay(failures)
+        yield Notice(f"The connection to {address} is lost; trying again in {delay:.1f} s.")
+        await asyncio.sleep(delay)
+
+
+def retry_delay(failures: int) -> float:
+    """Seconds to wait after so many failures in a row: doubling up to a limit, its upper half random."""
+    longest = min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2 ** min(failures - 1, 16))
+    return random.uniform(longest / 2, longest)
+
+
+async def _place(address: str, after: int | None) -> tuple[int, str]:
+    """Where to begin: a sequence, and the log it counts in.
+
+    A sequence that the user names belongs to whichever log it fits.
+    """
+    try:
+        async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
+            answer = await MonitorServiceStub(channel).GetStatus(GetStatusRequest(), timeout=ANSWER_SECONDS)
+    except grpc.aio.AioRpcError as error:
+        if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            raise PrerequisiteError(
+                f"No monitor answers at {address}.",
+                "Start one with plumbob monitor or plumbob serve, or name its address.",
+            ) from error
+        raise _refused(address, error) from error
+    return (answer.last_sequence, answer.log_id) if after is None else (after, "")
+
+
+def _refused(address: str, error: grpc.aio.AioRpcError) -> PrerequisiteError:
+    if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+        return PrerequisiteError(
+            f"What answers at {address} is not a plumbob monitor, or one of another version.",
+            "Name the monitor's gRPC address, and use the same version of plumbob on both sides.",
+        )
+    return PrerequisiteError(f"The monitor at {address} refuses: {error.details()} ({error.code().name}).")

@@ -1,0 +1,221 @@
+"""From the monitor's values to the messages of ``proto/monitor/v1``, field by field.
+
+Both sides name everything alike, so there is nothing to decide here but what a ``None`` and a ``Literal``
+become: an absent optional field, and the enum value of that name.
+"""
+
+from datetime import datetime
+from typing import assert_never
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from monitor import events, stats
+from monitor.v1 import event_pb2, probe_pb2, status_pb2
+from probes import bundle
+
+_MODES: dict[events.Mode, event_pb2.Mode] = {
+    "shadow": event_pb2.MODE_SHADOW,
+    "alert": event_pb2.MODE_ALERT,
+    "enforce": event_pb2.MODE_ENFORCE,
+}
+
+_SEVERITIES: dict[events.Severity, event_pb2.Severity] = {
+    "info": event_pb2.SEVERITY_INFO,
+    "warning": event_pb2.SEVERITY_WARNING,
+    "critical": event_pb2.SEVERITY_CRITICAL,
+}
+
+_STATES: dict[stats.EngineState, event_pb2.EngineState] = {
+    "pending": event_pb2.ENGINE_STATE_PENDING,
+    "connected": event_pb2.ENGINE_STATE_CONNECTED,
+    "lost": event_pb2.ENGINE_STATE_LOST,
+    "refused": event_pb2.ENGINE_STATE_REFUSED,
+}
+
+_KINDS: dict[type, event_pb2.EventKind] = {
+    events.ProbeFired: event_pb2.EVENT_KIND_PROBE_FIRED,
+    events.Alert: event_pb2.EVENT_KIND_ALERT,
+    events.Intervention: event_pb2.EVENT_KIND_INTERVENTION,
+    events.RequestFinished: event_pb2.EVENT_KIND_REQUEST_FINISHED,
+    events.EngineChanged: event_pb2.EVENT_KIND_ENGINE_CHANGED,
+    events.FramesLost: event_pb2.EVENT_KIND_FRAMES_LOST,
+}
+
+
+def kind_of(event: events.Event) -> event_pb2.EventKind:
+    """The kind that a watcher filters by."""
+    return _KINDS[type(event)]
+
+
+def event_message(recorded: events.Recorded) -> event_pb2.Event:
+    """An event with its place in the log."""
+    message = event_pb2.Event(sequence=recorded.sequence, time=_timestamp(recorded.time))
+    match recorded.event:
+        case events.ProbeFired() as event:
+            message.probe_fired.CopyFrom(_probe_fired(event))
+        case events.Alert() as event:
+            message.alert.CopyFrom(_alert(event))
+        case events.Intervention() as event:
+            message.intervention.CopyFrom(_intervention(event))
+        case events.RequestFinished() as event:
+            message.request_finished.CopyFrom(_request_finished(event))
+        case events.EngineChanged() as event:
+            message.engine_changed.CopyFrom(_engine_changed(event))
+        case events.FramesLost() as event:
+            message.frames_lost.CopyFrom(_frames_lost(event))
+        case _:
+            assert_never(recorded.event)
+    return message
+
+
+def probe_message(probe: bundle.Probe) -> probe_pb2.Probe:
+    """A probe with the evidence for its threshold."""
+    low, high = probe.calibration.interval
+    return probe_pb2.Probe(
+        name=probe.name,
+        layer=probe.layer,
+        roles=probe.roles,
+        threshold=probe.threshold,
+        aggregate=probe_pb2.Aggregate(
+            half_life=probe.aggregate.half_life,
+            min_tokens=probe.aggregate.min_tokens,
+        ),
+        calibration=probe_pb2.Calibration(
+            false_positive_rate=probe.calibration.false_positive_rate,
+            benign=probe.calibration.benign,
+            fired=probe.calibration.fired,
+            interval_low=low,
+            interval_high=high,
+        ),
+        evaluation=probe_pb2.Evaluation(
+            pairs=probe.evaluation.pairs,
+            auroc=probe.evaluation.auroc,
+            auroc_text=probe.evaluation.auroc_text,
+            recall=probe.evaluation.recall,
+            paired=probe.evaluation.paired,
+        ),
+    )
+
+
+def vector_message(vector: bundle.Vector) -> probe_pb2.Vector:
+    """A steering vector, without its direction."""
+    return probe_pb2.Vector(name=vector.name, layer=vector.layer, hidden_norm=vector.hidden_norm)
+
+
+def status_message(status: stats.Status) -> status_pb2.Status:
+    """A snapshot of the monitor."""
+    return status_pb2.Status(
+        started=_timestamp(status.started),
+        bundle_path=status.bundle_path,
+        bundle_digest=status.bundle_digest,
+        policy_name=status.policy_name,
+        policy_digest=status.policy_digest,
+        engines=[_engine_status(engine) for engine in status.engines],
+        requests_active=status.requests_active,
+    )
+
+
+def _engine_status(engine: stats.EngineStatus) -> status_pb2.EngineStatus:
+    return status_pb2.EngineStatus(
+        engine=engine.engine,
+        model=engine.model,
+        vllm=engine.vllm,
+        state=_STATES[engine.state],
+        frames=engine.frames,
+        lost=engine.lost,
+        dropped=engine.dropped,
+        requests_active=engine.requests_active,
+        last_seen_seconds=engine.last_seen_seconds,
+        lag_seconds=engine.lag_seconds,
+    )
+
+
+def _timestamp(time: datetime) -> Timestamp:
+    timestamp = Timestamp()
+    timestamp.FromDatetime(time)
+    return timestamp
+
+
+def _request(request: events.Request) -> event_pb2.Request:
+    return event_pb2.Request(
+        engine=request.engine,
+        model=request.model,
+        request_id=request.request_id,
+        key=request.key,
+        prompt_tokens=request.prompt_tokens,
+    )
+
+
+def _reading(reading: events.Reading) -> event_pb2.Reading:
+    return event_pb2.Reading(
+        probe=reading.probe,
+        tokens=reading.tokens,
+        peak=reading.peak,
+        threshold=reading.threshold,
+        fired_at=reading.fired_at,
+    )
+
+
+def _probe_fired(event: events.ProbeFired) -> event_pb2.ProbeFired:
+    return event_pb2.ProbeFired(
+        request=_request(event.request),
+        probe=event.probe,
+        aggregate=event.aggregate,
+        threshold=event.threshold,
+        position=event.position,
+        role=event.role,
+    )
+
+
+def _alert(event: events.Alert) -> event_pb2.Alert:
+    return event_pb2.Alert(
+        request=_request(event.request),
+        rule=event.rule,
+        mode=_MODES[event.mode],
+        severity=_SEVERITIES[event.severity],
+        probe=event.probe,
+        aggregate=event.aggregate,
+        threshold=event.threshold,
+        position=event.position,
+        reason=event.reason,
+    )
+
+
+def _intervention(event: events.Intervention) -> event_pb2.Intervention:
+    return event_pb2.Intervention(
+        request=_request(event.request),
+        rule=event.rule,
+        mode=_MODES[event.mode],
+        probe=event.probe,
+        aggregate=event.aggregate,
+        threshold=event.threshold,
+        position=event.position,
+        vector=event.vector,
+        dose=event.dose,
+        tokens=event.tokens,
+        sent=event.sent,
+        reason=event.reason,
+    )
+
+
+def _request_finished(event: events.RequestFinished) -> event_pb2.RequestFinished:
+    return event_pb2.RequestFinished(
+        request=_request(event.request),
+        tokens=event.tokens,
+        unscored=event.unscored,
+        steered=event.steered,
+        readings=[_reading(reading) for reading in event.readings],
+    )
+
+
+def _engine_changed(event: events.EngineChanged) -> event_pb2.EngineChanged:
+    return event_pb2.EngineChanged(
+        engine=event.engine,
+        model=event.model,
+        state=_STATES[event.state],
+        detail=event.detail,
+    )
+
+
+def _frames_lost(event: events.FramesLost) -> event_pb2.FramesLost:
+    return event_pb2.FramesLost(engine=event.engine, model=event.model, frames=event.frames)

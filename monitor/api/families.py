@@ -1,0 +1,120 @@
+"""The counters of :class:`monitor.stats.Stats`, as the names, labels and help that Prometheus shows.
+
+Labels take their values from the operator's configuration only (models served, probes, rules, vectors, sinks)
+and from the closed sets of :mod:`monitor.stats`; requests and users are never labels. Neither are engines:
+their ids are unique for each start, so a crash loop would make new series each time.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, get_args
+
+from monitor.stats import DropReason, MalformedReason, SkipReason, Stats
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One counter of :class:`Stats` as a family."""
+
+    name: str
+    """Without the prefix and without ``_total``."""
+    help: str
+    labels: tuple[str, ...]
+    counter: Callable[[Stats], Counter[Any]]
+    """Its keys are the values of the labels, in their order."""
+    reasons: tuple[str, ...] = ()
+    """The values of the label ``reason``, where there is one."""
+
+
+MODEL: Final = ("model_name",)
+
+COUNTERS: Final = (
+    Family("frames_received", "Frames of engines that were read.", MODEL, lambda s: s.frames_received),
+    Family("frames_lost", "Frames that never arrived: gaps in sequence.", MODEL, lambda s: s.frames_lost),
+    Family(
+        "frames_skipped",
+        "Frames that arrived and were not read.",
+        ("model_name", "reason"),
+        lambda s: s.frames_skipped,
+        get_args(SkipReason),
+    ),
+    Family(
+        "messages_malformed",
+        "Messages that are none of the protocol.",
+        ("reason",),
+        lambda s: s.frames_malformed,
+        get_args(MalformedReason),
+    ),
+    Family(
+        "engine_frames_dropped",
+        "Frames that engines report to have dropped: no monitor, or a full queue.",
+        MODEL,
+        lambda s: s.engine_frames_dropped,
+    ),
+    Family(
+        "engine_rows_unscored",
+        "Rows that engines report to have computed but not scored.",
+        MODEL,
+        lambda s: s.engine_rows_unscored,
+    ),
+    Family("resyncs", "Times an engine had to announce its requests again.", MODEL, lambda s: s.resyncs),
+    Family("tokens_scored", "Tokens that entered a verdict.", MODEL, lambda s: s.tokens_scored),
+    Family(
+        "tokens_unscored",
+        "Tokens without a score: from the prefix cache, or lost on the way.",
+        MODEL,
+        lambda s: s.tokens_unscored,
+    ),
+    Family(
+        "tokens_replayed",
+        "Tokens computed again after a preemption; counted once in the verdict.",
+        MODEL,
+        lambda s: s.tokens_replayed,
+    ),
+    Family(
+        "tokens_steered",
+        "Tokens computed downstream of steering; not part of a verdict.",
+        MODEL,
+        lambda s: s.tokens_steered,
+    ),
+    Family(
+        "tokens_unknown",
+        "Tokens of requests that were not announced, or beyond the table's limit.",
+        MODEL,
+        lambda s: s.tokens_unknown,
+    ),
+    Family(
+        "scores_invalid",
+        "Scores that were not finite, and not read.",
+        ("model_name", "probe"),
+        lambda s: s.scores_invalid,
+    ),
+    Family("requests_finished", "Requests that ended with a verdict.", MODEL, lambda s: s.requests_finished),
+    Family(
+        "requests_dropped",
+        "Requests without a verdict.",
+        ("model_name", "reason"),
+        lambda s: s.requests_dropped,
+        get_args(DropReason),
+    ),
+    Family(
+        "probe_fired",
+        "Requests in which the probe reached its threshold.",
+        ("model_name", "probe"),
+        lambda s: s.probe_fired,
+    ),
+    Family(
+        "alerts",
+        "Alerts that rules chose; in mode shadow, none was sent.",
+        ("model_name", "rule", "severity", "mode"),
+        lambda s: s.alerts,
+    ),
+    Family(
+        "interventions",
+        "Interventions that rules chose; sent is whether the order went to the engine.",
+        ("model_name", "rule", "vector", "mode", "sent"),
+        lambda s: s.interventions,
+    ),
+    Family("sink_errors", "Events that a sink failed to take.", ("sink",), lambda s: s.sink_errors),
+)

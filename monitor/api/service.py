@@ -1,0 +1,127 @@
+"""The calls of ``monitor.v1.MonitorService``."""
+
+import secrets
+from collections.abc import Callable
+
+import grpc
+import grpc.aio
+
+from monitor import __version__
+from monitor.api.convert import event_message, kind_of, probe_message, status_message, vector_message
+from monitor.events import Event, EventLog
+from monitor.stats import Status
+from monitor.v1 import event_pb2
+from monitor.v1.monitor_service_pb2 import (
+    GetStatusRequest,
+    GetStatusResponse,
+    ListProbesRequest,
+    ListProbesResponse,
+    WatchEventsRequest,
+    WatchEventsResponse,
+)
+from monitor.v1.monitor_service_pb2_grpc import MonitorServiceServicer
+from probes.bundle import Bundle
+
+WatchContext = grpc.aio.ServicerContext[WatchEventsRequest, WatchEventsResponse]
+
+
+class MonitorService(MonitorServiceServicer):
+    """Answers from the monitor's own objects, on its event loop.
+
+    Args:
+        events: The log to follow.
+        status: Takes a snapshot of the monitor.
+        bundle: What the monitor reads with.
+        max_watchers: Calls of WatchEvents at once; one more is refused.
+    """
+
+    def __init__(
+        self, events: EventLog, status: Callable[[], Status], bundle: Bundle, *, max_watchers: int
+    ) -> None:
+        self._events = events
+        self._status = status
+        self._bundle = bundle
+        self._max_watchers = max_watchers
+        self._watchers = 0
+        self._log_id = secrets.token_hex(4)
+
+    async def WatchEvents(self, request: WatchEventsRequest, context: WatchContext) -> None:
+        """Follow the log until the watcher leaves or the log is closed.
+
+        What was missed shows as a gap in the log's sequence, whatever the reason: the watcher was too slow,
+        or the log no longer kept what it asked for.
+        """
+        wanted = await _filter(request, context)
+        if self._watchers >= self._max_watchers:
+            await context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"This monitor takes {self._max_watchers} watchers at once.",
+            )
+        after = self._resume_after(request)
+        self._watchers += 1
+        # Subscribed before the headers leave: whoever has them misses nothing from then on.
+        subscription = self._events.subscribe(after)
+        try:
+            await context.send_initial_metadata(())
+            previous = self._events.last_sequence if after is None else after
+            dropped = 0
+            async for recorded in subscription:
+                dropped += recorded.sequence - previous - 1
+                previous = recorded.sequence
+                if wanted(recorded.event):
+                    await context.write(
+                        WatchEventsResponse(
+                            event=event_message(recorded), dropped=dropped, log_id=self._log_id
+                        )
+                    )
+        finally:
+            self._events.unsubscribe(subscription)
+            self._watchers -= 1
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "The monitor is stopping.")
+
+    async def ListProbes(self, request: ListProbesRequest, context: object) -> ListProbesResponse:
+        """What the bundle holds."""
+        manifest = self._bundle.manifest
+        return ListProbesResponse(
+            bundle_digest=self._bundle.digest,
+            model=manifest.model.name,
+            probes=[probe_message(probe) for probe in manifest.probes],
+            vectors=[vector_message(vector) for vector in manifest.vectors],
+        )
+
+    async def GetStatus(self, request: GetStatusRequest, context: object) -> GetStatusResponse:
+        """A snapshot."""
+        return GetStatusResponse(
+            status=status_message(self._status()),
+            last_sequence=self._events.last_sequence,
+            log_id=self._log_id,
+            version=__version__,
+        )
+
+    def _resume_after(self, request: WatchEventsRequest) -> int | None:
+        """The sequence to begin after, or ``None`` for the next event."""
+        if not request.HasField("after_sequence"):
+            return None
+        after = request.after_sequence
+        other_log = request.log_id not in ("", self._log_id) or after > self._events.last_sequence
+        return 0 if other_log else after
+
+
+async def _filter(request: WatchEventsRequest, context: WatchContext) -> Callable[[Event], bool]:
+    """What the request asks for, as a predicate."""
+    kinds = frozenset(request.kinds)
+    if unknown := kinds.difference(event_pb2.EventKind.values()) | kinds & {event_pb2.EVENT_KIND_UNSPECIFIED}:
+        await context.abort(
+            grpc.StatusCode.INVALID_ARGUMENT,
+            f"kinds: {min(unknown)} is no kind of event; leave it empty for all.",
+        )
+    request_id = request.request_id if request.HasField("request_id") else None
+
+    def wanted(event: Event) -> bool:
+        if kinds and kind_of(event) not in kinds:
+            return False
+        return request_id is None or (
+            (about := getattr(event, "request", None)) is not None and about.request_id == request_id
+        )
+
+    return wanted

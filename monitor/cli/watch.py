@@ -1,0 +1,184 @@
+"""``plumbob watch``: live events in the terminal, one line each."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC
+from typing import Final
+
+from google.protobuf.json_format import MessageToJson
+from rich.console import Console
+from rich.text import Text
+
+from monitor.api.client import follow
+from monitor.errors import PlumbobError
+from monitor.v1 import event_pb2
+from monitor.v1.event_pb2 import Event, EventKind
+
+KINDS: Final[dict[str, EventKind]] = {
+    "probe_fired": event_pb2.EVENT_KIND_PROBE_FIRED,
+    "alert": event_pb2.EVENT_KIND_ALERT,
+    "intervention": event_pb2.EVENT_KIND_INTERVENTION,
+    "request_finished": event_pb2.EVENT_KIND_REQUEST_FINISHED,
+    "engine_changed": event_pb2.EVENT_KIND_ENGINE_CHANGED,
+    "frames_lost": event_pb2.EVENT_KIND_FRAMES_LOST,
+}
+"""The kinds of event, as the command line names them."""
+
+_SEVERITY_STYLES: Final = {
+    event_pb2.SEVERITY_INFO: "cyan",
+    event_pb2.SEVERITY_WARNING: "yellow",
+    event_pb2.SEVERITY_CRITICAL: "bold red",
+}
+
+_STATE_STYLES: Final = {
+    event_pb2.ENGINE_STATE_CONNECTED: "green",
+    event_pb2.ENGINE_STATE_LOST: "bold red",
+    event_pb2.ENGINE_STATE_REFUSED: "bold red",
+}
+
+
+def watch(
+    address: str,
+    *,
+    kinds: Sequence[str] = (),
+    request_id: str | None = None,
+    json_lines: bool = False,
+    after: int | None = None,
+    console: Console | None = None,
+) -> None:
+    """Print events as they come, until interrupted. Losses of the connection are mended and told on stderr.
+
+    Args:
+        address: ``host:port`` of a monitor.
+        kinds: Only these, of :data:`KINDS`; empty: all.
+        request_id: Only events of requests with this id.
+        json_lines: One JSON object a line, as protobuf maps it: 64-bit numbers are strings.
+        after: Begin with the kept events of a higher sequence; ``None`` begins with the next event.
+        console: Where to print; stdout by default, coloured if it is a terminal and ``NO_COLOR`` is not set.
+
+    Raises:
+        PlumbobError: A kind that does not exist; no monitor answers, or it refuses.
+        SystemExit: With 130, when interrupted.
+    """
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise PlumbobError(f"'{unknown[0]}' is no kind of event.", f"Choose among: {', '.join(KINDS)}.")
+    out = console or Console()
+    try:
+        asyncio.run(
+            _print_events(address, [KINDS[kind] for kind in kinds], request_id, after, json_lines, out)
+        )
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+async def _print_events(
+    address: str,
+    kinds: Sequence[EventKind],
+    request_id: str | None,
+    after: int | None,
+    json_lines: bool,
+    out: Console,
+) -> None:
+    notices = Console(stderr=True)
+    async for item in follow(address, kinds=kinds, request_id=request_id, after=after):
+        if not isinstance(item, Event):
+            notices.print(Text(item.text, "dim"), soft_wrap=True)
+        elif json_lines:
+            out.out(format_json(item), highlight=False)
+        else:
+            out.print(format_event(item), soft_wrap=True)
+
+
+def format_json(event: Event) -> str:
+    """An event as one line of JSON; fields that are zero are there, absent optional ones are not."""
+    return MessageToJson(
+        event,
+        indent=None,
+        preserving_proto_field_name=True,
+        always_print_fields_with_no_presence=True,
+    )
+
+
+def format_event(event: Event) -> Text:
+    """An event as one line: time, what happened, to which request or engine, and why."""
+    line = Text(f"{event.time.ToDatetime(UTC).astimezone():%H:%M:%S.%f}"[:-3], "dim")
+    match event.WhichOneof("payload"):
+        case "probe_fired":
+            _probe_fired(line, event.probe_fired)
+        case "alert":
+            _alert(line, event.alert)
+        case "intervention":
+            _intervention(line, event.intervention)
+        case "request_finished":
+            _request_finished(line, event.request_finished)
+        case "engine_changed":
+            changed = event.engine_changed
+            _begin(line, "ENGINE", _STATE_STYLES.get(changed.state, "dim"), changed.model or changed.engine)
+            _add(line, f"{_name(event_pb2.EngineState.Name(changed.state))}: {changed.detail}")
+        case "frames_lost":
+            _begin(line, "LOST", "bold red", event.frames_lost.model or event.frames_lost.engine)
+            _add(line, f"{event.frames_lost.frames} frames")
+        case _:
+            # A newer monitor tells things that this version has no words for.
+            _begin(line, "EVENT", "dim", str(event.sequence))
+    return line
+
+
+def _probe_fired(line: Text, fired: event_pb2.ProbeFired) -> None:
+    _begin(line, "FIRED", "yellow", fired.request.request_id)
+    _add(line, fired.probe, "bold")
+    _add(line, f" {fired.aggregate:.2f} ≥ {fired.threshold:.2f} at token {fired.position} ({fired.role})")
+
+
+def _alert(line: Text, alert: event_pb2.Alert) -> None:
+    _begin(line, "ALERT", _SEVERITY_STYLES.get(alert.severity, "cyan"), alert.request.request_id)
+    _add(line, alert.rule, "bold")
+    _add(line, f" {_name(event_pb2.Severity.Name(alert.severity))}: {alert.reason}")
+    if alert.mode == event_pb2.MODE_SHADOW:
+        _add(line, " [shadow: not sent]", "dim")
+
+
+def _intervention(line: Text, steered: event_pb2.Intervention) -> None:
+    _begin(line, "STEER", "magenta", steered.request.request_id)
+    _add(line, steered.rule, "bold")
+    span = f"for {steered.tokens} tokens" if steered.HasField("tokens") else "to the end"
+    _add(line, f" {steered.vector} {steered.dose:+.2f} {span}: {steered.reason}")
+    if not steered.sent:
+        enforced = steered.mode == event_pb2.MODE_ENFORCE
+        mode = _name(event_pb2.Mode.Name(steered.mode))
+        _add(line, f" [{mode}: not sent]", "bold red" if enforced else "dim")
+
+
+def _request_finished(line: Text, finished: event_pb2.RequestFinished) -> None:
+    _begin(line, "DONE", "green", finished.request.request_id)
+    _add(line, f"{finished.tokens} tokens")
+    if finished.unscored:
+        _add(line, f", {finished.unscored} unscored", "yellow")
+    if finished.steered:
+        _add(line, f", {finished.steered} steered", "magenta")
+    fired = [reading for reading in finished.readings if reading.HasField("fired_at")]
+    read = [reading for reading in finished.readings if reading.HasField("peak")]
+    if fired:
+        _add(
+            line,
+            "; fired: " + ", ".join(f"{reading.probe} at {reading.fired_at}" for reading in fired),
+            "yellow",
+        )
+    elif read:
+        closest = max(read, key=lambda reading: reading.peak - reading.threshold)
+        _add(line, f"; closest: {closest.probe} {closest.peak:.2f} of {closest.threshold:.2f}", "dim")
+
+
+def _begin(line: Text, label: str, style: str, subject: str) -> None:
+    line.append(f" {label:<6} ", style)
+    _add(line, f"{subject} ", "cyan")
+
+
+def _add(line: Text, text: str, style: str = "") -> None:
+    """Append text that others may have chosen: a request id must not send escape codes to a terminal."""
+    line.append("".join(char if char.isprintable() else "�" for char in text), style)
+
+
+def _name(value: str) -> str:
+    """``SEVERITY_CRITICAL`` as ``critical``."""
+    return value.rpartition("_")[2].lower()

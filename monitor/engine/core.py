@@ -1,0 +1,105 @@
+"""The engine core: the user's request ids, orders that ride with a step, and a prefix cache without steered blocks.
+
+* ``EngineCore.preprocess_add_request`` is the last place that knows the id which the user of the API sees; it travels to the
+  workers in ``extra_args``.
+* ``Scheduler.schedule`` takes the orders that have arrived and attaches them to the step, so that every rank applies them at
+  the same one.
+* ``KVCacheCoordinator.cache_blocks`` stops at the first token that may be steered: steered KV never serves anyone else.
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from monitor.engine.compat import vllm_version
+from monitor.engine.link import OrderInbox
+from monitor.engine.runner_v1 import ORDERS_FIELD, REQUEST_FIELD
+from monitor.engine.settings import inherited, switched_on
+from monitor.frames import VERSION, Hello, Order, Steer
+from probes.bundle import load_bundle
+
+logger = logging.getLogger("vllm.plumbob")
+
+
+def install() -> None:
+    """Wrap the engine core's classes of this process, once."""
+    from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.engine.core import EngineCore
+
+    for owner, name, wrapper in (
+        (EngineCore, "preprocess_add_request", _preprocess_add_request),
+        (Scheduler, "schedule", _schedule),
+        (KVCacheCoordinator, "cache_blocks", _cache_blocks),
+    ):
+        method = owner.__dict__[name]
+        if not hasattr(method, "__plumbob__"):
+            wrapped = functools.wraps(method)(wrapper(method))
+            wrapped.__plumbob__ = True
+            setattr(owner, name, wrapped)
+
+
+def _preprocess_add_request(method: Callable[..., Any]) -> Callable[..., Any]:
+    def preprocess_add_request(self: Any, request: Any) -> Any:
+        if switched_on(self.vllm_config) and request.sampling_params is not None:
+            # A new dictionary: with n > 1, siblings share the old one. What a client wrote there is overwritten.
+            request.sampling_params.extra_args = {
+                **(request.sampling_params.extra_args or {}),
+                REQUEST_FIELD: request.external_req_id or request.request_id,
+            }
+        return method(self, request)
+
+    return preprocess_add_request
+
+
+def _schedule(method: Callable[..., Any]) -> Callable[..., Any]:
+    def schedule(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not switched_on(self.vllm_config):
+            return method(self, *args, **kwargs)
+        orders = take_orders(self)
+        for order in orders:
+            request = self.requests.get(order.key)
+            if isinstance(order, Steer) and request is not None:
+                # Blocks registered so far hold only tokens scheduled before this step, and this order begins with it.
+                clean = getattr(request, "plumbob_clean_tokens", request.num_computed_tokens)
+                request.plumbob_clean_tokens = min(clean, request.num_computed_tokens)
+        output = method(self, *args, **kwargs)
+        if orders:
+            setattr(output, ORDERS_FIELD, orders)
+        return output
+
+    return schedule
+
+
+def _cache_blocks(method: Callable[..., Any]) -> Callable[..., Any]:
+    def cache_blocks(self: Any, request: Any, num_computed_tokens: int) -> Any:
+        clean = getattr(request, "plumbob_clean_tokens", num_computed_tokens)
+        return method(self, request, min(num_computed_tokens, clean))
+
+    return cache_blocks
+
+
+def take_orders(scheduler: Any) -> list[Order]:
+    """The orders that have arrived at this engine; the first call opens the inbox."""
+    inbox: OrderInbox | None = scheduler.__dict__.get("plumbob_inbox")
+    if inbox is None:
+        settings = inherited()
+        if settings.endpoint is None:
+            return []
+        inbox = OrderInbox(settings.endpoint, _hello(scheduler.vllm_config, settings.bundle, settings.engine))
+        scheduler.plumbob_inbox = inbox
+    return inbox.take()
+
+
+def _hello(vllm_config: Any, bundle: str, engine: str) -> Hello:
+    model_config = vllm_config.model_config
+    served = model_config.served_model_name
+    name = served[0] if isinstance(served, list) and served else served
+    return Hello(
+        version=VERSION,
+        engine=engine,
+        model=str(name or model_config.model),
+        bundle=load_bundle(bundle).digest,
+        vllm=vllm_version(),
+    )

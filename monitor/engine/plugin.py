@@ -1,0 +1,48 @@
+"""The entry point of the vLLM plugin (``vllm.general_plugins``).
+
+vLLM calls :func:`register` in every process, without any configuration, so it only installs wrappers. Without
+``additional_config.plumbob`` each of them returns at once and nothing in the engine changes.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+
+def register() -> None:
+    """Install the wrappers; may be called more than once."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    method = EngineArgs.create_engine_config
+    if hasattr(method, "__plumbob__"):
+        return
+    wrapped = functools.wraps(method)(_create_engine_config(method))
+    wrapped.__plumbob__ = True  # type: ignore[attr-defined]
+    EngineArgs.create_engine_config = wrapped  # type: ignore[method-assign]
+
+    from monitor.engine import core, runner_v1
+
+    core.install()
+    runner_v1.install()
+
+
+def _create_engine_config(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Check bundle, model and features in the front process, before anything is started."""
+
+    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+        from monitor.engine import compat, settings
+        from probes.bundle import load_bundle
+        from probes.models import identify, resolve_model
+
+        wanted = settings.read_wanted(self.additional_config)
+        if wanted is None:
+            return method(self, *args, **kwargs)
+        compat.require_version(allow_untested=wanted.allow_untested)
+        bundle = load_bundle(wanted.bundle)
+        bundle.require_model(identify(resolve_model(self.model), self.model))
+        self.additional_config = {**self.additional_config, settings.KEY: settings.take_over(wanted, bundle)}
+        vllm_config = method(self, *args, **kwargs)
+        compat.require_features(vllm_config)
+        return vllm_config
+
+    return create_engine_config

@@ -1,0 +1,110 @@
+"""What ``additional_config.plumbob`` says, split in two.
+
+vLLM hashes ``additional_config`` into the key of its compiled artefacts. What shapes the graph has to be in that key (a
+bundle refitted at the same path must not meet the old artefact), and what changes with every start must not be (or every
+start would recompile). So the front process replaces what the operator wrote by a :class:`GraphKey`, and hands the rest
+down to the engine's processes in an environment variable, as :class:`Settings`.
+"""
+
+import os
+import uuid
+from typing import Any, Final
+
+import msgspec
+
+from monitor.engine.op import OP_VERSION
+from monitor.errors import EngineError
+from probes.bundle import Bundle
+
+KEY: Final = "plumbob"
+ENVIRONMENT: Final = "PLUMBOB_ENGINE"
+
+
+class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the operator writes under ``additional_config.plumbob``."""
+
+    bundle: str
+    """Directory of the bundle."""
+    endpoint: str | None = None
+    """Where the monitor listens, ``ipc://…``; ``None``: score, but send nothing."""
+    allow_untested: bool = False
+    """Start on a vLLM version that the tap was not tested on."""
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What an engine process needs to know, beside the graph."""
+
+    bundle: str
+    endpoint: str | None
+    engine: str
+    """Unique for each start."""
+    allow_untested: bool
+
+
+class GraphKey(msgspec.Struct, frozen=True):
+    """What shapes the compiled graph."""
+
+    bundle: str
+    """Digest of the bundle."""
+    layers: list[int]
+    probes: list[int]
+    """Probes at each tapped layer."""
+    vectors: list[int]
+    """Steering vectors at each tapped layer."""
+    op: int = OP_VERSION
+
+
+def read_wanted(additional_config: Any) -> Wanted | None:
+    """What the operator wrote; ``None`` where Plumbob is not switched on, or was already taken over.
+
+    Raises:
+        EngineError: It is malformed.
+    """
+    if not isinstance(additional_config, dict) or KEY not in additional_config:
+        return None
+    written = additional_config[KEY]
+    if isinstance(written, dict) and "op" in written:
+        return None
+    try:
+        return msgspec.convert(written, Wanted)
+    except msgspec.ValidationError as error:
+        raise EngineError(
+            f"additional_config.plumbob is malformed: {error}.",
+            'Write it as {"plumbob": {"bundle": "DIRECTORY", "endpoint": "ipc://SOCKET"}}.',
+        ) from error
+
+
+def take_over(wanted: Wanted, bundle: Bundle) -> dict[str, Any]:
+    """Hand the settings to the engine's processes, and return what stays in ``additional_config.plumbob``."""
+    settings = Settings(
+        bundle=str(bundle.path),
+        endpoint=wanted.endpoint,
+        engine=uuid.uuid4().hex[:12],
+        allow_untested=wanted.allow_untested,
+    )
+    os.environ[ENVIRONMENT] = msgspec.json.encode(settings).decode()
+    key = GraphKey(
+        bundle=bundle.digest,
+        layers=bundle.layers,
+        probes=[len(bundle.probe_columns(layer)) for layer in bundle.layers],
+        vectors=[len(bundle.vector_rows(layer)) for layer in bundle.layers],
+    )
+    return msgspec.to_builtins(key)
+
+
+def switched_on(vllm_config: Any) -> bool:
+    """Whether this engine is to be tapped."""
+    additional = vllm_config.additional_config
+    return isinstance(additional, dict) and KEY in additional
+
+
+def inherited() -> Settings:
+    """The settings that the front process handed down.
+
+    Raises:
+        EngineError: There are none: this process was started without the front process.
+    """
+    encoded = os.environ.get(ENVIRONMENT)
+    if encoded is None:
+        raise EngineError(f"{ENVIRONMENT} is not set in an engine process.", "Start the engine with vllm serve or LLM().")
+    return msgspec.json.decode(encoded, type=Settings)

@@ -1,0 +1,125 @@
+"""Taps: the fused op behind chosen decoder blocks, found by structure.
+
+A decoder is a module with a ``ModuleList`` of as many blocks as the configuration has layers; each block returns either the
+pair ``(hidden, residual)``, whose sum is the state, or the state itself. A tapped block gets a subclass of its own class
+whose ``forward`` calls the op on what the block returns, so that Dynamo traces it like any other forward, parameters keep
+their names, and blocks that are not tapped are not touched at all.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import monitor.engine.op  # noqa: F401  (defines torch.ops.plumbob.tap)
+from monitor.engine.op import NEUTRAL
+from monitor.errors import EngineError
+from probes.bundle import Bundle
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTap:
+    """The buffers of one tapped layer; arguments of the op."""
+
+    weights: Tensor
+    bias: Tensor
+    table: Tensor
+    vectors: Tensor
+    column: int
+
+
+class Taps:
+    """The taps of one model, with the buffers that they share.
+
+    Args:
+        model: The model, weights loaded, not yet compiled.
+        bundle: What to read and how to steer.
+        max_tokens: The most rows of a step.
+        slots: Steering slots.
+
+    Raises:
+        EngineError: The model has no decoder of the bundle's shape.
+    """
+
+    def __init__(self, model: nn.Module, bundle: Bundle, max_tokens: int, slots: int) -> None:
+        blocks = find_blocks(model, bundle.manifest.model.layers)
+        device = next(blocks.parameters()).device
+        self.row_slot = torch.full((max_tokens,), -1, dtype=torch.int32, device=device)
+        """The steering slot of each row of the step, −1 for none."""
+        self.scores = torch.zeros(max_tokens, len(bundle.probes), device=device)
+        """Token-major and contiguous, all layers in one: ``(max_tokens, probes)``."""
+        self.layers: dict[int, LayerTap] = {}
+        for layer in bundle.layers:
+            columns, rows = bundle.probe_columns(layer), bundle.vector_rows(layer)
+            tap = LayerTap(
+                # A unit vector's own direction reads its projection, without a bias.
+                weights=torch.from_numpy(np.concatenate([bundle.weight[columns], bundle.vectors[rows]])).to(device),
+                bias=torch.from_numpy(np.append(bundle.bias[columns], np.zeros(len(rows), np.float32))).to(device),
+                table=torch.tensor(NEUTRAL, device=device).repeat(slots, len(rows), 1),
+                vectors=torch.from_numpy(bundle.vectors[rows]).to(device),
+                column=columns[0] if columns else 0,
+            )
+            self.layers[layer] = tap
+            self._install(blocks[layer], tap)
+
+    def _install(self, block: nn.Module, tap: LayerTap) -> None:
+        # Buffers, so that the compiler sees inputs and not constants; not persistent, so that no checkpoint has them.
+        for name in ("weights", "bias", "table", "vectors"):
+            block.register_buffer(f"plumbob_{name}", getattr(tap, name), persistent=False)
+        block.register_buffer("plumbob_row_slot", self.row_slot, persistent=False)
+        block.register_buffer("plumbob_scores", self.scores, persistent=False)
+        block.plumbob_column = tap.column  # type: ignore[assignment]
+        block.__class__ = _tapped(type(block))
+
+
+@cache
+def _tapped(block_class: type[nn.Module]) -> type[nn.Module]:
+    """The block's class, with the op behind its forward."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = block_class.forward(self, *args, **kwargs)
+        if isinstance(output, tuple):
+            hidden, residual = output[0], output[1]
+        else:
+            hidden, residual = output, None
+        torch.ops.plumbob.tap(
+            hidden,
+            residual,
+            self.plumbob_weights,
+            self.plumbob_bias,
+            self.plumbob_row_slot,
+            self.plumbob_table,
+            self.plumbob_vectors,
+            self.plumbob_scores,
+            self.plumbob_column,
+        )
+        return output
+
+    return type(f"Tapped{block_class.__name__}", (block_class,), {"forward": forward})
+
+
+def find_blocks(model: nn.Module, layers: int) -> nn.ModuleList:
+    """The decoder's blocks.
+
+    Args:
+        model: Any model that vLLM loaded.
+        layers: How many blocks its configuration announces.
+
+    Raises:
+        EngineError: There is no such list, or more than one.
+    """
+    found = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == layers]
+    decoders = [blocks for blocks in found if len({type(block) for block in blocks}) == 1 and _attends(blocks[0])]
+    if len(decoders) != 1:
+        raise EngineError(
+            f"{type(model).__name__} has {len(decoders)} lists of {layers} decoder blocks; a tap needs exactly one.",
+            "This model family is not supported yet.",
+        )
+    return decoders[0]
+
+
+def _attends(block: nn.Module) -> bool:
+    return any("attn" in name or "attention" in name for name, _ in block.named_modules())

@@ -1,0 +1,204 @@
+"""What the monitor has counted, and what it looks like now.
+
+:class:`Stats` only ever goes up: plain counters, cheap enough for every frame, that a metrics collector reads
+when it is scraped. :class:`Status` is a snapshot of everything that goes up and down.
+
+Keys of counters are tuples of label values, in the order that each attribute's docstring names; ``model`` is
+the name an engine serves under, ``""`` until its first HELLO. Rules, probes and vectors come from the
+operator's own files, so label sets are as bounded as those; models are bounded by the number of engines
+(:class:`monitor.runtime.Limits`).
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monitor.events import Reading
+
+MARGIN_EDGES: Final = (-16.0, -8.0, -4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+"""Upper edges of the margin histogram, inclusive, in logits from the threshold; a last bucket takes the
+rest."""
+
+_EDGES: Final = np.array(MARGIN_EDGES)
+
+
+class MarginHistogram:
+    """How far the finished requests of one model were from each probe's threshold.
+
+    A margin is a request's peak minus the threshold, in logits: 0 or more is a firing. Requests of which a
+    probe read too few tokens have no peak, and are not in here.
+
+    Args:
+        probes: Names of the probes, in the order of the bundle.
+    """
+
+    def __init__(self, probes: Sequence[str]) -> None:
+        self.probes = tuple(probes)
+        self.counts: NDArray[np.int64] = np.zeros((len(self.probes), len(MARGIN_EDGES) + 1), np.int64)
+        """Requests in each bucket, not cumulative, shape ``(probes, buckets)``."""
+        self.sums: NDArray[np.float64] = np.zeros(len(self.probes))
+        """Sum of margins, shape ``(probes,)``."""
+
+    def observe(self, readings: Iterable[Reading]) -> None:
+        """Count the final readings of one request, one a probe, in the order of the bundle."""
+        for probe, reading in enumerate(readings):
+            if reading.peak is not None:
+                margin = reading.peak - reading.threshold
+                self.counts[probe, np.searchsorted(_EDGES, margin)] += 1
+                self.sums[probe] += margin
+
+
+class Stats:
+    """Everything that the monitor counts, since it started.
+
+    Written from the monitor's event loop only. A reader on another thread takes ``list(counter.items())``
+    first: that is atomic, where iterating is not.
+
+    Args:
+        probes: Names of the probes, in the order of the bundle.
+    """
+
+    def __init__(self, probes: Sequence[str]) -> None:
+        self.probes = tuple(probes)
+
+        self.frames_received: Counter[tuple[str]] = Counter()
+        """``(model,)``: frames that were read."""
+        self.frames_lost: Counter[tuple[str]] = Counter()
+        """``(model,)``: sequence numbers that never arrived, whether the engine dropped them or they were
+        lost after."""
+        self.frames_skipped: Counter[tuple[str, str]] = Counter()
+        """``(model, reason)``: decoded, but not read; reasons are :data:`SkipReason`."""
+        self.frames_malformed: Counter[tuple[str]] = Counter()
+        """``(reason,)``: messages that are none of this protocol; reasons are :data:`MalformedReason`."""
+        self.engine_frames_dropped: Counter[tuple[str]] = Counter()
+        """``(model,)``: frames that engines say they dropped since *their* start: no monitor, or a full
+        queue. They are among ``frames_lost`` too, where this monitor was there to see the gap."""
+        self.engine_rows_unscored: Counter[tuple[str]] = Counter()
+        """``(model,)``: rows that engines say they computed but did not score since *their* start: LoRA
+        requests, more requests than slots."""
+        self.resyncs: Counter[tuple[str]] = Counter()
+        """``(model,)``: times an engine was asked to announce its requests again."""
+
+        self.tokens_scored: Counter[tuple[str]] = Counter()
+        """``(model,)``: rows that entered a verdict."""
+        self.tokens_unscored: Counter[tuple[str]] = Counter()
+        """``(model,)``: positions without a score: served from the prefix cache, lost on the way, or of a
+        request beyond the table's limit."""
+        self.tokens_replayed: Counter[tuple[str]] = Counter()
+        """``(model,)``: rows computed again after a preemption; counted once in the verdict."""
+        self.tokens_steered: Counter[tuple[str]] = Counter()
+        """``(model,)``: rows downstream of steering; not part of a verdict."""
+        self.tokens_unknown: Counter[tuple[str]] = Counter()
+        """``(model,)``: rows of a slot that no request was announced for."""
+        self.scores_invalid: Counter[tuple[str, str]] = Counter()
+        """``(model, probe)``: scores that were not finite, and not read."""
+
+        self.requests_finished: Counter[tuple[str]] = Counter()
+        """``(model,)``: requests that ended with a verdict."""
+        self.requests_dropped: Counter[tuple[str, str]] = Counter()
+        """``(model, reason)``: requests that ended, or began, without a verdict; reasons are
+        :data:`DropReason`."""
+        self.margins: dict[str, MarginHistogram] = {}
+        """Model to the histogram of its finished requests."""
+
+        self.probe_fired: Counter[tuple[str, str]] = Counter()
+        """``(model, probe)``: requests in which the probe reached its threshold."""
+        self.alerts: Counter[tuple[str, str, str, str]] = Counter()
+        """``(model, rule, severity, mode)``."""
+        self.interventions: Counter[tuple[str, str, str, str, bool]] = Counter()
+        """``(model, rule, vector, mode, sent)``; ``sent`` is whether the order went to the engine."""
+        self.sink_errors: Counter[tuple[str]] = Counter()
+        """``(sink,)``: events that a sink failed to take; the sink's class name."""
+        self.events_dropped = 0
+        """Events that a subscriber was too slow for."""
+
+    def observe_margins(self, model: str, readings: Sequence[Reading]) -> None:
+        """Count the final readings of one request, one a probe, in the order of the bundle."""
+        if model not in self.margins:
+            self.margins[model] = MarginHistogram(self.probes)
+        self.margins[model].observe(readings)
+
+
+SkipReason = Literal["refused", "probes", "duplicate", "engines"]
+"""Why a frame was not read.
+
+* ``refused``: its engine scores with another bundle.
+* ``probes``: it has another number of probes than the bundle.
+* ``duplicate``: its sequence number is not above the last one.
+* ``engines``: more engines than the monitor keeps.
+"""
+
+MalformedReason = Literal["malformed", "version", "identity"]
+"""Why a message was no message.
+
+* ``malformed``: it cannot be decoded.
+* ``version``: it is of a version of the protocol that this monitor does not read.
+* ``identity``: its sender is not named like an engine's core or exporter.
+"""
+
+DropReason = Literal["engine_lost", "table_full"]
+"""Why a request has no verdict.
+
+* ``engine_lost``: its engine went silent, or does not fit this monitor.
+* ``table_full``: more requests at once than the table keeps.
+"""
+
+EngineState = Literal["pending", "connected", "lost", "refused"]
+"""What an engine is to the monitor.
+
+* ``pending``: it sends frames; its first HELLO has not arrived.
+* ``connected``: it scores with the monitor's bundle.
+* ``lost``: it has been silent for too long.
+* ``refused``: it scores with another bundle; its frames are skipped.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """One engine, now."""
+
+    engine: str
+    """Unique for each start of an engine."""
+    model: str
+    """The name it is served under; ``""`` until its first HELLO."""
+    vllm: str
+    """Version of vLLM; ``""`` until its first HELLO."""
+    state: EngineState
+    frames: int
+    """Frames read since the monitor first heard it."""
+    lost: int
+    """Sequence numbers that never arrived."""
+    dropped: int
+    """Frames that the engine says it dropped since its start."""
+    requests_active: int
+    """Requests in flight that the monitor follows."""
+    last_seen_seconds: float
+    """Seconds since its last message."""
+    lag_seconds: float | None
+    """From a step computed to its frame read, of the latest frame; ``None`` before the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The monitor, now."""
+
+    started: datetime
+    """UTC."""
+    bundle_path: str
+    bundle_digest: str
+    policy_name: str
+    """Path of the policy file, or what stands in for one."""
+    policy_digest: str
+    """SHA-256 of the policy file."""
+    engines: tuple[EngineStatus, ...]
+    """In the order in which they were first heard."""
+
+    @property
+    def requests_active(self) -> int:
+        """Requests in flight that the monitor follows, of all engines."""
+        return sum(engine.requests_active for engine in self.engines)

@@ -1,0 +1,213 @@
+import datetime
+
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class EventKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    EVENT_KIND_UNSPECIFIED: _ClassVar[EventKind]
+    EVENT_KIND_PROBE_FIRED: _ClassVar[EventKind]
+    EVENT_KIND_ALERT: _ClassVar[EventKind]
+    EVENT_KIND_INTERVENTION: _ClassVar[EventKind]
+    EVENT_KIND_REQUEST_FINISHED: _ClassVar[EventKind]
+    EVENT_KIND_ENGINE_CHANGED: _ClassVar[EventKind]
+    EVENT_KIND_FRAMES_LOST: _ClassVar[EventKind]
+
+class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MODE_UNSPECIFIED: _ClassVar[Mode]
+    MODE_SHADOW: _ClassVar[Mode]
+    MODE_ALERT: _ClassVar[Mode]
+    MODE_ENFORCE: _ClassVar[Mode]
+
+class Severity(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SEVERITY_UNSPECIFIED: _ClassVar[Severity]
+    SEVERITY_INFO: _ClassVar[Severity]
+    SEVERITY_WARNING: _ClassVar[Severity]
+    SEVERITY_CRITICAL: _ClassVar[Severity]
+
+class EngineState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ENGINE_STATE_UNSPECIFIED: _ClassVar[EngineState]
+    ENGINE_STATE_PENDING: _ClassVar[EngineState]
+    ENGINE_STATE_CONNECTED: _ClassVar[EngineState]
+    ENGINE_STATE_LOST: _ClassVar[EngineState]
+    ENGINE_STATE_REFUSED: _ClassVar[EngineState]
+EVENT_KIND_UNSPECIFIED: EventKind
+EVENT_KIND_PROBE_FIRED: EventKind
+EVENT_KIND_ALERT: EventKind
+EVENT_KIND_INTERVENTION: EventKind
+EVENT_KIND_REQUEST_FINISHED: EventKind
+EVENT_KIND_ENGINE_CHANGED: EventKind
+EVENT_KIND_FRAMES_LOST: EventKind
+MODE_UNSPECIFIED: Mode
+MODE_SHADOW: Mode
+MODE_ALERT: Mode
+MODE_ENFORCE: Mode
+SEVERITY_UNSPECIFIED: Severity
+SEVERITY_INFO: Severity
+SEVERITY_WARNING: Severity
+SEVERITY_CRITICAL: Severity
+ENGINE_STATE_UNSPECIFIED: EngineState
+ENGINE_STATE_PENDING: EngineState
+ENGINE_STATE_CONNECTED: EngineState
+ENGINE_STATE_LOST: EngineState
+ENGINE_STATE_REFUSED: EngineState
+
+class Event(_message.Message):
+    __slots__ = ("sequence", "time", "probe_fired", "alert", "intervention", "request_finished", "engine_changed", "frames_lost")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    PROBE_FIRED_FIELD_NUMBER: _ClassVar[int]
+    ALERT_FIELD_NUMBER: _ClassVar[int]
+    INTERVENTION_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FINISHED_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_CHANGED_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_LOST_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    time: _timestamp_pb2.Timestamp
+    probe_fired: ProbeFired
+    alert: Alert
+    intervention: Intervention
+    request_finished: RequestFinished
+    engine_changed: EngineChanged
+    frames_lost: FramesLost
+    def __init__(self, sequence: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., probe_fired: _Optional[_Union[ProbeFired, _Mapping]] = ..., alert: _Optional[_Union[Alert, _Mapping]] = ..., intervention: _Optional[_Union[Intervention, _Mapping]] = ..., request_finished: _Optional[_Union[RequestFinished, _Mapping]] = ..., engine_changed: _Optional[_Union[EngineChanged, _Mapping]] = ..., frames_lost: _Optional[_Union[FramesLost, _Mapping]] = ...) -> None: ...
+
+class Request(_message.Message):
+    __slots__ = ("engine", "model", "request_id", "key", "prompt_tokens")
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    engine: str
+    model: str
+    request_id: str
+    key: str
+    prompt_tokens: int
+    def __init__(self, engine: _Optional[str] = ..., model: _Optional[str] = ..., request_id: _Optional[str] = ..., key: _Optional[str] = ..., prompt_tokens: _Optional[int] = ...) -> None: ...
+
+class Reading(_message.Message):
+    __slots__ = ("probe", "tokens", "peak", "threshold", "fired_at")
+    PROBE_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PEAK_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    FIRED_AT_FIELD_NUMBER: _ClassVar[int]
+    probe: str
+    tokens: int
+    peak: float
+    threshold: float
+    fired_at: int
+    def __init__(self, probe: _Optional[str] = ..., tokens: _Optional[int] = ..., peak: _Optional[float] = ..., threshold: _Optional[float] = ..., fired_at: _Optional[int] = ...) -> None: ...
+
+class ProbeFired(_message.Message):
+    __slots__ = ("request", "probe", "aggregate", "threshold", "position", "role")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    PROBE_FIELD_NUMBER: _ClassVar[int]
+    AGGREGATE_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    request: Request
+    probe: str
+    aggregate: float
+    threshold: float
+    position: int
+    role: str
+    def __init__(self, request: _Optional[_Union[Request, _Mapping]] = ..., probe: _Optional[str] = ..., aggregate: _Optional[float] = ..., threshold: _Optional[float] = ..., position: _Optional[int] = ..., role: _Optional[str] = ...) -> None: ...
+
+class Alert(_message.Message):
+    __slots__ = ("request", "rule", "mode", "severity", "probe", "aggregate", "threshold", "position", "reason")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    SEVERITY_FIELD_NUMBER: _ClassVar[int]
+    PROBE_FIELD_NUMBER: _ClassVar[int]
+    AGGREGATE_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    request: Request
+    rule: str
+    mode: Mode
+    severity: Severity
+    probe: str
+    aggregate: float
+    threshold: float
+    position: int
+    reason: str
+    def __init__(self, request: _Optional[_Union[Request, _Mapping]] = ..., rule: _Optional[str] = ..., mode: _Optional[_Union[Mode, str]] = ..., severity: _Optional[_Union[Severity, str]] = ..., probe: _Optional[str] = ..., aggregate: _Optional[float] = ..., threshold: _Optional[float] = ..., position: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Intervention(_message.Message):
+    __slots__ = ("request", "rule", "mode", "probe", "aggregate", "threshold", "position", "vector", "dose", "tokens", "sent", "reason")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    PROBE_FIELD_NUMBER: _ClassVar[int]
+    AGGREGATE_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_FIELD_NUMBER: _ClassVar[int]
+    DOSE_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SENT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    request: Request
+    rule: str
+    mode: Mode
+    probe: str
+    aggregate: float
+    threshold: float
+    position: int
+    vector: str
+    dose: float
+    tokens: int
+    sent: bool
+    reason: str
+    def __init__(self, request: _Optional[_Union[Request, _Mapping]] = ..., rule: _Optional[str] = ..., mode: _Optional[_Union[Mode, str]] = ..., probe: _Optional[str] = ..., aggregate: _Optional[float] = ..., threshold: _Optional[float] = ..., position: _Optional[int] = ..., vector: _Optional[str] = ..., dose: _Optional[float] = ..., tokens: _Optional[int] = ..., sent: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class RequestFinished(_message.Message):
+    __slots__ = ("request", "tokens", "unscored", "steered", "readings")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    UNSCORED_FIELD_NUMBER: _ClassVar[int]
+    STEERED_FIELD_NUMBER: _ClassVar[int]
+    READINGS_FIELD_NUMBER: _ClassVar[int]
+    request: Request
+    tokens: int
+    unscored: int
+    steered: int
+    readings: _containers.RepeatedCompositeFieldContainer[Reading]
+    def __init__(self, request: _Optional[_Union[Request, _Mapping]] = ..., tokens: _Optional[int] = ..., unscored: _Optional[int] = ..., steered: _Optional[int] = ..., readings: _Optional[_Iterable[_Union[Reading, _Mapping]]] = ...) -> None: ...
+
+class EngineChanged(_message.Message):
+    __slots__ = ("engine", "model", "state", "detail")
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    engine: str
+    model: str
+    state: EngineState
+    detail: str
+    def __init__(self, engine: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[_Union[EngineState, str]] = ..., detail: _Optional[str] = ...) -> None: ...
+
+class FramesLost(_message.Message):
+    __slots__ = ("engine", "model", "frames")
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    engine: str
+    model: str
+    frames: int
+    def __init__(self, engine: _Optional[str] = ..., model: _Optional[str] = ..., frames: _Optional[int] = ...) -> None: ...

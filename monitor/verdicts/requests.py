@@ -1,0 +1,77 @@
+"""The rows of the verdict table: which request holds which, and what was counted of it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from monitor.events import Request
+from monitor.frames import Started
+
+_FIRST_CAPACITY = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The request that holds a row."""
+
+    engine: str
+    started: Started
+
+    def request(self, model: str) -> Request:
+        """As events name it; ``model`` is what its engine serves under."""
+        return Request(
+            engine=self.engine,
+            model=model,
+            request_id=self.started.request_id,
+            key=self.started.key,
+            prompt_tokens=self.started.prompt_tokens,
+        )
+
+
+class RequestRows:
+    """Gives rows to requests and takes them back, with four counters a row, each of shape ``(capacity,)``."""
+
+    def __init__(self) -> None:
+        self._holders: list[Holder | None] = []
+        self._free: list[int] = []
+        self.high_water = np.full(_FIRST_CAPACITY, -1, np.int64)
+        """The highest position seen; -1 for none."""
+        self.tokens = np.zeros(_FIRST_CAPACITY, np.int64)
+        """Positions that entered the verdict."""
+        self.unscored = np.zeros(_FIRST_CAPACITY, np.int64)
+        """Positions that were skipped."""
+        self.steered = np.zeros(_FIRST_CAPACITY, np.int64)
+        """Positions downstream of steering."""
+
+    def __len__(self) -> int:
+        return len(self._holders) - len(self._free)
+
+    def __getitem__(self, row: int) -> Holder:
+        """Who holds ``row``.
+
+        Raises:
+            KeyError: Nobody does.
+        """
+        if (holder := self._holders[row]) is None:
+            raise KeyError(row)
+        return holder
+
+    def allocate(self, holder: Holder) -> int:
+        """Give out a row, its counters cleared."""
+        if self._free:
+            row = self._free.pop()
+            self._holders[row] = holder
+        else:
+            row = len(self._holders)
+            self._holders.append(holder)
+        if row == len(self.high_water):
+            for name in ("high_water", "tokens", "unscored", "steered"):
+                setattr(self, name, np.resize(getattr(self, name), 2 * row))
+        self.high_water[row] = -1
+        self.tokens[row] = self.unscored[row] = self.steered[row] = 0
+        return row
+
+    def recycle(self, row: int) -> None:
+        """Take a row back."""
+        self._holders[row] = None
+        self._free.append(row)

@@ -1,0 +1,103 @@
+"""Chat templates: conversations to tokens, and the markers that a template writes around messages."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from probes.roles import Markers, Role
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One message of a conversation."""
+
+    role: str
+    content: str
+
+
+Conversation = Sequence[Message]
+
+_CONTENT: Final = {"system": "Zebras", "user": "Walnut", "assistant": "Copper"}
+"""Words that stand for contents; whatever surrounds them is the template's."""
+
+_CONTEXTS: Final = (
+    ("user", "assistant", "user"),
+    ("system", "user", "assistant", "user", "assistant"),
+)
+"""Sequences of roles that show every marker: at the beginning, after a system message, and between turns."""
+
+
+def encode(tokenizer: Any, conversation: Conversation, *, respond: bool) -> list[int]:
+    """A conversation's tokens.
+
+    Args:
+        tokenizer: Of transformers. Without a chat template, contents are joined by blank lines.
+        conversation: The messages.
+        respond: End with the header of the assistant's answer.
+    """
+    messages = [{"role": message.role, "content": message.content} for message in conversation]
+    if not tokenizer.chat_template:
+        return tokenizer("\n\n".join(message.content for message in conversation) + "\n\n" * respond)["input_ids"]
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=respond, return_dict=False)
+
+
+def find_markers(tokenizer: Any) -> Markers:
+    """The tokens that the chat template writes before and after messages.
+
+    Renders conversations of known words, and takes the tokens between two contents. A role's header is what all its
+    occurrences share, from the end; the terminator is the special token that follows contents.
+
+    Args:
+        tokenizer: Of transformers.
+
+    Returns:
+        The markers; empty where the model has no chat template.
+    """
+    if not tokenizer.chat_template:
+        return Markers()
+    before: dict[str, list[list[int]]] = {}
+    after: list[int] = []
+    for roles in _CONTEXTS:
+        for role, separator, following in _separators(tokenizer, roles):
+            before.setdefault(role, []).append(separator)
+            if following is not None:
+                after.append(following)
+    headers = {role: _common_suffix(separators) for role, separators in before.items()}
+    special = set(tokenizer.all_special_ids)
+    terminators = {token for token in after if token in special}
+    return Markers(
+        headers={role: header for role, header in headers.items() if header and role.upper() in Role.__members__},
+        terminator=[terminators.pop()] if len(terminators) == 1 else [],
+    )
+
+
+def _separators(tokenizer: Any, roles: Sequence[str]) -> list[tuple[str, list[int], int | None]]:
+    """For each content: its role, the tokens between the content before it and itself, and the token after it."""
+    messages = [{"role": role, "content": _CONTENT[role]} for role in roles]
+    try:
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False)
+    except Exception as error:
+        # Templates refuse roles they do not know with errors of their own (jinja2.TemplateError among them).
+        if "system" in roles:
+            return []
+        raise error
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    found: list[tuple[str, list[int], int | None]] = []
+    searched, previous = 0, 0
+    for role in roles:
+        begin = text.index(_CONTENT[role], searched)
+        searched = end = begin + len(_CONTENT[role])
+        inside = [index for index, (left, right) in enumerate(offsets) if left < end and right > begin]
+        following = ids[inside[-1] + 1] if inside[-1] + 1 < len(ids) else None
+        found.append((role, ids[previous : inside[0]], following))
+        previous = inside[-1] + 1
+    return found
+
+
+def _common_suffix(sequences: list[list[int]]) -> list[int]:
+    width = 0
+    shortest = min(len(sequence) for sequence in sequences)
+    while width < shortest and len({sequence[-width - 1] for sequence in sequences}) == 1:
+        width += 1
+    return sequences[0][len(sequences[0]) - width :] if width else []

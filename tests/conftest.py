@@ -1,0 +1,102 @@
+"""Bundles and frames that every test can make in a line."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from monitor.frames import ROW, VERSION, Frame, FrameHeader, Started
+from probes.aggregate import Aggregate
+from probes.bundle import Bundle, Calibration, Evaluation, ModelIdentity, Probe, Vector, save_bundle
+from probes.roles import Markers, Role
+
+HIDDEN = 8
+PROBES = (
+    # name, layer, roles, threshold, in the order of the score columns
+    ("harmful_intent", 1, ["user"], 2.0),
+    ("toxicity", 1, ["user", "assistant"], 1.0),
+    ("sycophancy", 2, ["assistant"], 0.5),
+)
+VECTORS = (("harmful_intent", 1), ("sycophancy", 2))
+
+
+def make_bundle(path: Path, *, min_tokens: int = 1, half_life: float = 4.0, seed: int = 0) -> Bundle:
+    """A bundle of hidden width 8 and four layers, with three probes and two vectors."""
+    random = np.random.default_rng(seed)
+    return save_bundle(
+        path,
+        version="0",
+        created="2026-01-01T00:00:00Z",
+        model=ModelIdentity(name="tiny", hidden=HIDDEN, layers=4, parts={"config": "c", "weights": "w"}),
+        markers=Markers(headers={"user": [1, 2], "assistant": [1, 3]}, terminator=[4]),
+        probes=[
+            (
+                Probe(
+                    name=name,
+                    layer=layer,
+                    roles=roles,
+                    threshold=threshold,
+                    aggregate=Aggregate(half_life=half_life, min_tokens=min_tokens),
+                    calibration=Calibration(0.01, 100, 1, (0.0, 0.05)),
+                    evaluation=Evaluation(50, 0.9, 0.6, 0.8, 0.9),
+                ),
+                random.normal(size=HIDDEN),
+                0.25,
+            )
+            for name, layer, roles, threshold in PROBES
+        ],
+        vectors=[
+            (Vector(name, layer, hidden_norm=10.0), random.normal(size=HIDDEN)) for name, layer in VECTORS
+        ],
+    )
+
+
+@pytest.fixture
+def tiny_bundle(tmp_path: Path) -> Callable[..., Bundle]:
+    """A factory of small bundles: ``tiny_bundle(min_tokens=4)``."""
+
+    def make(path: Path | None = None, **options: float) -> Bundle:
+        return make_bundle(path or tmp_path / "bundle", **options)
+
+    return make
+
+
+def make_frame(
+    sequence: int = 0,
+    rows: Sequence[tuple[int, int, int, int]] = (),
+    scores: float | Sequence[Sequence[float]] = 0.0,
+    *,
+    engine: str = "engine",
+    started: Sequence[Started] = (),
+    finished: Sequence[int] = (),
+    complete: bool = False,
+    probes: int = len(PROBES),
+    acked: int = -1,
+    dropped: int = 0,
+    unscored: int = 0,
+    monotonic_ns: int = 0,
+) -> Frame:
+    """A frame of rows ``(slot, position, role, steered)``; one number for ``scores`` stands for all."""
+    header = FrameHeader(
+        version=VERSION,
+        engine=engine,
+        rank=0,
+        sequence=sequence,
+        acked=acked,
+        dropped=dropped,
+        unscored=unscored,
+        monotonic_ns=monotonic_ns,
+        rows=len(rows),
+        probes=probes,
+        complete=complete,
+        finished=list(finished),
+        started=list(started),
+    )
+    values = np.full((len(rows), probes), scores) if isinstance(scores, int | float) else np.array(scores)
+    return Frame(header, np.array(list(rows), ROW), values.astype("<f4").reshape(len(rows), probes))
+
+
+def user_rows(slot: int, positions: Sequence[int], *, steered: int = 0) -> list[tuple[int, int, int, int]]:
+    """Rows of the user's tokens."""
+    return [(slot, position, Role.USER, steered) for position in positions]
