@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monitor.events import Reading
+from monitor.verdicts import Tally
 
 MARGIN_EDGES: Final = (-16.0, -8.0, -4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Upper edges of the margin histogram, inclusive, in logits from the threshold; a last bucket takes the
@@ -116,6 +117,17 @@ class Stats:
         """``(sink,)``: events that a sink failed to take; the sink's class name."""
         self.events_dropped = 0
         """Events that a subscriber was too slow for."""
+
+    def count_rows(self, model: str, tally: Tally) -> None:
+        """Count what became of the rows of one frame."""
+        self.tokens_scored[model,] += tally.scored
+        self.tokens_unscored[model,] += tally.unscored
+        self.tokens_replayed[model,] += tally.replayed
+        self.tokens_steered[model,] += tally.steered
+        self.tokens_unknown[model,] += tally.unknown
+        self.requests_dropped[model, "table_full"] += tally.untracked
+        for probe, count in tally.invalid.items():
+            self.scores_invalid[model, probe] += count
 
     def observe_margins(self, model: str, readings: Sequence[Reading]) -> None:
         """Count the final readings of one request, one a probe, in the order of the bundle."""

@@ -128,12 +128,11 @@ class Aggregates:
             The indices of probes that fired for the first time.
         """
         fired: list[int] = []
-        for probe in np.flatnonzero(read.any(axis=0)):
-            chosen = np.flatnonzero(read[:, probe])
+        for probes in self._alike(read):
+            chosen = np.flatnonzero(read[:, probes[0]])
             for start in range(0, len(chosen), _BLOCK):
                 part = chosen[start : start + _BLOCK]
-                if self._fold_block(row, int(probe), scores[part, probe], positions[part]):
-                    fired.append(int(probe))
+                fired += self._fold_block(row, probes, scores[part][:, probes], positions[part])
         return fired
 
     def update_each(
@@ -168,30 +167,41 @@ class Aggregates:
         self.fired_with[rows] = np.where(fired, mean, self.fired_with[rows])
         return [(int(token), int(probe)) for token, probe in np.argwhere(fired)]
 
+    def _alike(self, read: NDArray[np.bool_]) -> list[NDArray[np.intp]]:
+        """Probes that read the same tokens at the same decay, and can be folded by one matrix product."""
+        groups: dict[tuple[float, bytes], list[int]] = {}
+        columns = np.ascontiguousarray(read.T)
+        for probe in np.flatnonzero(columns.any(axis=1)):
+            groups.setdefault((float(self._decay[probe]), columns[probe].tobytes()), []).append(int(probe))
+        return [np.array(group) for group in groups.values()]
+
     def _fold_block(
-        self, row: int, probe: int, scores: NDArray[np.floating], positions: NDArray[np.integer]
-    ) -> bool:
+        self,
+        row: int,
+        probes: NDArray[np.intp],
+        scores: NDArray[np.floating],
+        positions: NDArray[np.integer],
+    ) -> list[int]:
+        """Fold up to :data:`_BLOCK` tokens that all ``probes`` read; returns those that first fired here."""
         tokens = len(scores)
-        carried = self._powers[probe, 1 : tokens + 1]
-        fold = self._fold[probe, :tokens, :tokens]
-        weighted = fold @ scores.astype(np.float64) + carried * self.weighted[row, probe]
-        weight = fold.sum(axis=1) + carried * self.weight[row, probe]
-        ripe = self.count[row, probe] + np.arange(1, tokens + 1) >= self._min_tokens[probe]
-        self.weighted[row, probe], self.weight[row, probe] = weighted[-1], weight[-1]
-        self.count[row, probe] += tokens
-        if not ripe.any():
-            return False
+        carried = self._powers[probes[0], 1 : tokens + 1, None]
+        fold = self._fold[probes[0], :tokens, :tokens]
+        weighted = fold @ scores.astype(np.float64) + carried * self.weighted[row, probes]
+        weight = fold.sum(axis=1, keepdims=True) + carried * self.weight[row, probes]
+        ripe = self.count[row, probes] + np.arange(1, tokens + 1)[:, None] >= self._min_tokens[probes]
         mean = np.where(ripe, weighted / weight, -np.inf)
-        self.peak[row, probe] = max(self.peak[row, probe], mean.max())
-        over = np.flatnonzero(mean >= self.thresholds[probe])
-        if self.fired_at[row, probe] >= 0 or not len(over):
-            return False
-        self.fired_at[row, probe] = positions[over[0]]
-        self.fired_with[row, probe] = mean[over[0]]
-        return True
+        self.weighted[row, probes], self.weight[row, probes] = weighted[-1], weight[-1]
+        self.count[row, probes] += tokens
+        self.peak[row, probes] = np.maximum(self.peak[row, probes], mean.max(axis=0))
+        over = ripe & (mean >= self.thresholds[probes]) & (self.fired_at[row, probes] < 0)
+        fired = np.flatnonzero(over.any(axis=0))
+        first = over[:, fired].argmax(axis=0)
+        self.fired_at[row, probes[fired]] = positions[first]
+        self.fired_with[row, probes[fired]] = mean[first, fired]
+        return probes[fired].tolist()
 
     def _grow(self) -> None:
-        fillers = {"weighted": 0.0, "weight": 0.0, "count": 0, "peak": -np.inf, "fired_at": -1, "fired_with": np.nan}
-        for name, filler in fillers.items():
+        fillers = {"count": 0, "peak": -np.inf, "fired_at": -1, "fired_with": np.nan}
+        for name, filler in {"weighted": 0.0, "weight": 0.0, **fillers}.items():
             old = getattr(self, name)
             setattr(self, name, np.concatenate([old, np.full_like(old, filler)]))

@@ -9,7 +9,7 @@ import pytest
 from monitor.frames import ROW, VERSION, Frame, FrameHeader, Started
 from probes.aggregate import Aggregate
 from probes.bundle import Bundle, Calibration, Evaluation, ModelIdentity, Probe, Vector, save_bundle
-from probes.roles import Markers, Role
+from probes.roles import Markers
 
 HIDDEN = 8
 PROBES = (
@@ -97,6 +97,13 @@ def make_frame(
     return Frame(header, np.array(list(rows), ROW), values.astype("<f4").reshape(len(rows), probes))
 
 
-def user_rows(slot: int, positions: Sequence[int], *, steered: int = 0) -> list[tuple[int, int, int, int]]:
-    """Rows of the user's tokens."""
-    return [(slot, position, Role.USER, steered) for position in positions]
+@pytest.fixture(scope="session")
+def shared_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A small bundle that tests read and do not touch, with ``min_tokens`` of 3."""
+    return make_bundle(tmp_path_factory.mktemp("shared") / "bundle", min_tokens=3)
+
+
+@pytest.fixture(scope="session")
+def frame() -> Callable[..., Frame]:
+    """:func:`make_frame`."""
+    return make_frame

@@ -37,7 +37,7 @@ def port_error(what: str, host: str, port: int, error: OSError) -> PortError:
 
 
 def require_free(what: str, host: str, port: int) -> None:
-    """Bind an address for a moment, for servers that do not say why they failed to.
+    """Bind an address for a moment, for a server that itself would log its failure and not say why.
 
     Raises:
         PortError: It cannot be bound.

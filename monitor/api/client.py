@@ -80,15 +80,18 @@ async def follow(
     request.after_sequence, request.log_id = await _place(address, after)
     failures = 0
     while True:
+        reason = f"The monitor at {address} ended the stream."
         try:
             async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
                 call = MonitorServiceStub(channel).WatchEvents(request)
                 async with asyncio.timeout(ANSWER_SECONDS):
                     await call.wait_for_connection()
                 if failures:
+                    # Only an event forgives them: a proxy that accepts and hangs up is not hurried.
                     yield Notice(f"Connected to {address} again.")
-                failures, missed = 0, 0
+                missed = 0
                 async for response in call:
+                    failures = 0
                     if request.log_id not in ("", response.log_id):
                         yield Notice("The monitor was restarted: its events are numbered from 1 again.")
                     if response.dropped > missed:
@@ -99,11 +102,13 @@ async def follow(
         except grpc.aio.AioRpcError as error:
             if error.code() not in _TRANSIENT:
                 raise _refused(address, error) from error
+            full = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            reason = error.details() if full else f"The connection to {address} is lost."
         except TimeoutError:
-            pass
+            reason = f"No answer from {address} for {ANSWER_SECONDS:.0f} s."
         failures += 1
         delay = retry_delay(failures)
-        yield Notice(f"The connection to {address} is lost; trying again in {delay:.1f} s.")
+        yield Notice(f"{reason} Trying again in {delay:.1f} s.")
         await asyncio.sleep(delay)
 
 

@@ -1,7 +1,7 @@
 """``plumbob watch``: live events in the terminal, one line each."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC
 from typing import Final
 
@@ -9,7 +9,8 @@ from google.protobuf.json_format import MessageToJson
 from rich.console import Console
 from rich.text import Text
 
-from monitor.api.client import follow
+from monitor.api.client import Notice, follow
+from monitor.cli.console import err, out
 from monitor.errors import PlumbobError
 from monitor.v1 import event_pb2
 from monitor.v1.event_pb2 import Event, EventKind
@@ -44,7 +45,7 @@ def watch(
     request_id: str | None = None,
     json_lines: bool = False,
     after: int | None = None,
-    console: Console | None = None,
+    console: Console = out,
 ) -> None:
     """Print events as they come, until interrupted. Losses of the connection are mended and told on stderr.
 
@@ -62,31 +63,21 @@ def watch(
     """
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise PlumbobError(f"'{unknown[0]}' is no kind of event.", f"Choose among: {', '.join(KINDS)}.")
-    out = console or Console()
+    events = follow(address, kinds=[KINDS[kind] for kind in kinds], request_id=request_id, after=after)
     try:
-        asyncio.run(
-            _print_events(address, [KINDS[kind] for kind in kinds], request_id, after, json_lines, out)
-        )
+        asyncio.run(_print(events, console, json_lines=json_lines))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
 
-async def _print_events(
-    address: str,
-    kinds: Sequence[EventKind],
-    request_id: str | None,
-    after: int | None,
-    json_lines: bool,
-    out: Console,
-) -> None:
-    notices = Console(stderr=True)
-    async for item in follow(address, kinds=kinds, request_id=request_id, after=after):
-        if not isinstance(item, Event):
-            notices.print(Text(item.text, "dim"), soft_wrap=True)
+async def _print(items: AsyncIterator[Event | Notice], console: Console, *, json_lines: bool) -> None:
+    async for item in items:
+        if isinstance(item, Notice):
+            err.print(Text(item.text, "dim"))
         elif json_lines:
-            out.out(format_json(item), highlight=False)
+            console.out(format_json(item), highlight=False)
         else:
-            out.print(format_event(item), soft_wrap=True)
+            console.print(format_event(item), soft_wrap=True)
 
 
 def format_json(event: Event) -> str:
@@ -101,7 +92,7 @@ def format_json(event: Event) -> str:
 
 def format_event(event: Event) -> Text:
     """An event as one line: time, what happened, to which request or engine, and why."""
-    line = Text(f"{event.time.ToDatetime(UTC).astimezone():%H:%M:%S.%f}"[:-3], "dim")
+    line = Text().append(f"{event.time.ToDatetime(UTC).astimezone():%H:%M:%S.%f}"[:-3], "dim")
     match event.WhichOneof("payload"):
         case "probe_fired":
             _probe_fired(line, event.probe_fired)

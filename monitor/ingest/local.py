@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, cast
 
 import zmq
 import zmq.asyncio
@@ -78,7 +78,7 @@ class LocalSource:
         """Send a message without waiting; false where its receiver is not connected or takes nothing."""
         try:
             # Finished at once: without waiting, there is nothing left for the event loop to do.
-            self._socket.send_multipart([identity, *parts], zmq.NOBLOCK).result()
+            cast("asyncio.Future[Any]", self._socket.send_multipart([identity, *parts], zmq.NOBLOCK)).result()
         except zmq.ZMQError as error:
             logger.debug("Nothing was sent to %r: %s.", identity, error)
             return False

@@ -1,20 +1,16 @@
 """Which frames of an engine were lost: sequence numbers begin at 0, ascend by one, and never repeat."""
 
 
-class Duplicate(Exception):  # noqa: N818
-    """A frame whose sequence number is not above the last one."""
-
-
 class FrameSequence:
     """Follows the sequence numbers of one engine, from one monitor's first frame on."""
 
     def __init__(self) -> None:
         self.last = -1
-        """The last sequence number that arrived, -1 before the first."""
+        """The last sequence number that arrived; -1 before the first."""
         self.lost = 0
         """Sequence numbers that never arrived."""
 
-    def arrive(self, sequence: int, acked: int) -> int:
+    def arrive(self, sequence: int, acked: int) -> int | None:
         """Take the next frame.
 
         On the first, everything that no monitor has confirmed counts as lost. Confirmations follow with some
@@ -27,14 +23,11 @@ class FrameSequence:
                 it.
 
         Returns:
-            Frames lost just before this one.
-
-        Raises:
-            Duplicate: The sequence number is not above the last one.
+            Frames lost just before this one; ``None`` where it is not above the last one, and not to be read.
         """
         if sequence <= self.last:
-            raise Duplicate
-        expected = self.last + 1 if self.last >= 0 else min(acked + 1, sequence)
+            return None
+        expected = self.last + 1 if self.last >= 0 else min(max(acked, -1) + 1, sequence)
         lost = sequence - expected
         self.last = sequence
         self.lost += lost

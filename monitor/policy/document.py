@@ -117,9 +117,11 @@ def parse(text: str, name: str) -> PolicySpec:
     try:
         return PolicySpec.model_validate(content)
     except ValidationError as error:
-        first, *others = error.errors(include_url=False)
+        # An unknown key first: it may be what is missing, misspelt.
+        errors = error.errors(include_url=False)
+        first, *others = sorted(errors, key=lambda item: item["type"] != "extra_forbidden")
         message, fix = _describe(first)
-        more = f" ({len(others)} more after it)" if others else ""
+        more = f" ({len(others)} more)" if others else ""
         Place(name, first["loc"]).fail(message + more, fix)
 
 

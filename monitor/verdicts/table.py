@@ -88,7 +88,8 @@ class VerdictTable:
 
     def active(self, engine: str) -> int:
         """Requests in flight of one engine."""
-        return len(self._slots[engine].rows()) if engine in self._slots else 0
+        slots = self._slots.get(engine)
+        return len(slots.rows()) if slots else 0
 
     def apply(self, frame: Frame, model: str) -> Verdicts:
         """Read a frame.
@@ -222,8 +223,8 @@ class VerdictTable:
             start, row = int(starts[request]), int(requests[request])
             run = slice(start, start + int(lengths[request]))
             for probe in self._aggregates.update(row, scores[run], positions[run], read[run]):
-                # A replay may carry the same position: the row that was read is the one that fired.
-                here = (positions[run] == self._aggregates.fired_at[row, probe]) & read[run, probe]
+                # A replay may carry the same position again: it comes after the row that fired.
+                here = positions[run] == self._aggregates.fired_at[row, probe]
                 yield start + int(np.argmax(here)), probe
 
     def _fired(self, row: int, probe: int, role: int, model: str) -> ProbeFired:

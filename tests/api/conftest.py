@@ -1,78 +1,41 @@
 """A monitor without engines: a log, counters and a bundle, served on free ports."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from monitor.api import ApiServer
-from monitor.events import Alert, EventLog, FramesLost, Request
+from monitor.events import Alert, EventLog, FramesLost, Recorded, Request
 from monitor.stats import EngineStatus, Stats, Status
-from probes.aggregate import Aggregate
-from probes.bundle import Bundle, Calibration, Evaluation, ModelIdentity, Probe, Vector, save_bundle
-from probes.roles import Markers
-
-REQUEST = Request("engine-1", "tiny", "chatcmpl-1", "chatcmpl-1-a", 12)
+from probes.bundle import Bundle
 
 
-def probe(name: str, layer: int) -> Probe:
-    return Probe(
-        name,
-        layer,
-        ["user", "assistant"],
-        1.5,
-        Aggregate(half_life=8.0, min_tokens=3),
-        Calibration(0.01, 400, 4, (0.003, 0.025)),
-        Evaluation(pairs=50, auroc=0.97, auroc_text=0.81, recall=0.6, paired=0.98),
-    )
-
-
-def alert(request_id: str = "chatcmpl-1", reason: str = "deception 2.1 reached 1.5") -> Alert:
-    request = Request("engine-1", "tiny", request_id, f"{request_id}-a", 12)
-    return Alert(request, "lies", "alert", "critical", "deception", 2.1, 1.5, 17, reason)
-
-
-def frames_lost(frames: int = 1) -> FramesLost:
-    return FramesLost("engine-1", "tiny", frames)
-
-
-@pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    ones = np.ones(8, np.float32)
-    return save_bundle(
-        tmp_path_factory.mktemp("bundle") / "tiny",
-        version="0.0.0",
-        created="2026-01-01T00:00:00Z",
-        model=ModelIdentity("tiny", 8, 4, {"config": "c"}),
-        markers=Markers(),
-        probes=[(probe("deception", 1), ones, 0.0), (probe("harm", 2), ones, 0.0)],
-        vectors=[(Vector("honesty", 2, 30.5), ones)],
-    )
-
-
-@dataclass
-class Monitor:
+class FakeMonitor:
     """What the API reads, to be changed by a test."""
 
-    bundle: Bundle
-    stats: Stats = field(init=False)
-    events: EventLog = field(init=False)
-    engines: list[EngineStatus] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.stats = Stats([probe.name for probe in self.bundle.manifest.probes])
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.stats = Stats([probe.name for probe in bundle.manifest.probes])
+        self.engines: list[EngineStatus] = []
         self.restart()
 
-    def restart(self, keep: int = 64, limit: int = 16) -> None:
+    def restart(self, keep: int = 64, limit: int = 64) -> None:
+        """Begin another log, as a restarted monitor does."""
         self.events = EventLog(keep, limit, self._count_drop)
 
     def _count_drop(self) -> None:
         self.stats.events_dropped += 1
+
+    def publish_alert(self, request_id: str = "chat-1", reason: str = "harm reached 1.5") -> Recorded:
+        request = Request("engine-1", "tiny", request_id, f"{request_id}-a", 12)
+        alert = Alert(request, "no-harm", "alert", "critical", "harmful_intent", 2.1, 1.5, 17, reason)
+        return self.events.publish(alert)
+
+    def publish_loss(self, frames: int = 1) -> Recorded:
+        return self.events.publish(FramesLost("engine-1", "tiny", frames))
 
     def status(self) -> Status:
         return Status(
@@ -90,13 +53,9 @@ class Monitor:
         try:
             yield server
         finally:
-            await server.stop(1.0)
+            await server.stop(grace_seconds=1.0)
 
 
 @pytest.fixture
-def monitor(bundle: Bundle) -> Monitor:
-    return Monitor(bundle)
-
-
-async def until(condition: Callable[[], bool] | Callable[[], Awaitable[bool]], seconds: float = 10.0) -> None:
-    """Wait until a condition holds."""
+def monitor(tiny_bundle: Callable[..., Bundle]) -> FakeMonitor:
+    return FakeMonitor(tiny_bundle())

@@ -1,0 +1,58 @@
+"""What the commands print, and how they fail."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from probes.errors import PlumbobError
+from probes.models import Progress as Report
+
+out = Console(highlight=False, soft_wrap=True)
+"""Results."""
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+"""Progress and errors."""
+
+
+def fail(error: PlumbobError) -> None:
+    """Print what is wrong and what to do, in one line."""
+    err.print("[bold red]error:[/] ", end="")
+    err.print(" ".join(f"{error.message} {error.fix}".split()), markup=False)
+
+
+@contextmanager
+def progress() -> Iterator[Report]:
+    """Progress bars on stderr, one for each kind of work; a line for each tenth where there is no terminal."""
+    if not err.is_terminal:
+        yield _lines()
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:<34}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err) as bars:
+        tasks: dict[str, int] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = int(bars.add_task(what, total=total))
+            bars.update(tasks[what], completed=done, total=total)  # type: ignore[arg-type]
+
+        yield report
+
+
+def _lines() -> Report:
+    shown: dict[str, int] = {}
+
+    def report(what: str, done: int, total: int) -> None:
+        tenth = 10 * done // max(total, 1)
+        if shown.get(what) != tenth:
+            shown[what] = tenth
+            print(f"{what}: {done}/{total}", file=sys.stderr, flush=True)  # noqa: T201
+
+    return report

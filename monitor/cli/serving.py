@@ -1,0 +1,279 @@
+"""A tapped server and its monitor, as two child processes that live and die together.
+
+Everything that can be wrong is checked before anything is started. The children have sessions of their own, so that Ctrl-C
+reaches this process alone, which then stops vLLM first (requests in flight end) and the monitor last (it sees them end). A
+monitor that dies is started again: serving goes on meanwhile, and the engine counts what is lost.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Final, Self
+
+from monitor.errors import EngineError, PortError, PrerequisiteError
+from monitor.policy import default_policy, load_policy
+from probes.bundle import Bundle, load_bundle
+from probes.models import DEMO, Progress, identify, no_progress, resolve_model
+
+API_PORT: Final = 8000
+METRICS_PORT: Final = 9400
+GRPC_PORT: Final = 9401
+STOP_SECONDS: Final = 20.0
+"""How long vLLM may take to end its requests."""
+START_SECONDS: Final = 900.0
+"""How long a server may take to be ready; compiling a large model takes minutes."""
+
+
+def default_endpoint() -> str:
+    """Where engine and monitor of this user meet, when nothing else is said."""
+    base = Path(os.environ.get("XDG_RUNTIME_DIR") or Path(tempfile.gettempdir()) / f"plumbob-{os.getuid()}")
+    return f"ipc://{base / 'plumbob' / 'engine.sock'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to serve, and where; checked by :meth:`check`."""
+
+    model: str
+    bundle: Path
+    policy: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = API_PORT
+    metrics_port: int = METRICS_PORT
+    grpc_port: int = GRPC_PORT
+    endpoint: str = field(default_factory=default_endpoint)
+    eager: bool = False
+    allow_untested: bool = False
+    vllm_arguments: Sequence[str] = ()
+    """Passed on to ``vllm serve``."""
+
+    @property
+    def served_name(self) -> str:
+        """What clients write as ``model``."""
+        return self.model if self.model == DEMO else Path(self.model).name if Path(self.model).is_dir() else self.model
+
+    @property
+    def url(self) -> str:
+        """Of the OpenAI-compatible API."""
+        return f"http://{self.host}:{self.port}"
+
+    def check(self, progress: Progress = no_progress) -> Path:
+        """Find everything that would fail later.
+
+        Returns:
+            The model's directory.
+
+        Raises:
+            PlumbobError: The first thing that is wrong, and what to do about it.
+        """
+        bundle = load_bundle(self.bundle)
+        require_vllm(allow_untested=self.allow_untested)
+        if not self.eager and "--enforce-eager" not in self.vllm_arguments:
+            require_compiler()
+        path = resolve_model(self.model, progress)
+        bundle.require_model(identify(path, self.model))
+        check_policy(self.policy, bundle)
+        for port, option in ((self.port, "--port"), (self.metrics_port, "--metrics-port"), (self.grpc_port, "--grpc-port")):
+            require_port(self.host, port, option)
+        return path
+
+
+def check_policy(policy: Path | None, bundle: Bundle) -> None:
+    """Raise PolicyError where the policy does not load, or does not fit the bundle."""
+    if policy is None:
+        default_policy(bundle)
+    else:
+        load_policy(policy, bundle)
+
+
+def require_vllm(*, allow_untested: bool) -> str:
+    """The installed version of vLLM.
+
+    Raises:
+        PrerequisiteError: vLLM is missing or was not tested.
+    """
+    # Reads package metadata only: nothing of vLLM is imported into this process.
+    from monitor.engine.compat import require_version
+
+    return require_version(allow_untested=allow_untested)
+
+
+def require_compiler() -> None:
+    """Raise PrerequisiteError where Inductor would find no C++ compiler."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise PrerequisiteError(
+            f"The C++ compiler {compiler} is not installed, and vLLM compiles the model.",
+            "Install it (on Debian: apt-get install g++), or serve with --eager.",
+        )
+
+
+def require_port(host: str, port: int, option: str) -> None:
+    """Raise PortError where somebody listens already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise PortError(
+                f"{host}:{port} cannot be bound: {error.strerror}.", f"Stop what uses it, or choose another with {option}."
+            ) from error
+
+
+class Serving:
+    """A server and its monitor, running; a context manager.
+
+    Args:
+        plan: What to serve.
+        log: Where the output of both goes; ``None``: to this process's stderr.
+        report: Told in words what is happening.
+    """
+
+    def __init__(self, plan: Plan, log: Path | None = None, report: Callable[[str], None] = lambda _: None) -> None:
+        self.plan = plan
+        self._report = report
+        self._log: IO[bytes] | None = None
+        self._log_path = log
+        self._model_path: Path | None = None
+        self.monitor: subprocess.Popen[bytes] | None = None
+        self.server: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self._model_path = self.plan.check()
+        if self._log_path is not None:
+            self._log_path.parent.mkdir(parents=True, exist_ok=True)
+            self._log = self._log_path.open("wb")
+        try:
+            self.start_monitor()
+            self._start_server()
+            self._wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start_monitor(self) -> None:
+        """Start the monitor, and wait until it serves."""
+        plan = self.plan
+        command = [sys.executable, "-m", "monitor.cli", "monitor", "--bundle", str(plan.bundle)]
+        command += ["--endpoint", plan.endpoint, "--host", plan.host]
+        command += ["--metrics-port", str(plan.metrics_port), "--grpc-port", str(plan.grpc_port)]
+        if plan.policy is not None:
+            command += ["--policy", str(plan.policy)]
+        self.monitor = self._spawn(command)
+        deadline = time.monotonic() + 30
+        while not _listening(plan.host, plan.grpc_port):
+            if self.monitor.poll() is not None or time.monotonic() > deadline:
+                raise EngineError("The monitor did not start.", self._where())
+            time.sleep(0.05)
+        self._report("monitor ready")
+
+    def watch(self) -> int:
+        """Wait until the server ends, starting the monitor again when it dies.
+
+        Returns:
+            The server's exit code.
+        """
+        if self.server is None:
+            raise RuntimeError("the server was not started")
+        while (code := self.server.poll()) is None:
+            self.revive_monitor()
+            time.sleep(0.5)
+        return code
+
+    def revive_monitor(self) -> bool:
+        """Start the monitor again if it has died; whether it had."""
+        if self.monitor is None or self.monitor.poll() is None:
+            return False
+        self._report(f"the monitor ended with code {self.monitor.returncode}; starting it again")
+        with contextlib.suppress(EngineError):
+            self.start_monitor()
+        return True
+
+    def stop(self) -> None:
+        """Stop the server, then the monitor; safe to call twice."""
+        for child, seconds in ((self.server, STOP_SECONDS), (self.monitor, 5.0)):
+            if child is not None:
+                _stop(child, seconds)
+        if self._log is not None:
+            self._log.close()
+
+    def _start_server(self) -> None:
+        plan = self.plan
+        settings = {"bundle": str(plan.bundle), "endpoint": plan.endpoint, "allow_untested": plan.allow_untested}
+        command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(self._model_path)]
+        command += ["--served-model-name", plan.served_name, "--host", plan.host, "--port", str(plan.port)]
+        command += ["--additional-config", json.dumps({"plumbob": settings})]
+        command += ["--enforce-eager"] if plan.eager else []
+        self.server = self._spawn([*command, *plan.vllm_arguments])
+
+    def _wait_ready(self) -> None:
+        if self.server is None:
+            raise RuntimeError("the server was not started")
+        self._report("starting vLLM" + (" (eager)" if self.plan.eager else " and compiling the model"))
+        deadline = time.monotonic() + START_SECONDS
+        while not _healthy(self.plan.url):
+            if self.server.poll() is not None:
+                raise EngineError(f"vLLM ended with code {self.server.returncode} before it was ready.", self._where())
+            if time.monotonic() > deadline:
+                raise EngineError(f"vLLM was not ready after {START_SECONDS:.0f} s.", self._where())
+            time.sleep(0.25)
+        self._report("vLLM ready")
+
+    def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
+        environment = {"VLLM_NO_USAGE_STATS": "1", **os.environ}
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT if self._log else None,
+            start_new_session=True,
+            env=environment,
+        )
+
+    def _where(self) -> str:
+        return f"Its output is in {self._log_path}." if self._log_path else "Its output is above."
+
+
+def _stop(child: subprocess.Popen[bytes], seconds: float) -> None:
+    """Interrupt a child, and kill its session when it does not end."""
+    if child.poll() is None:
+        child.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(seconds)
+    # Its own children (the engine core, workers) may outlive it.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def _listening(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.2)
+        return probe.connect_ex((host, port)) == 0
+
+
+def _healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=1) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, OSError):
+        return False

@@ -1,0 +1,92 @@
+"""What the monitor knows of one engine, and what it owes it: a confirmation, a request to resync."""
+
+from dataclasses import dataclass, field
+
+from monitor.frames import FrameHeader
+from monitor.ingest.sequence import FrameSequence
+from monitor.stats import EngineState, EngineStatus
+
+
+@dataclass(slots=True)
+class Link:
+    """One engine. Times are of the monotonic clock, in seconds."""
+
+    engine: str
+    last_seen: float
+    """When its last message arrived."""
+    model: str = ""
+    vllm: str = ""
+    fits: bool | None = None
+    """Whether it scores with the monitor's bundle; ``None`` until it has said."""
+    lost: bool = False
+    """Whether it has been silent for too long."""
+    exporter: bytes | None = None
+    """Routing id of who sends its frames."""
+    sequence: FrameSequence = field(default_factory=FrameSequence)
+    frames: int = 0
+    dropped: int = 0
+    unscored: int = 0
+    lag_seconds: float | None = None
+    resync_wanted: bool = False
+    _acked: int = -1
+    _next_ack: float = 0.0
+    _next_resync: float = 0.0
+
+    @property
+    def state(self) -> EngineState:
+        """What the engine is to the monitor."""
+        if self.lost:
+            return "lost"
+        if self.fits is None:
+            return "pending"
+        return "connected" if self.fits else "refused"
+
+    def count(self, header: FrameHeader) -> tuple[int, int]:
+        """Take over an engine's own counters.
+
+        Returns:
+            By how much its dropped frames and its unscored rows rose.
+        """
+        rose = max(0, header.dropped - self.dropped), max(0, header.unscored - self.unscored)
+        self.dropped += rose[0]
+        self.unscored += rose[1]
+        return rose
+
+    def take_ack(self, now: float, every: float) -> int | None:
+        """The sequence number to confirm now, or ``None``.
+
+        Args:
+            now: In seconds.
+            every: Seconds that must lie between two confirmations.
+        """
+        if self.sequence.last <= self._acked or now < self._next_ack:
+            return None
+        self._acked, self._next_ack = self.sequence.last, now + every
+        return self._acked
+
+    def take_resync(self, now: float, every: float) -> bool:
+        """Whether to ask for a resync now.
+
+        Args:
+            now: In seconds.
+            every: Seconds that must lie between two of them.
+        """
+        if not self.resync_wanted or now < self._next_resync:
+            return False
+        self.resync_wanted, self._next_resync = False, now + every
+        return True
+
+    def status(self, now: float, requests_active: int) -> EngineStatus:
+        """A snapshot."""
+        return EngineStatus(
+            engine=self.engine,
+            model=self.model,
+            vllm=self.vllm,
+            state=self.state,
+            frames=self.frames,
+            lost=self.sequence.lost,
+            dropped=self.dropped,
+            requests_active=requests_active,
+            last_seen_seconds=max(0.0, now - self.last_seen),
+            lag_seconds=self.lag_seconds,
+        )

@@ -1,0 +1,260 @@
+"""The monitor process: messages in, verdicts, decisions, actions, events out; all on one event loop.
+
+A frame goes through it as the design's line goes through the house::
+
+    Source -> Link (lost? ours?) -> VerdictTable -> Policy -> Actions -> Recorder
+       ^                                                         |
+       +----------------------- orders --------------------------+
+
+:meth:`Monitor.receive` takes one message and :meth:`Monitor.tick` does what is due; :meth:`Monitor.run` calls
+both.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, Literal
+
+from monitor.actions import Actions, Recorder, Sink
+from monitor.events import EngineChanged, EventLog, FramesLost
+from monitor.frames import RESYNC, Frame, Hello, Order, encode_ack, encode_order
+from monitor.ingest import Arrival, Link, Malformed, Source, core_identity
+from monitor.policy import Policy
+from monitor.stats import SkipReason, Stats, Status
+from monitor.verdicts import Tally, VerdictTable
+from probes.bundle import Bundle
+
+_TICK_SECONDS: Final = 0.05
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much the monitor keeps, and how long it waits."""
+
+    max_requests: int = 65_536
+    """Requests in flight, of all engines; those beyond are unscored."""
+    max_engines: int = 256
+    """Engines, with those that were lost; frames of those beyond are skipped."""
+    silence_seconds: float = 5.0
+    """An engine from which nothing came for so long is lost; it says HELLO every second."""
+    forget_seconds: float = 600.0
+    """A lost engine is listed for so long."""
+    ack_seconds: float = 0.1
+    """At least between two confirmations to one engine."""
+    resync_seconds: float = 1.0
+    """At least between two requests to resync to one engine."""
+
+
+class Monitor:
+    """Reads engines, and acts on what it reads.
+
+    Args:
+        bundle: What the engines score with.
+        policy: What to do when a probe fires.
+        source: Where messages come from; closed with the monitor.
+        sinks: Where events go, beside :attr:`events`.
+        limits: How much to keep, how long to wait.
+        clock: Seconds of the host's monotonic clock, the one that engines stamp frames with.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        policy: Policy,
+        source: Source,
+        *,
+        sinks: Sequence[Sink] = (),
+        limits: Limits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.bundle = bundle
+        self.policy = policy
+        self.stats = Stats([probe.name for probe in bundle.probes])
+        self.events = EventLog(on_drop=self._count_dropped_event)
+        self._source = source
+        self._limits = limits or Limits()
+        self._clock = clock
+        self._started = datetime.now(UTC)
+        self._links: dict[str, Link] = {}
+        self._verdicts = VerdictTable(bundle, self._limits.max_requests)
+        self._recorder = Recorder(self.events, sinks, self.stats)
+        self._actions = Actions(self._recorder, self.stats, self._send_order, self._limits.max_requests)
+
+    async def run(self) -> None:
+        """Read until cancelled, or until the source ends."""
+        async with asyncio.TaskGroup() as group:
+            ticking = group.create_task(self._keep_ticking())
+            async for arrival in self._source:
+                self.receive(arrival)
+                # What has arrived already is read without a pause; servers on this loop have their turn here.
+                await asyncio.sleep(0)
+            ticking.cancel()
+
+    def close(self) -> None:
+        """Let go of the source, and end all subscriptions."""
+        self._source.close()
+        self.events.close()
+
+    def status(self) -> Status:
+        """A snapshot; may be taken from another thread."""
+        now = self._clock()
+        return Status(
+            started=self._started,
+            bundle_path=str(self.bundle.path),
+            bundle_digest=self.bundle.digest,
+            policy_name=self.policy.name,
+            policy_digest=self.policy.digest,
+            engines=tuple(
+                link.status(now, self._verdicts.active(link.engine)) for link in list(self._links.values())
+            ),
+        )
+
+    def receive(self, arrival: Arrival) -> None:
+        """Take one message."""
+        match arrival.message:
+            case Hello() as hello:
+                self._hello(hello)
+            case Frame() as frame:
+                self._frame(frame, arrival.identity)
+            case Malformed(reason, detail):
+                self.stats.frames_malformed[reason,] += 1
+                logger.debug("Skipped a message of %r: %s", arrival.identity, detail)
+
+    def tick(self) -> None:
+        """Do what is due: confirmations, requests to resync, engines that fell silent."""
+        now = self._clock()
+        for link in list(self._links.values()):
+            silent = now - link.last_seen
+            if not link.lost and silent > self._limits.silence_seconds:
+                link.lost = True
+                dropped = self._drop_requests(link)
+                self._changed(
+                    link, "lost", f"silent for {silent:.1f} s; {dropped} requests end without a verdict"
+                )
+            elif link.lost and silent > self._limits.forget_seconds:
+                del self._links[link.engine]
+            else:
+                self._answer(link, now)
+
+    async def _keep_ticking(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            self.tick()
+
+    def _hello(self, hello: Hello) -> None:
+        link = self._heard(hello.engine)
+        if link is None:
+            return
+        before = link.fits
+        link.model, link.vllm, link.fits = hello.model, hello.vllm, hello.bundle == self.bundle.digest
+        if link.fits == before:
+            return
+        if link.fits:
+            self._changed(link, "connected", f"vLLM {hello.vllm}")
+        else:
+            self._drop_requests(link)
+            theirs, ours = hello.bundle[:12], self.bundle.digest[:12]
+            self._changed(
+                link, "refused", f"it scores with bundle {theirs}, this monitor reads bundle {ours}"
+            )
+
+    def _frame(self, frame: Frame, sender: bytes) -> None:
+        header = frame.header
+        link = self._heard(header.engine)
+        if link is None:
+            return self._skip("", "engines")
+        if link.fits is False:
+            return self._skip(link.model, "refused")
+        if header.probes != len(self.bundle.probes):
+            return self._skip(link.model, "probes")
+        lost = link.sequence.arrive(header.sequence, header.acked)
+        if lost is None:
+            return self._skip(link.model, "duplicate")
+
+        first, link.frames, link.exporter = not link.frames, link.frames + 1, sender
+        now = self._clock()
+        link.lag_seconds = max(0.0, now - header.monotonic_ns / 1e9)
+        self._count_frame(link, frame, lost)
+        tally = self._verdict(frame, link)
+        if header.complete:
+            link.resync_wanted = False
+        elif lost or tally.unknown or (first and header.sequence > 0):
+            link.resync_wanted = True
+        self._answer(link, now)
+        return None
+
+    def _verdict(self, frame: Frame, link: Link) -> Tally:
+        """Verdicts, decisions and actions of one frame."""
+        verdicts = self._verdicts.apply(frame, link.model)
+        self.stats.count_rows(link.model, verdicts.tally)
+        for finished in verdicts.finished:
+            self.stats.requests_finished[link.model,] += 1
+            self.stats.observe_margins(link.model, finished.readings)
+            self._actions.forget(finished.request)
+            self._recorder.record(finished)
+        for fired in verdicts.fired:
+            self.stats.probe_fired[link.model, fired.probe] += 1
+            self._recorder.record(fired)
+            self._actions.apply(fired, self.policy.decide(fired))
+        return verdicts.tally
+
+    def _heard(self, engine: str) -> Link | None:
+        """The link of an engine from which something came; ``None`` where there is no room for another."""
+        now, link = self._clock(), self._links.get(engine)
+        if link is None:
+            if len(self._links) >= self._limits.max_engines and not self._forget_one():
+                return None
+            link = self._links[engine] = Link(engine, last_seen=now)
+        link.last_seen = now
+        if link.lost:
+            link.lost = False
+            if link.fits is not None:
+                self._changed(link, "connected" if link.fits else "refused", "heard again")
+        return link
+
+    def _forget_one(self) -> bool:
+        lost = [link for link in self._links.values() if link.lost]
+        if lost:
+            del self._links[min(lost, key=lambda link: link.last_seen).engine]
+        return bool(lost)
+
+    def _answer(self, link: Link, now: float) -> None:
+        if link.exporter is None or link.lost:
+            return
+        if (sequence := link.take_ack(now, self._limits.ack_seconds)) is not None:
+            self._source.send(link.exporter, encode_ack(sequence))
+        if link.take_resync(now, self._limits.resync_seconds):
+            self._source.send(link.exporter, [RESYNC])
+            self.stats.resyncs[link.model,] += 1
+
+    def _send_order(self, engine: str, order: Order) -> bool:
+        return self._source.send(core_identity(engine), encode_order(order))
+
+    def _drop_requests(self, link: Link) -> int:
+        dropped = self._verdicts.drop_engine(link.engine)
+        self.stats.requests_dropped[link.model, "engine_lost"] += dropped
+        return dropped
+
+    def _changed(self, link: Link, state: Literal["connected", "lost", "refused"], detail: str) -> None:
+        self._recorder.record(EngineChanged(link.engine, link.model, state, detail))
+
+    def _skip(self, model: str, reason: SkipReason) -> None:
+        self.stats.frames_skipped[model, reason] += 1
+
+    def _count_frame(self, link: Link, frame: Frame, lost: int) -> None:
+        stats, model = self.stats, link.model
+        stats.frames_received[model,] += 1
+        dropped, unscored = link.count(frame.header)
+        stats.engine_frames_dropped[model,] += dropped
+        stats.engine_rows_unscored[model,] += unscored
+        if lost:
+            stats.frames_lost[model,] += lost
+            self._recorder.record(FramesLost(link.engine, model, lost))
+
+    def _count_dropped_event(self) -> None:
+        self.stats.events_dropped += 1

@@ -1,0 +1,208 @@
+"""Activations to fit on: the residual stream of conversations, at several layers.
+
+``ActivationSource`` is the seam; :class:`TransformersSource` reads a model with transformers. "The output of block i" means
+here what it means in the engine: the residual stream after block i, before any further norm.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from probes.chat import Conversation, encode, find_markers
+from probes.errors import ModelError
+from probes.models import Progress, no_progress
+from probes.roles import Markers, RoleReader
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What was read of one conversation."""
+
+    token_ids: NDArray[np.int64]
+    """Shape ``(tokens,)``."""
+    roles: NDArray[np.uint8]
+    """Of each token, shape ``(tokens,)``."""
+    states: NDArray[np.float32]
+    """Residual stream, shape ``(layers, tokens, hidden)``, in the order of the layers asked for."""
+
+
+class ActivationSource(Protocol):
+    """Whatever reads the residual stream of conversations."""
+
+    @property
+    def markers(self) -> Markers:
+        """The chat template's markers."""
+        ...
+
+    def read(
+        self, conversations: Sequence[Sequence[int]], layers: Sequence[int], progress: Progress = no_progress
+    ) -> list[Reading]:
+        """The residual stream after each of ``layers``, for each token of each conversation."""
+        ...
+
+
+class TransformersSource:
+    """Reads a model with transformers, on the CPU or a GPU where there is one.
+
+    Args:
+        path: The model's directory.
+        dtype: ``bfloat16``, as it will be served, or ``float32``, the reference.
+        batch_tokens: Padded tokens of one forward pass.
+
+    Raises:
+        ModelError: transformers cannot load it, or torch is missing.
+    """
+
+    def __init__(self, path: Path, dtype: str = "bfloat16", batch_tokens: int = 1024) -> None:
+        try:
+            import torch
+            import transformers
+        except ImportError as error:
+            raise ModelError(f"Reading a model needs {error.name}.", "Run: pip install 'plumbob[fit]'") from error
+        self._torch = torch
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._batch_tokens = batch_tokens
+        try:
+            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path)
+            self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"transformers cannot load {path}: {str(error).splitlines()[0]}") from error
+        self.model.to(self._device).eval()
+        text = self.model.config.get_text_config()
+        self.layers = int(text.num_hidden_layers)
+        self.hidden = int(text.hidden_size)
+        self._blocks = _find_blocks(self.model, self.layers)
+        self.markers = find_markers(self.tokenizer)
+        self._roles = RoleReader(self.markers)
+
+    def encode(self, conversation: Conversation, *, respond: bool = False) -> list[int]:
+        """A conversation's tokens; with ``respond``, up to where the answer begins."""
+        return encode(self.tokenizer, conversation, respond=respond)
+
+    def read(
+        self, conversations: Sequence[Sequence[int]], layers: Sequence[int], progress: Progress = no_progress
+    ) -> list[Reading]:
+        """See :class:`ActivationSource`."""
+        readings: list[Reading | None] = [None] * len(conversations)
+        total, done = sum(len(ids) for ids in conversations), 0
+        for batch in self._batches(conversations):
+            ids, mask = self._pad([conversations[index] for index in batch], left=False)
+            with self._taps(layers) as states, self._torch.inference_mode():
+                try:
+                    self.model(input_ids=ids, attention_mask=mask, use_cache=False)
+                except _ReadEnough:
+                    pass
+            for row, index in enumerate(batch):
+                token_ids = np.asarray(conversations[index], np.int64)
+                readings[index] = Reading(
+                    token_ids=token_ids,
+                    roles=self._roles.prompt(token_ids),
+                    states=np.stack([states[layer][row, : len(token_ids)] for layer in layers]),
+                )
+                done += len(token_ids)
+            progress("reading activations", done, total)
+        return [reading for reading in readings if reading is not None]
+
+    def respond(
+        self, prompts: Sequence[Sequence[int]], max_tokens: int, progress: Progress = no_progress
+    ) -> list[list[int]]:
+        """The model's own greedy answers.
+
+        Args:
+            prompts: Tokens, up to where the answer begins.
+            max_tokens: Of each answer.
+            progress: Told how many prompts are done.
+
+        Returns:
+            Each prompt followed by its answer, without the token that ends it.
+        """
+        stops = self.model.generation_config.eos_token_id
+        stop_ids = set(stops if isinstance(stops, list) else [stops])
+        answered: list[list[int]] = [[] for _ in prompts]
+        done = 0
+        # A decode step costs little more for many rows than for one: batches much larger than a reading's.
+        for batch in self._batches(prompts, self._batch_tokens * 6):
+            ids, mask = self._pad([prompts[index] for index in batch], left=True)
+            with self._torch.inference_mode():
+                output = self.model.generate(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    max_new_tokens=max_tokens,
+                    do_sample=False,
+                    pad_token_id=self._pad_id,
+                )
+            for row, index in enumerate(batch):
+                answer = output[row, ids.shape[1] :].tolist()
+                end = next((at for at, token in enumerate(answer) if token in stop_ids), len(answer))
+                answered[index] = [*prompts[index], *answer[:end]]
+            done += len(batch)
+            progress("answering benign prompts", done, len(prompts))
+        return answered
+
+    @property
+    def _pad_id(self) -> int:
+        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+
+    def _batches(self, sequences: Sequence[Sequence[int]], tokens: int | None = None) -> Iterator[list[int]]:
+        """Indices, the longest first, so that progress does not slow down towards the end."""
+        budget = tokens or self._batch_tokens
+        batch: list[int] = []
+        for index in sorted(range(len(sequences)), key=lambda index: -len(sequences[index])):
+            if batch and len(sequences[batch[0]]) * (len(batch) + 1) > budget:
+                yield batch
+                batch = []
+            batch.append(index)
+        if batch:
+            yield batch
+
+    def _pad(self, sequences: Sequence[Sequence[int]], *, left: bool) -> tuple[Any, Any]:
+        width = max(len(ids) for ids in sequences)
+        ids = np.full((len(sequences), width), self._pad_id, np.int64)
+        mask = np.zeros((len(sequences), width), np.int64)
+        for row, sequence in enumerate(sequences):
+            place = slice(width - len(sequence), width) if left else slice(0, len(sequence))
+            ids[row, place], mask[row, place] = sequence, 1
+        return tuple(self._torch.from_numpy(array).to(self._device) for array in (ids, mask))  # type: ignore[return-value]
+
+    @contextmanager
+    def _taps(self, layers: Sequence[int]) -> Iterator[dict[int, NDArray[np.float32]]]:
+        states: dict[int, NDArray[np.float32]] = {}
+        last = max(layers)
+
+        def hook(layer: int) -> Any:
+            def read(_module: Any, _arguments: Any, output: Any) -> None:
+                state = output[0] if isinstance(output, tuple) else output
+                states[layer] = state.float().cpu().numpy()
+                if layer == last:
+                    raise _ReadEnough
+
+            return read
+
+        handles = [self._blocks[layer].register_forward_hook(hook(layer)) for layer in layers]
+        try:
+            yield states
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+class _ReadEnough(Exception):  # noqa: N818
+    """Ends a forward pass whose last wanted layer has been read."""
+
+
+def _find_blocks(model: Any, layers: int) -> Any:
+    from torch import nn
+
+    found = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.ModuleList) and len(module) == layers and len({type(block) for block in module}) == 1
+    ]
+    if len(found) != 1:
+        raise ModelError(f"{type(model).__name__} has {len(found)} lists of {layers} decoder blocks; one is needed.")
+    return found[0]

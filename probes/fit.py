@@ -1,0 +1,227 @@
+"""From a model to a bundle.
+
+1. Read the residual stream of every contrast pair and benign request at candidate layers, in the middle of the model, where
+   concepts are most linear. Benign requests are read with the model's own answer, since probes of assistant tokens must be
+   set on what the model really writes.
+2. Halve the benign requests: one half teaches what is ordinary, the other sets thresholds and is seen by no probe.
+3. For each concept choose layer and penalty by cross-validation on pairs and the first half (:mod:`probes.linear`), fit on
+   all of them, and set the threshold on the second half (:mod:`probes.calibrate`).
+4. Take the mean difference of the pairs at that layer as steering vector (contrastive activation addition, Rimsky et al.,
+   arXiv 2312.06681), with the median norm of the residual stream over response tokens as the unit of dose.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from probes.activations import Reading, TransformersSource
+from probes.aggregate import Aggregate
+from probes.bundle import Bundle, Evaluation, Probe, Vector, save_bundle
+from probes.calibrate import calibrate
+from probes.concepts import CONCEPTS, Concept, load_benign
+from probes.errors import ConceptError
+from probes.linear import PENALTIES, Linear, averaged, cross_validate, fit, text_auroc
+from probes.models import Progress, identify, no_progress, resolve_model
+from probes.roles import Role
+
+CANDIDATE_DEPTHS: Final = (0.4, 0.5, 0.6, 0.7)
+"""Depths at which layers are tried, as shares of the model's layers."""
+ANSWERED: Final = 300
+"""Benign requests that are read with the model's own answer; the others are read without."""
+ANSWER_TOKENS: Final = 40
+"""Length of those answers at most."""
+
+
+@dataclass(frozen=True)
+class _Benign:
+    """Benign requests as read, in two halves."""
+
+    training: list[Reading]
+    calibration: list[Reading]
+
+
+def fit_bundle(
+    model: str,
+    out: Path,
+    *,
+    version: str,
+    false_positive_rate: float = 0.01,
+    concepts: Sequence[Concept] = CONCEPTS,
+    aggregate: Aggregate = Aggregate(),  # noqa: B008  (frozen)
+    progress: Progress = no_progress,
+) -> Bundle:
+    """Fit, calibrate and write a bundle.
+
+    Args:
+        model: A Hugging Face id, a local directory, or ``demo``.
+        out: Directory of the bundle.
+        version: Of plumbob, for the manifest.
+        false_positive_rate: Share of benign requests on which each probe may fire.
+        concepts: What to fit.
+        aggregate: How token scores become verdicts.
+        progress: Told about slow work.
+
+    Returns:
+        The bundle.
+
+    Raises:
+        PlumbobError: The model or the data cannot be used; nothing was written.
+    """
+    pairs = {concept.name: concept.pairs for concept in concepts}
+    path = resolve_model(model, progress)
+    identity = identify(path, model)
+    source = TransformersSource(path)
+    layers = sorted({round(depth * source.layers) for depth in CANDIDATE_DEPTHS})
+    benign = _read_benign(source, layers, progress)
+    fitted: list[tuple[Probe, NDArray[np.floating], float]] = []
+    vectors: list[tuple[Vector, NDArray[np.floating]]] = []
+    for concept in concepts:
+        sides = [
+            [source.encode(side) for side in (pair.positive, pair.negative)] for pair in pairs[concept.name]
+        ]
+        readings = source.read([ids for side in sides for ids in side], layers, progress)
+        contrast = _Contrast(concept, layers, readings[0::2], readings[1::2], benign, aggregate)
+        probe, linear = contrast.probe(false_positive_rate, progress)
+        fitted.append((probe, linear.weight, linear.bias))
+        vectors.append(contrast.vector(probe.layer))
+    return save_bundle(
+        out,
+        version=version,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        model=identity,
+        markers=source.markers,
+        probes=fitted,
+        vectors=vectors,
+    )
+
+
+def _read_benign(source: TransformersSource, layers: Sequence[int], progress: Progress) -> _Benign:
+    prompts = [source.encode(request.messages, respond=True) for request in load_benign()]
+    # Shuffled, so that either half and the answered ones are alike.
+    order = np.random.default_rng(0).permutation(len(prompts)).tolist()
+    shuffled = [prompts[index] for index in order]
+    answered = [*source.respond(shuffled[:ANSWERED], ANSWER_TOKENS, progress), *shuffled[ANSWERED:]]
+    readings = source.read(answered, layers, progress)
+    return _Benign(training=readings[0::2], calibration=readings[1::2])
+
+
+class _Contrast:
+    """One concept's data at the candidate layers.
+
+    Args:
+        concept: What is fitted.
+        layers: In the order of the readings' states.
+        positive: Readings of the positives.
+        negative: Readings of the matched negatives.
+        benign: Readings of the benign requests.
+        aggregate: How scores are averaged.
+    """
+
+    def __init__(
+        self,
+        concept: Concept,
+        layers: Sequence[int],
+        positive: Sequence[Reading],
+        negative: Sequence[Reading],
+        benign: _Benign,
+        aggregate: Aggregate,
+    ) -> None:
+        self._concept, self._layers, self._aggregate = concept, list(layers), aggregate
+        self._positive, self._negative, self._benign = positive, negative, benign
+        shortest = min(int(last_message(reading.roles).sum()) for reading in [*positive, *negative])
+        if shortest < aggregate.min_tokens:
+            raise ConceptError(
+                f"A message of concept '{concept.name}' has {shortest} tokens.", f"Write {aggregate.min_tokens} at least."
+            )
+
+    def probe(self, rate: float, progress: Progress) -> tuple[Probe, Linear]:
+        """Choose, fit and calibrate."""
+        concept, minimum = self._concept, self._aggregate.min_tokens
+        what, total = f"fitting {concept.name}", len(self._layers) * len(PENALTIES) + 1
+        choices = []
+        for layer in self._layers:
+            spans = self._spans(layer)
+            for penalty in PENALTIES:
+                choices.append(cross_validate(layer, penalty, *spans, minimum, rate))
+                progress(what, len(choices), total)
+        best = max(choices, key=lambda choice: choice.informedness)
+        linear = fit(*self._spans(best.layer), best.penalty, minimum)
+        quiet = linear.verdicts(self._ordinary(self._benign.calibration, best.layer), minimum)
+        threshold, calibration = calibrate(quiet, rate)
+        progress(what, total, total)
+        return (
+            Probe(
+                name=concept.name,
+                layer=best.layer,
+                roles=[role.name.lower() for role in concept.roles],
+                threshold=threshold,
+                aggregate=self._aggregate,
+                calibration=calibration,
+                evaluation=Evaluation(
+                    pairs=len(best.positive),
+                    auroc=_auroc(best.positive, best.negative),
+                    auroc_text=text_auroc(
+                        [pair.positive[-1].content for pair in concept.pairs],
+                        [pair.negative[-1].content for pair in concept.pairs],
+                    ),
+                    recall=float((best.positive >= 0).mean()),
+                    paired=float((best.positive > best.negative).mean()),
+                ),
+            ),
+            linear,
+        )
+
+    def vector(self, layer: int) -> tuple[Vector, NDArray[np.floating]]:
+        """The mean difference of the pairs, over the tokens that differ in the concept."""
+        at = self._layers.index(layer)
+        means = [
+            np.mean([reading.states[at, last_message(reading.roles)].mean(axis=0) for reading in side], axis=0)
+            for side in (self._positive, self._negative)
+        ]
+        answers = [
+            np.linalg.norm(reading.states[at, reading.roles == Role.ASSISTANT], axis=-1)
+            for reading in [*self._benign.training, *self._benign.calibration]
+        ]
+        norm = float(np.median(np.concatenate(answers)))
+        return Vector(name=self._concept.name, layer=layer, hidden_norm=norm), means[0] - means[1]
+
+    def _spans(self, layer: int) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+        at = self._layers.index(layer)
+        positive, negative = (
+            [averaged(reading.states[at, last_message(reading.roles)], self._aggregate) for reading in side]
+            for side in (self._positive, self._negative)
+        )
+        return positive, negative, self._ordinary(self._benign.training, layer)
+
+    def _ordinary(self, readings: Sequence[Reading], layer: int) -> list[NDArray[np.float32]]:
+        """Benign requests that have tokens for this probe to read."""
+        at = self._layers.index(layer)
+        masks = [np.isin(reading.roles, self._concept.roles) for reading in readings]
+        return [
+            averaged(reading.states[at, mask], self._aggregate)
+            for reading, mask in zip(readings, masks, strict=True)
+            if mask.any()
+        ]
+
+
+def last_message(roles: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Which tokens belong to the last message, shape ``(tokens,)``: the one that a pair differs in."""
+    content = np.flatnonzero(roles != Role.TEMPLATE)
+    mask = np.zeros(len(roles), bool)
+    if len(content):
+        end = content[-1]
+        other = np.flatnonzero(roles[:end] != roles[end])
+        mask[(other[-1] + 1 if len(other) else 0) : end + 1] = True
+    return mask
+
+
+def _auroc(positive: NDArray[np.floating], negative: NDArray[np.floating]) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    scores = np.nan_to_num(np.concatenate([positive, negative]), neginf=-1e30)
+    return float(roc_auc_score(np.arange(len(scores)) < len(positive), scores))

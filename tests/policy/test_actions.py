@@ -1,0 +1,119 @@
+import json
+import logging
+
+import pytest
+
+from monitor.actions import Actions, LogSink, MemorySink, Recorder
+from monitor.events import Alert, EngineChanged, EventLog, Intervention, ProbeFired, Request
+from monitor.frames import Steer
+from monitor.policy import AlertAction, Decision, SteerAction
+from monitor.stats import Stats
+
+
+def fired(key="a", probe="toxicity") -> ProbeFired:
+    return ProbeFired(Request("engine", "tiny", f"user-{key}", key, 4), probe, 3.0, 2.0, 7, "user")
+
+
+def decision(mode="enforce", action=None, rule="rule") -> Decision:
+    return Decision(rule, mode, action or SteerAction("toxicity", -0.2, 50), "because")
+
+
+class Engine:
+    """Takes orders, or not."""
+
+    def __init__(self):
+        self.reachable, self.orders = True, []
+
+    def send(self, engine, order):
+        self.orders.append((engine, order))
+        return self.reachable
+
+
+@pytest.fixture
+def engine():
+    return Engine()
+
+
+@pytest.fixture
+def sink():
+    return MemorySink()
+
+
+@pytest.fixture
+def stats():
+    return Stats(["toxicity"])
+
+
+@pytest.fixture
+def actions(engine, sink, stats):
+    return Actions(Recorder(EventLog(), [sink], stats), stats, engine.send, max_requests=2)
+
+
+def test_enforcing_sends_an_order_and_records_it(actions, engine, sink, stats):
+    actions.apply(fired(), [decision()])
+    assert engine.orders == [("engine", Steer("a", "toxicity", -0.2, 50))]
+    (event,) = sink.events
+    assert isinstance(event, Intervention) and event.sent and (event.vector, event.dose) == ("toxicity", -0.2)
+    assert stats.interventions == {("tiny", "rule", "toxicity", "enforce", True): 1}
+
+
+def test_shadow_records_and_sends_nothing(actions, engine, sink, stats):
+    actions.apply(fired(), [decision("shadow"), decision("shadow", AlertAction("critical"))])
+    assert engine.orders == []
+    intervention, alert = sink.events
+    assert intervention.mode == alert.mode == "shadow" and not intervention.sent
+    assert stats.interventions == {("tiny", "rule", "toxicity", "shadow", False): 1}
+    assert stats.alerts == {("tiny", "rule", "critical", "shadow"): 1}
+
+
+def test_an_order_that_does_not_arrive_is_not_recorded_as_sent(actions, engine, sink, caplog):
+    engine.reachable = False
+    actions.apply(fired(), [decision()])
+    assert not sink.events[0].sent
+    assert "did not reach engine" in caplog.text
+
+
+def test_a_rule_applies_once_a_request_with_all_its_actions(actions, engine, sink):
+    both = [decision(), decision(action=AlertAction("info"))]
+    actions.apply(fired(), both)
+    actions.apply(fired(), both)
+    assert len(engine.orders) == 1 and [type(event) for event in sink.events] == [Intervention, Alert]
+    actions.apply(fired(), [decision(rule="another")])
+    actions.apply(fired("b"), both)
+    assert len(engine.orders) == 3
+    actions.forget(fired().request)
+    actions.apply(fired(), both)
+    assert len(engine.orders) == 4
+
+
+def test_what_was_applied_is_remembered_for_a_bounded_number_of_requests(actions, engine):
+    for key in ("a", "b", "c", "c", "b", "a"):
+        actions.apply(fired(key), [decision()])
+    assert [order.key for _, order in engine.orders] == ["a", "b", "c", "a"]
+
+
+def test_a_sink_that_fails_breaks_nothing(stats, caplog):
+    class Broken:
+        def emit(self, recorded):
+            raise RuntimeError("down")
+
+    log, last = EventLog(), MemorySink()
+    recorder = Recorder(log, [Broken(), last], stats)
+    recorder.record(EngineChanged("engine", "tiny", "lost", "silent"))
+    assert last.recorded[0].sequence == log.last_sequence == 1
+    assert stats.sink_errors == {("Broken",): 1}
+    assert "down" in caplog.text
+
+
+def test_the_log_sink_writes_one_line_of_json(stats, caplog):
+    caplog.set_level(logging.INFO, "plumbob.events")
+    recorder = Recorder(EventLog(), [LogSink()], stats)
+    recorder.record(fired())
+    recorder.record(
+        Alert(fired().request, "rule", "alert", "critical", "toxicity", 3.0, 2.0, 7, "because\nof it")
+    )
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING and "\n" not in record.getMessage()
+    line = json.loads(record.getMessage())
+    assert (line["sequence"], line["kind"]) == (2, "Alert")
+    assert line["event"]["request"]["request_id"] == "user-a" and line["event"]["reason"] == "because\nof it"

@@ -1,0 +1,101 @@
+import msgspec
+import numpy as np
+import pytest
+
+from probes.bundle import MANIFEST, TENSORS, ModelIdentity, load_bundle
+from probes.errors import BundleError
+from probes.roles import Role
+
+
+def edit(bundle, change):
+    """Change the manifest on disk."""
+    path = bundle.path / MANIFEST
+    manifest = msgspec.json.decode(path.read_bytes())
+    change(manifest)
+    path.write_bytes(msgspec.json.encode(manifest))
+    return bundle.path
+
+
+def test_a_bundle_is_read_back_as_written(tiny_bundle):
+    bundle = tiny_bundle()
+    again = load_bundle(bundle.path)
+    assert again.digest == bundle.digest and again.manifest == bundle.manifest
+    assert np.array_equal(again.weight, bundle.weight) and again.weight.shape == (3, 8)
+    assert np.linalg.norm(again.vectors, axis=1) == pytest.approx([1.0, 1.0])
+
+
+def test_the_digest_stands_for_the_tensors(tiny_bundle, tmp_path):
+    digests = {tiny_bundle(tmp_path / str(seed), seed=seed).digest for seed in (1, 2)}
+    assert len(digests) == 2
+    assert tiny_bundle(tmp_path / "1", seed=1).digest in digests, "the same content has the same digest"
+
+
+def test_columns_and_rows_of_a_layer(tiny_bundle):
+    bundle = tiny_bundle()
+    assert bundle.layers == [1, 2]
+    assert [bundle.probe_columns(layer) for layer in (0, 1, 2)] == [[], [0, 1], [2]]
+    assert [bundle.vector_rows(layer) for layer in (1, 2)] == [[0], [1]]
+
+
+def test_the_read_mask_is_by_role_and_probe(tiny_bundle):
+    mask = tiny_bundle().read_mask
+    assert mask[Role.USER].tolist() == [True, True, False]
+    assert mask[Role.ASSISTANT].tolist() == [False, True, True]
+    assert not mask[Role.TEMPLATE].any()
+
+
+def test_an_unknown_vector_names_those_there_are(tiny_bundle):
+    with pytest.raises(BundleError, match="harmful_intent, sycophancy"):
+        tiny_bundle().vector("honesty")
+
+
+def test_another_model_is_refused_by_the_parts_that_differ(tiny_bundle):
+    bundle = tiny_bundle()
+    bundle.require_model(bundle.manifest.model)
+    with pytest.raises(BundleError, match=r"'other': weights differ"):
+        bundle.require_model(ModelIdentity("other", 8, 4, {"config": "c", "weights": "x"}))
+
+
+def test_damaged_tensors_are_found(tiny_bundle):
+    bundle = tiny_bundle()
+    blob = bytearray((bundle.path / TENSORS).read_bytes())
+    blob[-1] ^= 1
+    (bundle.path / TENSORS).write_bytes(blob)
+    with pytest.raises(BundleError, match="damaged"):
+        load_bundle(bundle.path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(format=2), "format 2"),
+        (lambda m: m["probes"][0].update(layer=9), "layer 9"),
+        (lambda m: m["probes"][0].update(layer=3), "not sorted by layer"),
+        (lambda m: m["probes"][1].update(name="harmful_intent"), "two probes named 'harmful_intent'"),
+        (lambda m: m["probes"][0].update(roles=["assisstant"]), "unknown role 'assisstant'"),
+        (lambda m: m["vectors"].pop(), "for 1 of width 8"),
+        (lambda m: m.pop("model"), "model"),
+    ],
+)
+def test_an_inconsistent_manifest_is_refused(tiny_bundle, change, message):
+    with pytest.raises(BundleError, match=message):
+        load_bundle(edit(tiny_bundle(), change))
+
+
+def test_what_is_no_bundle_is_neither_read_nor_overwritten(tiny_bundle, tmp_path):
+    directory = tmp_path / "precious"
+    directory.mkdir()
+    (directory / "file").write_text("keep me")
+    with pytest.raises(BundleError, match="not a bundle"):
+        load_bundle(directory)
+    with pytest.raises(BundleError, match="not a bundle"):
+        tiny_bundle(directory)
+    assert [path.name for path in directory.iterdir()] == ["file"]
+
+
+def test_a_bundle_is_replaced_whole(tiny_bundle, tmp_path):
+    path = tmp_path / "bundle"
+    before = tiny_bundle(path, seed=1)
+    after = tiny_bundle(path, seed=2)
+    assert load_bundle(path).digest == after.digest != before.digest
+    assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"], "nothing temporary is left"

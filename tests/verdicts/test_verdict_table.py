@@ -1,0 +1,245 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from monitor.frames import Started
+from monitor.verdicts import VerdictTable
+from probes.aggregate import running_mean
+from probes.roles import Role
+
+HARMFUL, TOXICITY, SYCOPHANCY = range(3)
+
+
+def started(slot: int, key: str = "a", prompt_tokens: int = 1) -> Started:
+    return Started(slot, key, f"user-{key}", prompt_tokens)
+
+
+def rows_of(slot, positions, role=Role.USER, steered=0):
+    return [(slot, position, role, steered) for position in positions]
+
+
+@pytest.fixture
+def table(tiny_bundle):
+    return VerdictTable(tiny_bundle())
+
+
+@pytest.fixture
+def apply(table, frame):
+    return lambda *args, **options: table.apply(frame(*args, **options), "tiny")
+
+
+def finish(apply, slot=0):
+    (finished,) = apply(9, finished=[slot]).finished
+    return finished
+
+
+def test_a_request_from_start_to_finish(apply):
+    first = apply(0, rows_of(0, range(3)), 1.5, started=[started(0, prompt_tokens=3)])
+    assert [(fired.probe, fired.position) for fired in first.fired] == [("toxicity", 0)]
+    second = apply(1, [(0, 3, Role.ASSISTANT, 0)], 0.25)
+    assert not second.fired, "a probe fires once, and sycophancy's threshold was not reached"
+    finished = finish(apply)
+    assert (finished.tokens, finished.unscored, finished.steered) == (4, 0, 0)
+    assert finished.request.request_id == "user-a" and finished.request.model == "tiny"
+    by_probe = {reading.probe: reading for reading in finished.readings}
+    assert by_probe["harmful_intent"].tokens == 3 and not by_probe["harmful_intent"].fired
+    assert by_probe["harmful_intent"].peak == pytest.approx(1.5)
+    assert by_probe["toxicity"].tokens == 4 and by_probe["toxicity"].fired_at == 0
+    assert by_probe["sycophancy"].tokens == 1 and by_probe["sycophancy"].peak == pytest.approx(0.25)
+
+
+def test_a_firing_carries_the_aggregate_of_its_own_token(apply):
+    scores = np.zeros((4, 3))
+    scores[:, HARMFUL] = [0.0, 0.0, 5.0, 9.0]
+    (fired,) = apply(0, rows_of(0, range(4)), scores, started=[started(0)]).fired
+    means = running_mean(scores[:, HARMFUL], 4.0)
+    at = int(np.argmax(means >= 2.0))
+    assert at == 3, "the peak of the frame and the firing are told apart below"
+    assert (fired.position, fired.aggregate, fired.threshold) == (3, pytest.approx(means[3]), 2.0)
+    scores[:, HARMFUL] = [0.0, 0.0, 20.0, 30.0]
+    (fired,) = apply(1, rows_of(1, range(4)), scores, started=[started(1, "b")]).fired
+    assert (fired.position, fired.aggregate) == (2, pytest.approx(running_mean(scores[:3, HARMFUL], 4.0)[2]))
+    assert fired.role == "user"
+
+
+def test_firings_come_in_the_order_of_rows(apply):
+    slots = [4, 1, 1, 3]
+    rows = [(slot, position, Role.ASSISTANT, 0) for slot, position in zip(slots, (0, 0, 1, 0), strict=True)]
+    fired = apply(0, rows, 10.0, started=[started(slot, f"key-{slot}") for slot in (1, 3, 4)]).fired
+    assert [item.request.key for item in fired] == ["key-4"] * 2 + ["key-1"] * 2 + ["key-3"] * 2
+
+
+def test_too_few_tokens_are_no_peak(tiny_bundle, frame):
+    table = VerdictTable(tiny_bundle(min_tokens=4))
+    table.apply(frame(0, rows_of(0, range(3)), 9.0, started=[started(0)]), "tiny")
+    (finished,) = table.apply(frame(1, finished=[0]), "tiny").finished
+    assert [(reading.tokens, reading.peak) for reading in finished.readings] == [
+        (3, None),
+        (3, None),
+        (0, None),
+    ]
+
+
+def test_replays_are_read_once(apply):
+    apply(0, rows_of(0, range(5)), 0.5, started=[started(0)])
+    again = apply(1, rows_of(0, range(3)), 100.0)
+    assert again.tally.replayed == 3 and not again.fired
+    onwards = apply(2, rows_of(0, [3, 4, 5]), 0.5)
+    assert (onwards.tally.replayed, onwards.tally.scored) == (2, 1)
+    assert finish(apply).tokens == 6
+
+
+def test_a_cached_prefix_and_a_lost_frame_are_unscored(apply):
+    apply(0, rows_of(0, [16, 17]), 0.0, started=[started(0, prompt_tokens=18)])
+    assert apply(2, rows_of(0, [20]), 0.0).tally.unscored == 2
+    finished = finish(apply)
+    assert (finished.tokens, finished.unscored) == (3, 18)
+
+
+def test_a_prompt_that_was_never_seen_is_unscored(apply):
+    apply(0, started=[started(0, prompt_tokens=100)])
+    finished = finish(apply)
+    assert (finished.tokens, finished.unscored) == (0, 100 - 0), "not passed off as clean"
+
+
+def test_steered_rows_are_counted_and_not_read(apply):
+    apply(0, rows_of(0, range(2)), 0.0, started=[started(0)])
+    steered = apply(1, rows_of(0, [2, 3], steered=1), 100.0)
+    assert steered.tally.steered == 2 and not steered.fired
+    assert apply(2, rows_of(0, [3]), 100.0).tally.replayed == 1, "steered rows move the high-water mark"
+    finished = finish(apply)
+    assert (finished.tokens, finished.steered, finished.unscored) == (2, 2, 0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("positions", [[0], [0, 1]], ids=["decode", "prefill"])
+def test_scores_that_are_not_finite_are_not_read(apply, bad, positions):
+    scores = np.zeros((len(positions), 3))
+    scores[:, TOXICITY] = bad
+    scores[:, SYCOPHANCY] = bad  # does not read the user's tokens: not counted
+    verdicts = apply(0, rows_of(0, positions), scores, started=[started(0)])
+    assert verdicts.tally.invalid == {"toxicity": len(positions)} and not verdicts.fired
+    apply(1, rows_of(0, [5]), 0.75)
+    readings = finish(apply).readings
+    assert readings[TOXICITY].tokens == 1 and readings[TOXICITY].peak == pytest.approx(0.75)
+    assert readings[HARMFUL].tokens == len(positions) + 1
+
+
+def test_roles_decide_which_probe_reads(apply):
+    apply(0, [(0, 0, Role.SYSTEM, 0), (0, 1, Role.TEMPLATE, 0), (0, 2, 200, 0)], 100.0, started=[started(0)])
+    finished = finish(apply)
+    assert finished.tokens == 3 and [reading.tokens for reading in finished.readings] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("slot", [1, 7, 100, 101, -1, -3, -4, 2**31 - 1, -(2**31)])
+def test_rows_of_unknown_slots_are_counted(apply, slot):
+    verdicts = apply(0, rows_of(0, [0]) + rows_of(slot, [0]), 100.0, started=[started(0)])
+    assert verdicts.tally.unknown == 1 and verdicts.tally.scored == 1
+    assert {fired.request.key for fired in verdicts.fired} == {"a"}
+
+
+def test_a_request_announced_again_goes_on(apply):
+    apply(0, rows_of(0, range(3)), 0.5, started=[started(0)])
+    again = apply(1, rows_of(0, [3]), 0.5, started=[started(0)])
+    assert not again.finished
+    assert finish(apply).tokens == 4
+
+
+def test_a_slot_is_reused_within_one_frame(apply):
+    apply(0, rows_of(0, [0]), 10.0, started=[started(0, "a")])
+    verdicts = apply(1, rows_of(0, [0]), 0.0, started=[started(0, "b")], finished=[0])
+    assert [finished.request.key for finished in verdicts.finished] == ["a"]
+    finished = finish(apply)
+    assert finished.request.key == "b" and not any(reading.fired for reading in finished.readings)
+    assert finished.readings[HARMFUL].peak == pytest.approx(0.0), "nothing is left of the request before"
+
+
+def test_a_slot_taken_over_ends_the_request_before(apply, table):
+    apply(0, rows_of(0, [0]), 0.0, started=[started(0, "a")])
+    verdicts = apply(1, started=[started(0, "b")])
+    assert [finished.request.key for finished in verdicts.finished] == ["a"]
+    assert table.active("engine") == 1
+
+
+def test_a_complete_frame_ends_what_it_leaves_out(apply, table):
+    apply(0, started=[started(0, "a"), started(1, "b"), started(2, "c")])
+    verdicts = apply(1, started=[started(1, "b"), started(2, "d")], complete=True)
+    assert sorted(finished.request.key for finished in verdicts.finished) == ["a", "c"]
+    assert table.active("engine") == 2
+
+
+def test_finishing_what_is_not_known_is_nothing(apply):
+    assert not apply(0, finished=[0, -1, 10**12]).finished
+
+
+def test_engines_have_slots_of_their_own(apply, table):
+    for engine in ("one", "two"):
+        apply(0, rows_of(0, [0]), 0.0, engine=engine, started=[started(0)])
+    assert table.drop_engine("one") == 1
+    assert (table.active("one"), table.active("two"), len(table)) == (0, 1, 1)
+    assert table.drop_engine("one") == 0
+    assert apply(1, rows_of(0, [1]), 0.0, engine="one").tally.unknown == 1
+    assert apply(1, rows_of(0, [1]), 0.0, engine="two").tally.scored == 1
+
+
+def test_requests_beyond_the_limit_are_unscored(tiny_bundle, frame):
+    table = VerdictTable(tiny_bundle(), max_requests=2)
+    verdicts = table.apply(
+        frame(0, rows_of(2, range(4)), 100.0, started=[started(slot, f"{slot}") for slot in range(3)]), "tiny"
+    )
+    assert (verdicts.tally.untracked, verdicts.tally.unscored, verdicts.tally.unknown) == (1, 4, 0)
+    assert not verdicts.fired and len(table) == 2
+    again = table.apply(frame(1, finished=[0], started=[started(2, "2")]), "tiny")
+    assert again.tally.untracked == 0, "the same request is turned away once"
+    later = table.apply(frame(2, rows_of(2, [0]), 100.0, finished=[2], started=[started(2, "3")]), "tiny")
+    assert not later.finished and later.tally.scored == 1, "there is room again"
+
+
+def test_slots_out_of_range_are_turned_away(apply, table):
+    assert apply(0, started=[started(-1), started(10**9)]).tally.untracked == 2
+    assert len(table) == 0
+
+
+def test_rows_are_recycled(table, apply):
+    for sequence in range(500):
+        apply(sequence, rows_of(0, [0]), 0.0, started=[started(0, f"{sequence}")], finished=[0])
+    assert len(table) == 1 and table._aggregates.capacity == 64
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32))
+def test_any_interleaving_gives_each_request_its_own_verdict(shared_bundle, frame, seed):
+    """Requests in random chunks, interleaved at random over frames, against the reference on each alone."""
+    bundle, random = shared_bundle, np.random.default_rng(seed)
+    table = VerdictTable(bundle)
+    requests = int(random.integers(1, 6))
+    tokens = random.integers(1, 120, requests)
+    scores = [random.normal(size=(count, 3)).astype(np.float32) * 3 for count in tokens]
+    roles = [random.choice([Role.USER, Role.ASSISTANT, Role.TEMPLATE], count) for count in tokens]
+    done = np.zeros(requests, int)
+    fired = {}
+    sequence = 0
+    announced = [started(slot, f"{slot}") for slot in range(requests)]
+    while (done < tokens).any():
+        rows, values = [], []
+        for slot in random.permutation(requests):
+            chunk = min(int(random.choice([0, 1, 1, 30])), tokens[slot] - done[slot])
+            for position in range(done[slot], done[slot] + chunk):
+                rows.append((slot, position, roles[slot][position], 0))
+                values.append(scores[slot][position])
+            done[slot] += chunk
+        sent = frame(sequence, rows, values, started=announced if not sequence else ())
+        for item in table.apply(sent, "tiny").fired:
+            fired[item.request.key, item.probe] = item.position
+        sequence += 1
+    for finished in table.apply(frame(sequence, finished=range(requests)), "tiny").finished:
+        slot = int(finished.request.key)
+        for column, (probe, reading) in enumerate(zip(bundle.probes, finished.readings, strict=True)):
+            read = bundle.read_mask[roles[slot], column]
+            means = running_mean(scores[slot][read, column], 4.0)[2:]
+            over = np.flatnonzero(means >= probe.threshold)
+            expected = int(np.flatnonzero(read)[2:][over[0]]) if len(over) else None
+            assert reading.fired_at == fired.get((f"{slot}", probe.name)) == expected
+            assert reading.peak == (pytest.approx(means.max()) if len(means) else None)
+            assert reading.tokens == read.sum()
