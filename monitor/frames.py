@@ -184,7 +184,7 @@ def decode(parts: list[bytes]) -> Hello | Frame:
                 return Frame(header, rows, scores.reshape(header.rows, header.probes))
             case _:
                 raise FrameError(f"A message of {len(parts)} parts is not of this protocol.")
-    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise FrameError(f"A message cannot be decoded: {error}.") from error
 
 

@@ -23,7 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
 
-from monitor.errors import EngineError, PortError, PrerequisiteError
+from monitor.api.address import require_free
+from monitor.errors import EngineError, PrerequisiteError
 from monitor.policy import default_policy, load_policy
 from probes.bundle import Bundle, load_bundle
 from probes.models import DEMO, Progress, identify, no_progress, resolve_model
@@ -86,8 +87,9 @@ class Plan:
         path = resolve_model(self.model, progress)
         bundle.require_model(identify(path, self.model))
         check_policy(self.policy, bundle)
-        for port, option in ((self.port, "--port"), (self.metrics_port, "--metrics-port"), (self.grpc_port, "--grpc-port")):
-            require_port(self.host, port, option)
+        require_free("The API server (--port)", self.host, self.port)
+        require_free("The metrics exporter (--metrics-port)", self.host, self.metrics_port)
+        require_free("The gRPC server (--grpc-port)", self.host, self.grpc_port)
         return path
 
 
@@ -119,18 +121,6 @@ def require_compiler() -> None:
             f"The C++ compiler {compiler} is not installed, and vLLM compiles the model.",
             "Install it (on Debian: apt-get install g++), or serve with --eager.",
         )
-
-
-def require_port(host: str, port: int, option: str) -> None:
-    """Raise PortError where somebody listens already."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise PortError(
-                f"{host}:{port} cannot be bound: {error.strerror}.", f"Stop what uses it, or choose another with {option}."
-            ) from error
 
 
 class Serving:

@@ -1,5 +1,6 @@
 """The engine core: the user's request ids, orders that ride with a step, and a prefix cache without steered blocks.
 
+* ``EngineCore.__init__`` introduces the engine to the monitor once it is ready to serve.
 * ``EngineCore.preprocess_add_request`` is the last place that knows the id which the user of the API sees; it travels to the
   workers in ``extra_args``.
 * ``Scheduler.schedule`` takes the orders that have arrived and attaches them to the step, so that every rank applies them at
@@ -15,8 +16,8 @@ from typing import Any
 from monitor.engine.compat import vllm_version
 from monitor.engine.link import OrderInbox
 from monitor.engine.runner_v1 import ORDERS_FIELD, REQUEST_FIELD
-from monitor.engine.settings import inherited, switched_on
-from monitor.frames import VERSION, Hello, Order, Steer
+from monitor.engine.settings import Settings, inherited, switched_on
+from monitor.frames import VERSION, Hello, Steer
 from probes.bundle import load_bundle
 
 logger = logging.getLogger("vllm.plumbob")
@@ -29,6 +30,7 @@ def install() -> None:
     from vllm.v1.engine.core import EngineCore
 
     for owner, name, wrapper in (
+        (EngineCore, "__init__", _init),
         (EngineCore, "preprocess_add_request", _preprocess_add_request),
         (Scheduler, "schedule", _schedule),
         (KVCacheCoordinator, "cache_blocks", _cache_blocks),
@@ -38,6 +40,17 @@ def install() -> None:
             wrapped = functools.wraps(method)(wrapper(method))
             wrapped.__plumbob__ = True
             setattr(owner, name, wrapped)
+
+
+def _init(method: Callable[..., Any]) -> Callable[..., Any]:
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        method(self, *args, **kwargs)
+        settings = inherited() if switched_on(self.vllm_config) else None
+        if settings is not None and settings.endpoint is not None:
+            hello = _hello(self.vllm_config, settings)
+            self.scheduler.plumbob_inbox = OrderInbox(settings.endpoint, hello)
+
+    return init
 
 
 def _preprocess_add_request(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -55,9 +68,8 @@ def _preprocess_add_request(method: Callable[..., Any]) -> Callable[..., Any]:
 
 def _schedule(method: Callable[..., Any]) -> Callable[..., Any]:
     def schedule(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not switched_on(self.vllm_config):
-            return method(self, *args, **kwargs)
-        orders = take_orders(self)
+        inbox: OrderInbox | None = self.__dict__.get("plumbob_inbox")
+        orders = inbox.take() if inbox is not None else []
         for order in orders:
             request = self.requests.get(order.key)
             if isinstance(order, Steer) and request is not None:
@@ -80,26 +92,14 @@ def _cache_blocks(method: Callable[..., Any]) -> Callable[..., Any]:
     return cache_blocks
 
 
-def take_orders(scheduler: Any) -> list[Order]:
-    """The orders that have arrived at this engine; the first call opens the inbox."""
-    inbox: OrderInbox | None = scheduler.__dict__.get("plumbob_inbox")
-    if inbox is None:
-        settings = inherited()
-        if settings.endpoint is None:
-            return []
-        inbox = OrderInbox(settings.endpoint, _hello(scheduler.vllm_config, settings.bundle, settings.engine))
-        scheduler.plumbob_inbox = inbox
-    return inbox.take()
-
-
-def _hello(vllm_config: Any, bundle: str, engine: str) -> Hello:
+def _hello(vllm_config: Any, settings: Settings) -> Hello:
     model_config = vllm_config.model_config
     served = model_config.served_model_name
     name = served[0] if isinstance(served, list) and served else served
     return Hello(
         version=VERSION,
-        engine=engine,
+        engine=settings.engine,
         model=str(name or model_config.model),
-        bundle=load_bundle(bundle).digest,
+        bundle=load_bundle(settings.bundle).digest,
         vllm=vllm_version(),
     )

@@ -54,12 +54,9 @@ class LocalSource:
         self._socket = self._context.socket(zmq.ROUTER)
         try:
             _configure(self._socket)
-            _remove_stale(self._path)
             self._socket.bind(endpoint)
-        except (zmq.ZMQError, OSError, PortError) as error:
+        except zmq.ZMQError as error:
             self.close()
-            if isinstance(error, PortError):
-                raise
             raise PortError(
                 f"Cannot listen on {endpoint}: {error}.", "Choose another socket file."
             ) from error
@@ -94,29 +91,24 @@ class LocalSource:
 
 def _take(path: Path) -> int:
     """Lock the address; the lock lives as long as the file descriptor that is returned."""
+    lock = None
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # ZeroMQ removes what is in its way; let that be no more than the socket of a monitor that is gone.
+        if os.path.lexists(path) and not stat.S_ISSOCK(path.lstat().st_mode):
+            raise PortError(f"{path} exists and is not a socket.", "Choose another socket file.")
         lock = os.open(path.with_name(path.name + ".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise PortError(f"Cannot listen on {path}: {error}.", "Choose another socket file.") from error
-    try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        os.close(lock)
-        raise PortError(
-            f"A monitor already listens on {path}.", "Stop it, or give each monitor a socket file of its own."
-        ) from error
+        if lock is not None:
+            os.close(lock)
+        if isinstance(error, BlockingIOError):
+            raise PortError(
+                f"A monitor already listens on {path}.",
+                "Stop it, or give each monitor a socket file of its own.",
+            ) from error
+        raise PortError(f"Cannot listen on {path}: {error}.", "Choose another socket file.") from error
     return lock
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove the socket file of a monitor that is gone; whoever holds the lock may."""
-    try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise PortError(f"{path} exists and is not a socket.", "Choose another socket file.")
-        path.unlink()
-    except FileNotFoundError:
-        pass
 
 
 def _configure(socket: zmq.asyncio.Socket) -> None:

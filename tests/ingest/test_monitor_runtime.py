@@ -140,6 +140,14 @@ def test_an_engine_that_comes_back_is_not_steered_twice(tiny_bundle, frame):
     assert len(house.events(Intervention)) == 1
 
 
+def test_what_was_done_about_a_request_is_forgotten_with_it(tiny_bundle, frame):
+    house = House(tiny_bundle(), frame, STEERING)
+    house.hello()
+    for sequence in range(3):
+        house.frame(sequence, rows([0]), 1.5, started=[started()], finished=[0])
+    assert len(house.events(Intervention)) == 3
+
+
 def test_a_gap_is_lost_frames(house):
     house.hello()
     for sequence in (0, 1, 4, 5):

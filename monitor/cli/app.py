@@ -1,0 +1,199 @@
+"""The commands and their options. Each does its work in a module of its own, imported when it is called."""
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from monitor import __version__
+from monitor.cli.console import err, fail, out, progress
+from monitor.cli.serving import API_PORT, GRPC_PORT, METRICS_PORT, Plan, Serving, default_endpoint
+from probes.errors import PlumbobError
+
+app = typer.Typer(
+    name="plumbob",
+    help="An alignment monitor for language models in production.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+bench = typer.Typer(help="Measure what Plumbob costs.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A Hugging Face id, a local directory, or: demo")]
+BundlePath = Annotated[Path, typer.Option("--bundle", "-b", help="Bundle that was fitted to the model.")]
+PolicyPath = Annotated[
+    Path | None, typer.Option("--policy", "-p", help="Policy file; without one, every probe alerts and nothing is steered.")
+]
+Host = Annotated[str, typer.Option(help="Interface to listen on; there is no authentication yet.")]
+MetricsPort = Annotated[int, typer.Option(min=1, max=65535, help="Prometheus metrics.")]
+GrpcPort = Annotated[int, typer.Option(min=1, max=65535, help="gRPC events and status.")]
+Endpoint = Annotated[str | None, typer.Option(help="Where engine and monitor meet: ipc://SOCKET")]
+Untested = Annotated[bool, typer.Option("--allow-untested", help="Start on a vLLM version the tap was not tested on.")]
+
+
+def main() -> None:
+    """Run a command; an error that a user can mend is one line, and exit code 2."""
+    try:
+        app()
+    except PlumbobError as error:
+        fail(error)
+        sys.exit(2)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"plumbob {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def fit(
+    model: Model,
+    bundle: Annotated[Path, typer.Option("--out", "-o", help="Directory of the bundle; an earlier bundle is replaced.")],
+    false_positive_rate: Annotated[
+        float, typer.Option("--fpr", min=0.0001, max=0.5, help="Share of benign requests on which a probe may fire.")
+    ] = 0.01,
+) -> None:
+    """Fit probes and steering vectors to a model, set their thresholds, and write a bundle."""
+    from monitor.cli.report import bundle_table
+    from probes.fit import fit_bundle
+
+    with progress() as report:
+        fitted = fit_bundle(model, bundle, version=__version__, false_positive_rate=false_positive_rate, progress=report)
+    out.print(bundle_table(fitted))
+    out.print(f"bundle {fitted.path} ({fitted.digest[:12]})")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(
+    context: typer.Context,
+    model: Model,
+    bundle: BundlePath,
+    policy: PolicyPath = None,
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="OpenAI-compatible API.")] = API_PORT,
+    metrics_port: MetricsPort = METRICS_PORT,
+    grpc_port: GrpcPort = GRPC_PORT,
+    endpoint: Endpoint = None,
+    eager: Annotated[bool, typer.Option("--eager", help="Do not compile: starts sooner, decodes slower on a GPU.")] = False,
+    allow_untested: Untested = False,
+) -> None:
+    """Serve a model with vLLM, tapped, with its monitor beside it. Unknown options go to vllm serve."""
+    plan = Plan(
+        model=model,
+        bundle=bundle,
+        policy=policy,
+        host=host,
+        port=port,
+        metrics_port=metrics_port,
+        grpc_port=grpc_port,
+        endpoint=endpoint or default_endpoint(),
+        eager=eager,
+        allow_untested=allow_untested,
+        vllm_arguments=context.args,
+    )
+    try:
+        with Serving(plan, report=lambda text: err.print(f"[bold]plumbob[/] {text}")) as serving:
+            err.print(f"[bold]plumbob[/] API {plan.url}/v1  metrics http://{host}:{metrics_port}/metrics  gRPC {host}:{grpc_port}")
+            code = serving.watch()
+    except KeyboardInterrupt:
+        err.print("[bold]plumbob[/] stopped")
+        raise typer.Exit(130) from None
+    raise typer.Exit(code)
+
+
+@app.command()
+def monitor(
+    bundle: BundlePath,
+    policy: PolicyPath = None,
+    host: Host = "127.0.0.1",
+    metrics_port: MetricsPort = METRICS_PORT,
+    grpc_port: GrpcPort = GRPC_PORT,
+    endpoint: Endpoint = None,
+) -> None:
+    """Run the monitor alone, beside an engine that is already running."""
+    from monitor.cli.process import run_monitor
+
+    run_monitor(
+        bundle,
+        policy,
+        endpoint=endpoint or default_endpoint(),
+        host=host,
+        metrics_port=metrics_port,
+        grpc_port=grpc_port,
+    )
+
+
+@app.command()
+def watch(
+    address: Annotated[str, typer.Argument(help="host:port of a monitor's gRPC server.")] = f"127.0.0.1:{GRPC_PORT}",
+    kind: Annotated[list[str] | None, typer.Option(help="Only events of this kind; may be repeated.")] = None,
+    request_id: Annotated[str | None, typer.Option(help="Only events of this request.")] = None,
+    json_lines: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    after: Annotated[int | None, typer.Option(min=0, help="Begin with the kept events after this sequence number.")] = None,
+) -> None:
+    """Print verdicts, alerts and interventions as they come."""
+    from monitor.cli.watch import watch as follow
+
+    follow(address, kinds=kind or (), request_id=request_id, json_lines=json_lines, after=after)
+
+
+@app.command()
+def doctor(
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Also check this model.")] = None,
+    bundle: Annotated[Path | None, typer.Option("--bundle", "-b", help="Also check this bundle.")] = None,
+    policy: PolicyPath = None,
+) -> None:
+    """Say what is missing on this machine, and the exact fix."""
+    from monitor.cli.doctor import examine, table
+
+    findings = examine(model, bundle, policy)
+    out.print(table(findings))
+    raise typer.Exit(2 if any(finding.state == "missing" for finding in findings) else 0)
+
+
+@app.command()
+def demo(
+    once: Annotated[bool, typer.Option("--once", help="Exit after the conversations instead of serving on.")] = False,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="OpenAI-compatible API.")] = API_PORT,
+    metrics_port: MetricsPort = METRICS_PORT,
+    grpc_port: GrpcPort = GRPC_PORT,
+) -> None:
+    """Fit, serve and monitor the demo model, and talk to it."""
+    from monitor.cli.demo import run_demo
+
+    with contextlib.suppress(KeyboardInterrupt):
+        raise typer.Exit(run_demo(once=once, port=port, metrics_port=metrics_port, grpc_port=grpc_port))
+    raise typer.Exit(130)
+
+
+@bench.command("engine")
+def bench_engine(
+    model: Model = "demo",
+    bundle: Annotated[Path | None, typer.Option("--bundle", "-b", help="Bundle of the model; the demo fits its own.")] = None,
+    pairs: Annotated[int, typer.Option(min=2, help="Pairs of runs, stock and tapped in turns.")] = 10,
+    batch: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 8,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens that each request generates.")] = 32,
+    eager: Annotated[bool, typer.Option("--eager", help="Do not compile.")] = False,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Also write the result here.")] = None,
+) -> None:
+    """Tokens a second, tapped against stock, on this machine."""
+    from monitor.bench.engine import run
+    from monitor.cli.report import bench_table
+
+    with progress() as report:
+        result = run(model, bundle, pairs=pairs, batch=batch, tokens=tokens, eager=eager, progress=report)
+    out.print(bench_table(result))
+    if json_path is not None:
+        json_path.write_bytes(result.to_json())

@@ -1,0 +1,150 @@
+"""``plumbob doctor``: what is missing, and the exact fix."""
+
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from pathlib import Path
+from typing import Literal
+
+from rich.table import Table
+from rich.text import Text
+
+from monitor.cli.serving import API_PORT, GRPC_PORT, METRICS_PORT, check_policy, require_compiler, require_vllm
+from monitor.api.address import require_free
+from monitor.errors import PrerequisiteError
+from probes.bundle import load_bundle
+from probes.errors import PlumbobError
+from probes.models import identify, resolve_model
+
+State = Literal["ok", "optional", "missing"]
+"""What a check found.
+
+* ``ok``: there, and fit.
+* ``optional``: not there; some commands need it.
+* ``missing``: not there or broken, and needed.
+"""
+
+_STYLES = {"ok": "green", "optional": "yellow", "missing": "bold red"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the doctor's report."""
+
+    what: str
+    state: State
+    found: str
+    fix: str = ""
+
+
+def examine(model: str | None = None, bundle: Path | None = None, policy: Path | None = None) -> list[Finding]:
+    """Run every check; none of them changes anything.
+
+    Args:
+        model: Check that it can be had.
+        bundle: Check that it is whole, and fits the model.
+        policy: Check that it fits the bundle.
+    """
+    return list(_findings(model, bundle, policy))
+
+
+def table(findings: list[Finding]) -> Table:
+    """The report."""
+    shown = Table(box=None, pad_edge=False)
+    for column in ("check", "", "found", "fix"):
+        shown.add_column(column, overflow="fold")
+    for finding in findings:
+        state = Text(finding.state, _STYLES[finding.state])
+        shown.add_row(finding.what, state, Text(finding.found), Text(finding.fix))
+    return shown
+
+
+def _findings(model: str | None, bundle: Path | None, policy: Path | None) -> Iterator[Finding]:
+    python = platform.python_version()
+    supported = (3, 11) <= sys.version_info[:2] <= (3, 13)
+    yield Finding("Python", "ok" if supported else "missing", python, "" if supported else "Use Python 3.11 to 3.13.")
+    yield _check("vLLM", lambda: require_vllm(allow_untested=False), "optional")
+    yield _check("plugin", _plugin)
+    yield _check("torch libraries", _torch_libraries)
+    yield _check("C++ compiler", _compiler, "optional")
+    yield _packages("fitting", ("torch", "transformers", "scikit-learn", "accelerate", "gguf"), "plumbob[fit]")
+    for what, port in (("API port", API_PORT), ("metrics port", METRICS_PORT), ("gRPC port", GRPC_PORT)):
+        yield _check(what, lambda what=what, port=port: _free(what, port), "optional")
+    if model is not None:
+        yield _check("model", lambda: str(resolve_model(model)))
+    if bundle is not None:
+        yield _check("bundle", lambda: _bundle(bundle, model))
+        yield _check("policy", lambda: _policy(policy, bundle))
+
+
+def _check(what: str, check: Callable[[], str], otherwise: State = "missing") -> Finding:
+    try:
+        return Finding(what, "ok", check())
+    except PlumbobError as error:
+        return Finding(what, otherwise, error.message, error.fix)
+
+
+def _plugin() -> str:
+    found = [point for point in entry_points(group="vllm.general_plugins") if point.name == "plumbob"]
+    if not found:
+        raise PrerequisiteError("vLLM does not see the plugin.", "Run: pip install plumbob (into vLLM's environment)")
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is not None and "plumbob" not in allowed.split(","):
+        raise PrerequisiteError(f"VLLM_PLUGINS is {allowed!r} and leaves plumbob out.", "Add plumbob to it, or unset it.")
+    return found[0].value
+
+
+def _torch_libraries() -> str:
+    """transformers fails to import with builds of these that do not fit torch, and text models need none of them."""
+    misfits = []
+    for distribution in ("torchvision", "torchaudio", "torchcodec"):
+        try:
+            found, torch = version(distribution), version("torch")
+        except PackageNotFoundError:
+            continue
+        if torch.endswith("+cpu") and not found.endswith("+cpu"):
+            misfits.append(distribution)
+    if misfits:
+        raise PrerequisiteError(
+            f"{', '.join(misfits)} were not built for this torch and break transformers.",
+            f"Run: pip uninstall -y {' '.join(misfits)}",
+        )
+    return "nothing that breaks transformers"
+
+
+def _compiler() -> str:
+    require_compiler()
+    return os.environ.get("CXX", "g++")
+
+
+def _packages(what: str, distributions: tuple[str, ...], extra: str) -> Finding:
+    missing = []
+    for distribution in distributions:
+        try:
+            version(distribution)
+        except PackageNotFoundError:
+            missing.append(distribution)
+    if missing:
+        return Finding(what, "optional", f"{', '.join(missing)} not installed", f"Run: pip install '{extra}'")
+    return Finding(what, "ok", ", ".join(distributions))
+
+
+def _free(what: str, port: int) -> str:
+    require_free(f"The {what}", "127.0.0.1", port)
+    return f"{port} is free"
+
+
+def _bundle(path: Path, model: str | None) -> str:
+    bundle = load_bundle(path)
+    if model is not None:
+        bundle.require_model(identify(resolve_model(model), model))
+    names = ", ".join(probe.name for probe in bundle.probes)
+    return f"{bundle.digest[:12]} for {bundle.manifest.model.name}: {names}"
+
+
+def _policy(path: Path | None, bundle: Path) -> str:
+    check_policy(path, load_bundle(bundle))
+    return str(path or "default: alert on every probe")
