@@ -1,12 +1,12 @@
 """The monitor's branch of the error tree (see :mod:`probes.errors`)::
 
-    PlumbobError
-    ├── PolicyError             a policy file that is malformed or does not fit the bundle
-    ├── PrerequisiteError       something is not installed, or of an unsupported version
-    ├── PortError               an address that is in use
-    ├── EngineError             a vLLM configuration that cannot be tapped
-    └── FrameError              a message that is not of the protocol between engine and monitor
-        └── FrameVersionError   a message of a version that this monitor does not read
+PlumbobError
+├── PolicyError             a policy file that is malformed or does not fit the bundle
+├── PrerequisiteError       something is not installed, or of an unsupported version
+├── PortError               an address that is in use
+├── EngineError             a vLLM configuration that cannot be tapped
+└── FrameError              a message that is not of the protocol between engine and monitor
+    └── FrameVersionError   a message of a version that this monitor does not read
 """
 
 from probes.errors import PlumbobError

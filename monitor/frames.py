@@ -13,8 +13,9 @@ Monitor to engine::
     RESYNC                                                   to the exporter: tell me all requests in flight
 
 ``rows`` is a packed array of :data:`ROW` and ``scores`` float32 ``(rows, probes)``, both little-endian. Frames carry
-sequence numbers that begin at 0 with the engine and never repeat: a gap is a loss. What an engine had to drop was numbered
-too. The first frame after a loss, and the answer to RESYNC, is ``complete``: it lists every request in flight.
+sequence numbers that begin at 0 with the engine and never repeat: a gap is a loss. What an engine had to drop was
+numbered too. The first frame after a loss, and the answer to RESYNC, is ``complete``: it lists every request in
+flight.
 """
 
 from typing import Final
@@ -107,6 +108,9 @@ class Steer(msgspec.Struct, frozen=True, tag="steer"):
     """Relative to the residual stream's norm; negative steers away from the concept."""
     tokens: int | None = None
     """Release after this many tokens; ``None``: until the request ends."""
+    id: str = ""
+    """Of the rule's action: an engine applies an id once a request, so that a monitor that was started again and
+    decides anew does not double the dose. Empty: applied each time."""
 
 
 class Release(msgspec.Struct, frozen=True, tag="release"):

@@ -109,9 +109,7 @@ class Monitor:
             bundle_digest=self.bundle.digest,
             policy_name=self.policy.name,
             policy_digest=self.policy.digest,
-            engines=tuple(
-                link.status(now, self._verdicts.active(link.engine)) for link in list(self._links.values())
-            ),
+            engines=tuple(link.status(now, self._verdicts.active(link.engine)) for link in list(self._links.values())),
         )
 
     def receive(self, arrival: Arrival) -> None:
@@ -133,9 +131,7 @@ class Monitor:
             if not link.lost and silent > self._limits.silence_seconds:
                 link.lost = True
                 dropped = self._drop_requests(link)
-                self._changed(
-                    link, "lost", f"silent for {silent:.1f} s; {dropped} requests end without a verdict"
-                )
+                self._changed(link, "lost", f"silent for {silent:.1f} s; {dropped} requests end without a verdict")
             elif link.lost and silent > self._limits.forget_seconds:
                 del self._links[link.engine]
             else:
@@ -159,9 +155,7 @@ class Monitor:
         else:
             self._drop_requests(link)
             theirs, ours = hello.bundle[:12], self.bundle.digest[:12]
-            self._changed(
-                link, "refused", f"it scores with bundle {theirs}, this monitor reads bundle {ours}"
-            )
+            self._changed(link, "refused", f"it scores with bundle {theirs}, this monitor reads bundle {ours}")
 
     def _frame(self, frame: Frame, sender: bytes) -> None:
         header = frame.header

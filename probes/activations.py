@@ -1,11 +1,11 @@
 """Activations to fit on: the residual stream of conversations, at several layers.
 
-``ActivationSource`` is the seam; :class:`TransformersSource` reads a model with transformers. "The output of block i" means
-here what it means in the engine: the residual stream after block i, before any further norm.
+``ActivationSource`` is the seam; :class:`TransformersSource` reads a model with transformers. "The output of block i"
+means here what it means in the engine: the residual stream after block i, before any further norm.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -92,11 +92,8 @@ class TransformersSource:
         total, done = sum(len(ids) for ids in conversations), 0
         for batch in self._batches(conversations):
             ids, mask = self._pad([conversations[index] for index in batch], left=False)
-            with self._taps(layers) as states, self._torch.inference_mode():
-                try:
-                    self.model(input_ids=ids, attention_mask=mask, use_cache=False)
-                except _ReadEnough:
-                    pass
+            with self._taps(layers) as states, self._torch.inference_mode(), suppress(_ReadEnough):
+                self.model(input_ids=ids, attention_mask=mask, use_cache=False)
             for row, index in enumerate(batch):
                 token_ids = np.asarray(conversations[index], np.int64)
                 readings[index] = Reading(
@@ -170,7 +167,7 @@ class TransformersSource:
         return tuple(self._torch.from_numpy(array).to(self._device) for array in (ids, mask))  # type: ignore[return-value]
 
     @contextmanager
-    def _taps(self, layers: Sequence[int]) -> Iterator[dict[int, NDArray[np.float32]]]:
+    def _taps(self, layers: Sequence[int]) -> Generator[dict[int, NDArray[np.float32]]]:
         states: dict[int, NDArray[np.float32]] = {}
         last = max(layers)
 
@@ -191,7 +188,7 @@ class TransformersSource:
                 handle.remove()
 
 
-class _ReadEnough(Exception):  # noqa: N818
+class _ReadEnough(Exception):
     """Ends a forward pass whose last wanted layer has been read."""
 
 

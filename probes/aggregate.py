@@ -8,9 +8,10 @@ full (Kingma and Ba, arXiv 1412.6980, section 3, for the correction; "cheap moni
 
     n_t = d\,n_{t-1} + s_t, \qquad m_t = d\,m_{t-1} + 1, \qquad a_t = n_t / m_t, \qquad d = 2^{-1/h}
 
-with half-life ``h`` in tokens. After ``min_tokens`` tokens, the verdict's ``peak`` is the largest ``a_t`` so far, and the
-probe fires at the first ``t`` where ``a_t`` reaches the threshold. Since the average is linear in the scores, and a linear
-probe's score is linear in the activation, a probe trained on averaged activations is read exactly as it was trained.
+with half-life ``h`` in tokens. After ``min_tokens`` tokens, the verdict's ``peak`` is the largest ``a_t`` so far, and
+the probe fires at the first ``t`` where ``a_t`` reaches the threshold. Since the average is linear in the scores, and
+a linear probe's score is linear in the activation, a probe trained on averaged activations is read exactly as it was
+trained.
 
 :func:`running_mean` is the reference; :class:`Aggregates` does the same for many requests and probes at once.
 """

@@ -6,13 +6,12 @@
       bundle.json          the manifest: model, probes, vectors, thresholds with their evidence
       tensors.safetensors  probes.weight (probes, hidden), probes.bias (probes,), vectors (vectors, hidden); float32
 
-The manifest names the SHA-256 of the tensors, and the bundle's digest is the SHA-256 of the manifest, so that one digest
-stands for all of it. A bundle is bound to one model by the fingerprint of its configuration, weights, tokenizer and chat
-template. Nothing here needs torch, and nothing is pickled.
+The manifest names the SHA-256 of the tensors, and the bundle's digest is the SHA-256 of the manifest, so that one
+digest stands for all of it. A bundle is bound to one model by the fingerprint of its configuration, weights,
+tokenizer and chat template. Nothing here needs torch, and nothing is pickled.
 """
 
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -251,7 +250,7 @@ def save_bundle(
         (temporary / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
         if path.exists():
             shutil.rmtree(path)
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return load_bundle(path)
@@ -271,7 +270,9 @@ def load_bundle(path: Path | str) -> Bundle:
     """
     path = Path(path).expanduser().resolve()
     if not (path / MANIFEST).is_file():
-        raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}.", "Make one with: plumbob fit MODEL --out BUNDLE")
+        raise BundleError(
+            f"{path} is not a bundle: it has no {MANIFEST}.", "Make one with: plumbob fit MODEL --out BUNDLE"
+        )
     encoded = (path / MANIFEST).read_bytes()
     refit = "Fit it again with: plumbob fit MODEL --out BUNDLE"
     try:
@@ -309,7 +310,9 @@ def _check(bundle: Bundle) -> None:
     manifest, problems = bundle.manifest, list[str]()
     model = manifest.model
     if bundle.weight.shape != (len(manifest.probes), model.hidden) or bundle.bias.shape != (len(manifest.probes),):
-        problems.append(f"weights of shape {bundle.weight.shape} for {len(manifest.probes)} probes of width {model.hidden}")
+        problems.append(
+            f"weights of shape {bundle.weight.shape} for {len(manifest.probes)} probes of width {model.hidden}"
+        )
     if bundle.vectors.shape != (len(manifest.vectors), model.hidden):
         problems.append(f"vectors of shape {bundle.vectors.shape} for {len(manifest.vectors)} of width {model.hidden}")
     if not all(np.isfinite(array).all() for array in (bundle.weight, bundle.bias, bundle.vectors)):
@@ -329,7 +332,9 @@ def _check(bundle: Bundle) -> None:
         if layers != sorted(layers):
             problems.append(f"{kind}s that are not sorted by layer")
         problems += [
-            f"more than {limit} {kind}s at layer {layer}" for layer in sorted(set(layers)) if layers.count(layer) > limit
+            f"more than {limit} {kind}s at layer {layer}"
+            for layer in sorted(set(layers))
+            if layers.count(layer) > limit
         ]
     known = {role.name.lower() for role in Role}
     problems += [

@@ -1,8 +1,9 @@
 """Thresholds as false-positive rates.
 
-The threshold of a probe is the conformal quantile of its verdicts on held-back benign requests: the smallest observed value
-that at most ``rate`` of new requests exceeds, on average over draws of the benign set (Vovk et al., Algorithmic Learning in
-a Random World, 2005). What the sample shows is reported with its exact interval (Clopper and Pearson, Biometrika 1934).
+The threshold of a probe is the conformal quantile of its verdicts on held-back benign requests: the smallest observed
+value that at most ``rate`` of new requests exceeds, on average over draws of the benign set (Vovk et al., Algorithmic
+Learning in a Random World, 2005). What the sample shows is reported with its exact interval (Clopper and Pearson,
+Biometrika 1934).
 """
 
 import math
@@ -32,7 +33,8 @@ def calibrate(peaks: NDArray[np.floating], rate: float) -> tuple[float, Calibrat
     if allowed < 0:
         needed = math.ceil(1 / rate) - 1
         raise ConceptError(
-            f"A false-positive rate of {rate:g} cannot be set on {count} benign requests.", f"It takes {needed}."
+            f"A false-positive rate of {rate:g} cannot be set on {count} benign requests.",
+            f"It takes {needed}.",
         )
     # The first peak that must not fire; a verdict fires at or above its threshold.
     highest_quiet = float(np.sort(peaks)[::-1][allowed])

@@ -1,13 +1,13 @@
 """From a model to a bundle.
 
-1. Read the residual stream of every contrast pair and benign request at candidate layers, in the middle of the model, where
-   concepts are most linear. Benign requests are read with the model's own answer, since probes of assistant tokens must be
-   set on what the model really writes.
+1. Read the residual stream of every contrast pair and benign request at candidate layers, in the middle of the model,
+   where concepts are most linear. Benign requests are read with the model's own answer, since probes of assistant
+   tokens must be set on what the model really writes.
 2. Halve the benign requests: one half teaches what is ordinary, the other sets thresholds and is seen by no probe.
-3. For each concept choose layer and penalty by cross-validation on pairs and the first half (:mod:`probes.linear`), fit on
-   all of them, and set the threshold on the second half (:mod:`probes.calibrate`).
-4. Take the mean difference of the pairs at that layer as steering vector (contrastive activation addition, Rimsky et al.,
-   arXiv 2312.06681), with the median norm of the residual stream over response tokens as the unit of dose.
+3. For each concept choose layer and penalty by cross-validation on pairs and the first half (:mod:`probes.linear`),
+   fit on all of them, and set the threshold on the second half (:mod:`probes.calibrate`).
+4. Take the mean difference of the pairs at that layer as steering vector (contrastive activation addition, Rimsky et
+   al., arXiv 2312.06681), with the median norm of the residual stream over response tokens as the unit of dose.
 """
 
 from collections.abc import Sequence
@@ -81,9 +81,7 @@ def fit_bundle(
     fitted: list[tuple[Probe, NDArray[np.floating], float]] = []
     vectors: list[tuple[Vector, NDArray[np.floating]]] = []
     for concept in concepts:
-        sides = [
-            [source.encode(side) for side in (pair.positive, pair.negative)] for pair in pairs[concept.name]
-        ]
+        sides = [[source.encode(side) for side in (pair.positive, pair.negative)] for pair in pairs[concept.name]]
         readings = source.read([ids for side in sides for ids in side], layers, progress)
         contrast = _Contrast(concept, layers, readings[0::2], readings[1::2], benign, aggregate)
         probe, linear = contrast.probe(false_positive_rate, progress)
@@ -136,7 +134,8 @@ class _Contrast:
         shortest = min(int(last_message(reading.roles).sum()) for reading in [*positive, *negative])
         if shortest < aggregate.min_tokens:
             raise ConceptError(
-                f"A message of concept '{concept.name}' has {shortest} tokens.", f"Write {aggregate.min_tokens} at least."
+                f"A message of concept '{concept.name}' has {shortest} tokens.",
+                f"Write {aggregate.min_tokens} at least.",
             )
 
     def probe(self, rate: float, progress: Progress) -> tuple[Probe, Linear]:
@@ -190,7 +189,9 @@ class _Contrast:
         norm = float(np.median(np.concatenate(answers)))
         return Vector(name=self._concept.name, layer=layer, hidden_norm=norm), means[0] - means[1]
 
-    def _spans(self, layer: int) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+    def _spans(
+        self, layer: int
+    ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]], list[NDArray[np.float32]]]:
         at = self._layers.index(layer)
         positive, negative = (
             [averaged(reading.states[at, last_message(reading.roles)], self._aggregate) for reading in side]

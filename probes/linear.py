@@ -1,9 +1,10 @@
 """Linear probes: logistic regression on averaged states, standardised, with the scale folded back into the weights.
 
-Each side of a contrast pair gives one example: the running mean of the state (:mod:`probes.aggregate`) at the end of the last
-message, which is what the verdict will average. Benign requests of the training half give up to three examples each, along
-their length, all negative, weighted as much as the pairs' negatives together. Layer and penalty are chosen by grouped
-cross-validation: pairs stay whole, and whatever is reported of a pair comes from a probe that has not seen it.
+Each side of a contrast pair gives one example: the running mean of the state (:mod:`probes.aggregate`) at the end of
+the last message, which is what the verdict will average. Benign requests of the training half give up to three
+examples each, along their length, all negative, weighted as much as the pairs' negatives together. Layer and penalty
+are chosen by grouped cross-validation: pairs stay whole, and whatever is reported of a pair comes from a probe that
+has not seen it.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from probes.calibrate import calibrate
 
 FOLDS: Final = 5
 PENALTIES: Final = (3e-4, 3e-3, 3e-2)
-"""Inverse penalties C of the logistic regression on standardised states: strong, since there are more dimensions than pairs."""
+"""Inverse penalties C of the logistic regression: strong, since there are more dimensions than pairs."""
 BENIGN_POINTS: Final = 3
 """Examples that one benign request gives."""
 
@@ -109,8 +110,8 @@ def cross_validate(
 ) -> Selection:
     """What a choice is worth, on pairs and benign requests that each probe has not seen.
 
-    The threshold that peaks are measured from is set on the benign requests left out of each fold, at ``rate``, pooled over
-    folds: the half of the benign requests that the final threshold is set on is not touched.
+    The threshold that peaks are measured from is set on the benign requests left out of each fold, at ``rate``,
+    pooled over folds: the half of the benign requests that the final threshold is set on is not touched.
     """
     margins = np.full((2, len(positive)), -np.inf)
     quiet = np.full(len(benign), -np.inf)
@@ -133,7 +134,7 @@ def cross_validate(
 
 
 def text_auroc(positive: Sequence[str], negative: Sequence[str]) -> float:
-    """How well words alone tell positives from their matched negatives: TF-IDF and logistic regression, on the same folds."""
+    """How well words alone tell positives from their negatives: TF-IDF and logistic regression, on the same folds."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score

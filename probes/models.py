@@ -135,7 +135,7 @@ def _demo_model(progress: Progress) -> Path:
         temporary.chmod(0o755)
         # Another process may have been faster: its directory is as good as ours.
         if not target.exists():
-            os.replace(temporary, target)
+            temporary.replace(target)
         progress(what, steps, steps)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -147,7 +147,9 @@ def _hub_model(name: str) -> Path:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ImportError as error:
-        raise ModelError(f"Model '{name}' is on the hub, and {error.name} is missing.", "Run: pip install huggingface-hub") from error
+        raise ModelError(
+            f"Model '{name}' is on the hub, and {error.name} is missing.", "Run: pip install huggingface-hub"
+        ) from error
     wanted = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
@@ -186,4 +188,3 @@ def _file_digest(file: Path) -> str:
     known.parent.mkdir(parents=True, exist_ok=True)
     known.write_text(digest)
     return digest
-

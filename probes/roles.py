@@ -1,6 +1,6 @@
-"""Who wrote a token: the role of every position of a conversation, from the chat template's own markers.
+r"""Who wrote a token: the role of every position of a conversation, from the chat template's own markers.
 
-A chat template writes fixed token sequences before and after each message (``<|im_start|>user\\n`` … ``<|im_end|>``).
+A chat template writes fixed token sequences before and after each message (``<|im_start|>user\n`` … ``<|im_end|>``).
 A bundle stores those sequences, found once at fit time, and the engine walks a prompt with them:
 
 1. Outside any message, tokens are ``TEMPLATE`` until a header matches; the header itself is ``TEMPLATE``.

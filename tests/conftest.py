@@ -46,9 +46,7 @@ def make_bundle(path: Path, *, min_tokens: int = 1, half_life: float = 4.0, seed
             )
             for name, layer, roles, threshold in PROBES
         ],
-        vectors=[
-            (Vector(name, layer, hidden_norm=10.0), random.normal(size=HIDDEN)) for name, layer in VECTORS
-        ],
+        vectors=[(Vector(name, layer, hidden_norm=10.0), random.normal(size=HIDDEN)) for name, layer in VECTORS],
     )
 
 

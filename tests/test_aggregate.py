@@ -92,9 +92,7 @@ def test_prefill_and_decode_may_alternate(request_):
             reported += aggregates.update(0, scores[part], positions[part], read[part])
         else:
             for token in part:
-                fired = aggregates.update_each(
-                    np.array([0]), scores[[token]], positions[[token]], read[[token]]
-                )
+                fired = aggregates.update_each(np.array([0]), scores[[token]], positions[[token]], read[[token]])
                 reported += [probe for _, probe in fired]
     assert_equals_reference(aggregates, 0, scores, read, settings, reported)
 
@@ -112,9 +110,7 @@ def test_a_score_counts_half_after_a_half_life():
 def test_a_spike_before_min_tokens_does_not_fire_by_itself():
     aggregates = aggregates_of([(2.0, 3, 1.0)])
     for token, score in enumerate([100.0, -100.0, -100.0, -100.0]):
-        assert not aggregates.update_each(
-            np.array([0]), np.array([[score]]), np.array([token]), np.array([[True]])
-        )
+        assert not aggregates.update_each(np.array([0]), np.array([[score]]), np.array([token]), np.array([[True]]))
     assert aggregates.peak[0, 0] < 1.0
 
 

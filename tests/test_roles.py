@@ -9,9 +9,7 @@ MARKERS = Markers(headers={"system": [1, 2, 5], "user": [1, 3, 5], "assistant": 
 
 def roles(*ids: int, markers: Markers = MARKERS) -> str:
     """One letter a token: the role's first, dots for TEMPLATE."""
-    return "".join(
-        "." if role == Role.TEMPLATE else Role(role).name[0] for role in RoleReader(markers).prompt(ids)
-    )
+    return "".join("." if role == Role.TEMPLATE else Role(role).name[0] for role in RoleReader(markers).prompt(ids))
 
 
 def test_headers_and_terminators_are_template():

@@ -29,9 +29,7 @@ class Actions:
         max_requests: Requests to remember; beyond it the one acted on longest ago is forgotten.
     """
 
-    def __init__(
-        self, recorder: Recorder, stats: Stats, send_order: SendOrder, max_requests: int = 65_536
-    ) -> None:
+    def __init__(self, recorder: Recorder, stats: Stats, send_order: SendOrder, max_requests: int = 65_536) -> None:
         self._recorder = recorder
         self._stats = stats
         self._send_order = send_order
@@ -86,11 +84,16 @@ class Actions:
                 )
             case SteerAction(vector, dose, tokens):
                 sent = decision.mode == "enforce" and self._order(
-                    fired.request, Steer(key=fired.request.key, vector=vector, dose=dose, tokens=tokens)
+                    fired.request,
+                    Steer(
+                        key=fired.request.key,
+                        vector=vector,
+                        dose=dose,
+                        tokens=tokens,
+                        id=f"{decision.rule}:{vector}:{dose:g}",
+                    ),
                 )
-                self._stats.interventions[
-                    fired.request.model, decision.rule, vector, decision.mode, sent
-                ] += 1
+                self._stats.interventions[fired.request.model, decision.rule, vector, decision.mode, sent] += 1
                 self._recorder.record(
                     Intervention(
                         request=fired.request,

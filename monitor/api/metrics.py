@@ -60,9 +60,7 @@ class MonitorCollector(Collector):
         status = self._status()
         margins = list(self._stats.margins.items())
         # Without "", which engines are called until they have said who they are.
-        models = sorted(
-            ({engine.model for engine in status.engines} | {model for model, _ in margins}) - {""}
-        )
+        models = sorted(({engine.model for engine in status.engines} | {model for model, _ in margins}) - {""})
         for family in COUNTERS:
             yield _counter(family, self._stats, models)
         yield _margins(margins)
@@ -71,17 +69,13 @@ class MonitorCollector(Collector):
         yield from self._of_configuration(status)
 
     def _of_watching(self) -> Iterator[Metric]:
-        yield CounterMetricFamily(
-            f"{PREFIX}events", "Events recorded in the log.", value=self._events.last_sequence
-        )
+        yield CounterMetricFamily(f"{PREFIX}events", "Events recorded in the log.", value=self._events.last_sequence)
         yield CounterMetricFamily(
             f"{PREFIX}watch_events_dropped",
             "Events that a watcher was too slow for.",
             value=self._stats.events_dropped,
         )
-        yield GaugeMetricFamily(
-            f"{PREFIX}watchers", "Watchers of the event log.", value=self._events.subscribers
-        )
+        yield GaugeMetricFamily(f"{PREFIX}watchers", "Watchers of the event log.", value=self._events.subscribers)
 
     def _of_configuration(self, status: Status) -> Iterator[Metric]:
         probes = self._bundle.manifest.probes

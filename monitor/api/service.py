@@ -35,9 +35,7 @@ class MonitorService(MonitorServiceServicer):
         max_watchers: Calls of WatchEvents at once; one more is refused.
     """
 
-    def __init__(
-        self, events: EventLog, status: Callable[[], Status], bundle: Bundle, *, max_watchers: int
-    ) -> None:
+    def __init__(self, events: EventLog, status: Callable[[], Status], bundle: Bundle, *, max_watchers: int) -> None:
         self._events = events
         self._status = status
         self._bundle = bundle
@@ -70,9 +68,7 @@ class MonitorService(MonitorServiceServicer):
                 previous = recorded.sequence
                 if wanted(recorded.event):
                     await context.write(
-                        WatchEventsResponse(
-                            event=event_message(recorded), dropped=dropped, log_id=self._log_id
-                        )
+                        WatchEventsResponse(event=event_message(recorded), dropped=dropped, log_id=self._log_id)
                     )
         finally:
             self._events.unsubscribe(subscription)

@@ -1,8 +1,8 @@
 """``plumbob bench engine``: tokens a second, tapped against stock.
 
-Both engines are resident, each in a process of its own, and take turns on the same prompts; within each pair the order
-alternates, so that drift of the machine falls on both alike. The tapped engine scores every token and sends it to a monitor
-that runs beside it, as in production.
+Both engines are resident, each in a process of its own, and take turns on the same prompts; within each pair the
+order alternates, so that drift of the machine falls on both alike. The tapped engine scores every token and sends it
+to a monitor that runs beside it, as in production.
 """
 
 import json
@@ -12,18 +12,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Self
 
+from monitor import __version__
 from monitor.bench.result import Result, median_ratio
 from monitor.cli.serving import require_compiler, require_vllm
 from monitor.errors import EngineError
 from probes.bundle import Bundle, load_bundle
+from probes.demo import demo_bundle
 from probes.errors import BundleError
-from probes.models import DEMO, Progress, cache_directory, identify, resolve_model
+from probes.models import DEMO, Progress, identify, resolve_model
 
 ARMS: Final = ("stock", "tapped")
 WARM_UP: Final = 1
@@ -32,7 +34,14 @@ PROMPT_TOKENS: Final = 64
 
 
 def run(
-    model: str, bundle_path: Path | None, *, pairs: int, batch: int, tokens: int, eager: bool, progress: Progress
+    model: str,
+    bundle_path: Path | None,
+    *,
+    pairs: int,
+    batch: int,
+    tokens: int,
+    eager: bool,
+    progress: Progress,
 ) -> Result:
     """Measure.
 
@@ -137,8 +146,17 @@ class _Arm:
 
 
 @contextmanager
-def _monitor(bundle: Bundle, endpoint: str, log: Path) -> Iterator[None]:
-    command = [sys.executable, "-m", "monitor.cli", "monitor", "--bundle", str(bundle.path), "--endpoint", endpoint]
+def _monitor(bundle: Bundle, endpoint: str, log: Path) -> Generator[None]:
+    command = [
+        sys.executable,
+        "-m",
+        "monitor.cli",
+        "monitor",
+        "--bundle",
+        str(bundle.path),
+        "--endpoint",
+        endpoint,
+    ]
     with _free_port() as metrics, _free_port() as grpc:
         ports = ["--metrics-port", str(metrics), "--grpc-port", str(grpc)]
     with log.open("wb") as stream:
@@ -157,7 +175,7 @@ def _monitor(bundle: Bundle, endpoint: str, log: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _free_port() -> Iterator[int]:
+def _free_port() -> Generator[int]:
     import socket
 
     with socket.socket() as probe:
@@ -169,7 +187,8 @@ def _bundle(model: str, path: Path | None, progress: Progress) -> Bundle:
     if path is not None:
         return load_bundle(path)
     if model != DEMO:
-        raise BundleError(f"A benchmark of '{model}' needs its bundle.", f"Name it with --bundle, or run: plumbob fit {model}")
-    from monitor.cli.demo import demo_bundle
-
-    return demo_bundle(cache_directory() / "bundles" / DEMO, progress)
+        raise BundleError(
+            f"A benchmark of '{model}' needs its bundle.",
+            f"Name it with --bundle, or run: plumbob fit {model}",
+        )
+    return demo_bundle(__version__, progress)

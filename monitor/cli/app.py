@@ -26,7 +26,8 @@ app.add_typer(bench, name="bench")
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A Hugging Face id, a local directory, or: demo")]
 BundlePath = Annotated[Path, typer.Option("--bundle", "-b", help="Bundle that was fitted to the model.")]
 PolicyPath = Annotated[
-    Path | None, typer.Option("--policy", "-p", help="Policy file; without one, every probe alerts and nothing is steered.")
+    Path | None,
+    typer.Option("--policy", "-p", help="Policy file; without one, every probe alerts and nothing is steered."),
 ]
 Host = Annotated[str, typer.Option(help="Interface to listen on; there is no authentication yet.")]
 MetricsPort = Annotated[int, typer.Option(min=1, max=65535, help="Prometheus metrics.")]
@@ -52,7 +53,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -60,9 +63,12 @@ def _root(
 @app.command()
 def fit(
     model: Model,
-    bundle: Annotated[Path, typer.Option("--out", "-o", help="Directory of the bundle; an earlier bundle is replaced.")],
+    bundle: Annotated[
+        Path, typer.Option("--out", "-o", help="Directory of the bundle; an earlier bundle is replaced.")
+    ],
     false_positive_rate: Annotated[
-        float, typer.Option("--fpr", min=0.0001, max=0.5, help="Share of benign requests on which a probe may fire.")
+        float,
+        typer.Option("--fpr", min=0.0001, max=0.5, help="Share of benign requests on which a probe may fire."),
     ] = 0.01,
 ) -> None:
     """Fit probes and steering vectors to a model, set their thresholds, and write a bundle."""
@@ -70,7 +76,9 @@ def fit(
     from probes.fit import fit_bundle
 
     with progress() as report:
-        fitted = fit_bundle(model, bundle, version=__version__, false_positive_rate=false_positive_rate, progress=report)
+        fitted = fit_bundle(
+            model, bundle, version=__version__, false_positive_rate=false_positive_rate, progress=report
+        )
     out.print(bundle_table(fitted))
     out.print(f"bundle {fitted.path} ({fitted.digest[:12]})")
 
@@ -86,7 +94,9 @@ def serve(
     metrics_port: MetricsPort = METRICS_PORT,
     grpc_port: GrpcPort = GRPC_PORT,
     endpoint: Endpoint = None,
-    eager: Annotated[bool, typer.Option("--eager", help="Do not compile: starts sooner, decodes slower on a GPU.")] = False,
+    eager: Annotated[
+        bool, typer.Option("--eager", help="Do not compile: starts sooner, decodes slower on a GPU.")
+    ] = False,
     allow_untested: Untested = False,
 ) -> None:
     """Serve a model with vLLM, tapped, with its monitor beside it. Unknown options go to vllm serve."""
@@ -105,7 +115,8 @@ def serve(
     )
     try:
         with Serving(plan, report=lambda text: err.print(f"[bold]plumbob[/] {text}")) as serving:
-            err.print(f"[bold]plumbob[/] API {plan.url}/v1  metrics http://{host}:{metrics_port}/metrics  gRPC {host}:{grpc_port}")
+            err.print(f"[bold]plumbob[/] API {plan.url}/v1  gRPC {host}:{grpc_port}")
+            err.print(f"[bold]plumbob[/] metrics http://{host}:{metrics_port}/metrics")
             code = serving.watch()
     except KeyboardInterrupt:
         err.print("[bold]plumbob[/] stopped")
@@ -141,7 +152,9 @@ def watch(
     kind: Annotated[list[str] | None, typer.Option(help="Only events of this kind; may be repeated.")] = None,
     request_id: Annotated[str | None, typer.Option(help="Only events of this request.")] = None,
     json_lines: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
-    after: Annotated[int | None, typer.Option(min=0, help="Begin with the kept events after this sequence number.")] = None,
+    after: Annotated[
+        int | None, typer.Option(min=0, help="Begin with the kept events after this sequence number.")
+    ] = None,
 ) -> None:
     """Print verdicts, alerts and interventions as they come."""
     from monitor.cli.watch import watch as follow
@@ -181,7 +194,9 @@ def demo(
 @bench.command("engine")
 def bench_engine(
     model: Model = "demo",
-    bundle: Annotated[Path | None, typer.Option("--bundle", "-b", help="Bundle of the model; the demo fits its own.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", "-b", help="Bundle of the model; the demo fits its own.")
+    ] = None,
     pairs: Annotated[int, typer.Option(min=2, help="Pairs of runs, stock and tapped in turns.")] = 10,
     batch: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 8,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens that each request generates.")] = 32,

@@ -1,11 +1,18 @@
 """What the commands print, and how they fail."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from probes.errors import PlumbobError
 from probes.models import Progress as Report
@@ -23,7 +30,7 @@ def fail(error: PlumbobError) -> None:
 
 
 @contextmanager
-def progress() -> Iterator[Report]:
+def progress() -> Generator[Report]:
     """Progress bars on stderr, one for each kind of work; a line for each tenth where there is no terminal."""
     if not err.is_terminal:
         yield _lines()

@@ -12,8 +12,15 @@ from typing import Literal
 from rich.table import Table
 from rich.text import Text
 
-from monitor.cli.serving import API_PORT, GRPC_PORT, METRICS_PORT, check_policy, require_compiler, require_vllm
 from monitor.api.address import require_free
+from monitor.cli.serving import (
+    API_PORT,
+    GRPC_PORT,
+    METRICS_PORT,
+    check_policy,
+    require_compiler,
+    require_vllm,
+)
 from monitor.errors import PrerequisiteError
 from probes.bundle import load_bundle
 from probes.errors import PlumbobError
@@ -93,12 +100,14 @@ def _plugin() -> str:
         raise PrerequisiteError("vLLM does not see the plugin.", "Run: pip install plumbob (into vLLM's environment)")
     allowed = os.environ.get("VLLM_PLUGINS")
     if allowed is not None and "plumbob" not in allowed.split(","):
-        raise PrerequisiteError(f"VLLM_PLUGINS is {allowed!r} and leaves plumbob out.", "Add plumbob to it, or unset it.")
+        raise PrerequisiteError(
+            f"VLLM_PLUGINS is {allowed!r} and leaves plumbob out.", "Add plumbob to it, or unset it."
+        )
     return found[0].value
 
 
 def _torch_libraries() -> str:
-    """transformers fails to import with builds of these that do not fit torch, and text models need none of them."""
+    """Transformers fails to import with builds of these that do not fit torch, and text models need none of them."""
     misfits = []
     for distribution in ("torchvision", "torchaudio", "torchcodec"):
         try:

@@ -18,7 +18,13 @@ logger = logging.getLogger("plumbob")
 
 
 def run_monitor(
-    bundle_path: Path, policy_path: Path | None, *, endpoint: str, host: str, metrics_port: int, grpc_port: int
+    bundle_path: Path,
+    policy_path: Path | None,
+    *,
+    endpoint: str,
+    host: str,
+    metrics_port: int,
+    grpc_port: int,
 ) -> None:
     """Monitor until interrupted or terminated.
 
@@ -39,9 +45,7 @@ def run_monitor(
     asyncio.run(_monitor(bundle, policy, endpoint, host, metrics_port, grpc_port))
 
 
-async def _monitor(
-    bundle: Bundle, policy: Policy, endpoint: str, host: str, metrics_port: int, grpc_port: int
-) -> None:
+async def _monitor(bundle: Bundle, policy: Policy, endpoint: str, host: str, metrics_port: int, grpc_port: int) -> None:
     monitor = Monitor(bundle, policy, LocalSource(endpoint), sinks=[LogSink()])
     exporter: MetricsExporter | None = None
     server: ApiServer | None = None

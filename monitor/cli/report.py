@@ -10,7 +10,16 @@ def bundle_table(bundle: Bundle) -> Table:
     """What each probe of a bundle is worth."""
     calibration = bundle.probes[0].calibration
     table = Table(title=f"probes of {bundle.manifest.model.name}", title_justify="left")
-    for column in ("probe", "layer", "reads", "threshold", "benign fired (95% interval)", "AUROC", "text alone", "recall"):
+    for column in (
+        "probe",
+        "layer",
+        "reads",
+        "threshold",
+        "benign fired (95% interval)",
+        "AUROC",
+        "text alone",
+        "recall",
+    ):
         table.add_column(column)
     for probe in bundle.probes:
         calibration, evaluation = probe.calibration, probe.evaluation
@@ -39,6 +48,7 @@ def bench_table(result: Result) -> Table:
         table.add_row(arm, f"{ordered[len(ordered) // 2]:.1f}", f"{ordered[0]:.1f}", f"{ordered[-1]:.1f}")
     low, high = result.interval
     table.caption = (
-        f"tapped / stock: {result.ratio:.4f} (95% interval {low:.4f} to {high:.4f}), median of {result.pairs} pairs in one run"
+        f"tapped / stock: {result.ratio:.4f} (95% interval {low:.4f} to {high:.4f}), "
+        f"median of {result.pairs} pairs in one run"
     )
     return table

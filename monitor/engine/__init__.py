@@ -11,6 +11,7 @@ module           role
 ``slots``        requests to slots, and the row map of each step
 ``runner_v1``    the only module that touches the V1 model runner
 ``core``         the only module that touches the engine core: request ids, orders, the prefix cache
+``wrap``         wrapping a method once
 ``link``         the threads that talk to the monitor; nothing else blocks on a socket
 ===============  ==========================================================================================
 

@@ -1,7 +1,7 @@
 """What can be tapped: versions of vLLM, and features of its configuration.
 
-Everything that is not known to give right rows refuses at start and says why: a monitor that reads the wrong row is worse
-than none.
+Everything that is not known to give right rows refuses at start and says why: a monitor that reads the wrong row is
+worse than none.
 """
 
 from importlib.metadata import PackageNotFoundError, version
@@ -59,9 +59,21 @@ def require_features(vllm_config: Any) -> None:
         (vllm_config.use_v2_model_runner, "Model Runner V2", "Set VLLM_USE_V2_MODEL_RUNNER=0."),
         (parallel.pipeline_parallel_size > 1, "pipeline parallelism", "Set --pipeline-parallel-size 1."),
         (parallel.tensor_parallel_size > 1, "tensor parallelism", "Set --tensor-parallel-size 1."),
-        (parallel.data_parallel_size > 1, "data parallelism inside one engine", "Start one engine a replica."),
-        (getattr(parallel, "decode_context_parallel_size", 1) > 1, "decode context parallelism", "Switch it off."),
-        (getattr(parallel, "prefill_context_parallel_size", 1) > 1, "prefill context parallelism", "Switch it off."),
+        (
+            parallel.data_parallel_size > 1,
+            "data parallelism inside one engine",
+            "Start one engine a replica.",
+        ),
+        (
+            getattr(parallel, "decode_context_parallel_size", 1) > 1,
+            "decode context parallelism",
+            "Switch it off.",
+        ),
+        (
+            getattr(parallel, "prefill_context_parallel_size", 1) > 1,
+            "prefill context parallelism",
+            "Switch it off.",
+        ),
         (getattr(parallel, "enable_dbo", False), "dual batch overlap", "Switch it off."),
         (vllm_config.speculative_config is not None, "speculative decoding", "Switch it off."),
         (vllm_config.cache_config.kv_sharing_fast_prefill, "KV sharing with fast prefill", "Switch it off."),

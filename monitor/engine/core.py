@@ -1,26 +1,22 @@
 """The engine core: the user's request ids, orders that ride with a step, and a prefix cache without steered blocks.
 
-* ``EngineCore.__init__`` introduces the engine to the monitor once it is ready to serve.
-* ``EngineCore.preprocess_add_request`` is the last place that knows the id which the user of the API sees; it travels to the
-  workers in ``extra_args``.
-* ``Scheduler.schedule`` takes the orders that have arrived and attaches them to the step, so that every rank applies them at
-  the same one.
+* ``Scheduler.__init__`` introduces the engine to the monitor; plugins are loaded too late for that of the engine core.
+* ``EngineCore.preprocess_add_request`` is the last place that knows the id which the user of the API sees; it travels
+  to the workers in ``extra_args``.
+* ``Scheduler.schedule`` takes the orders that have arrived and attaches them to the step, so that every rank applies
+  them at the same one.
 * ``KVCacheCoordinator.cache_blocks`` stops at the first token that may be steered: steered KV never serves anyone else.
 """
 
-import functools
-import logging
-from collections.abc import Callable
 from typing import Any
 
 from monitor.engine.compat import vllm_version
 from monitor.engine.link import OrderInbox
 from monitor.engine.runner_v1 import ORDERS_FIELD, REQUEST_FIELD
 from monitor.engine.settings import Settings, inherited, switched_on
+from monitor.engine.wrap import Method, wrap_once
 from monitor.frames import VERSION, Hello, Steer
 from probes.bundle import load_bundle
-
-logger = logging.getLogger("vllm.plumbob")
 
 
 def install() -> None:
@@ -29,31 +25,23 @@ def install() -> None:
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.engine.core import EngineCore
 
-    for owner, name, wrapper in (
-        (EngineCore, "__init__", _init),
-        (EngineCore, "preprocess_add_request", _preprocess_add_request),
-        (Scheduler, "schedule", _schedule),
-        (KVCacheCoordinator, "cache_blocks", _cache_blocks),
-    ):
-        method = owner.__dict__[name]
-        if not hasattr(method, "__plumbob__"):
-            wrapped = functools.wraps(method)(wrapper(method))
-            wrapped.__plumbob__ = True
-            setattr(owner, name, wrapped)
+    wrap_once(EngineCore, "preprocess_add_request", _preprocess_add_request)
+    wrap_once(Scheduler, "__init__", _init)
+    wrap_once(Scheduler, "schedule", _schedule)
+    wrap_once(KVCacheCoordinator, "cache_blocks", _cache_blocks)
 
 
-def _init(method: Callable[..., Any]) -> Callable[..., Any]:
+def _init(method: Method) -> Method:
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         method(self, *args, **kwargs)
         settings = inherited() if switched_on(self.vllm_config) else None
         if settings is not None and settings.endpoint is not None:
-            hello = _hello(self.vllm_config, settings)
-            self.scheduler.plumbob_inbox = OrderInbox(settings.endpoint, hello)
+            self.plumbob_inbox = OrderInbox(settings.endpoint, _hello(self.vllm_config, settings))
 
     return init
 
 
-def _preprocess_add_request(method: Callable[..., Any]) -> Callable[..., Any]:
+def _preprocess_add_request(method: Method) -> Method:
     def preprocess_add_request(self: Any, request: Any) -> Any:
         if switched_on(self.vllm_config) and request.sampling_params is not None:
             # A new dictionary: with n > 1, siblings share the old one. What a client wrote there is overwritten.
@@ -66,7 +54,7 @@ def _preprocess_add_request(method: Callable[..., Any]) -> Callable[..., Any]:
     return preprocess_add_request
 
 
-def _schedule(method: Callable[..., Any]) -> Callable[..., Any]:
+def _schedule(method: Method) -> Method:
     def schedule(self: Any, *args: Any, **kwargs: Any) -> Any:
         inbox: OrderInbox | None = self.__dict__.get("plumbob_inbox")
         orders = inbox.take() if inbox is not None else []
@@ -84,7 +72,7 @@ def _schedule(method: Callable[..., Any]) -> Callable[..., Any]:
     return schedule
 
 
-def _cache_blocks(method: Callable[..., Any]) -> Callable[..., Any]:
+def _cache_blocks(method: Method) -> Method:
     def cache_blocks(self: Any, request: Any, num_computed_tokens: int) -> Any:
         clean = getattr(request, "plumbob_clean_tokens", num_computed_tokens)
         return method(self, request, min(num_computed_tokens, clean))

@@ -1,8 +1,8 @@
 """The threads that talk to the monitor. Nothing else in the engine touches a socket, and nothing waits for one.
 
-``Exporter`` (the rank that exports) sends frames from a bounded queue. With no monitor connected, or a queue that is full,
-a frame is dropped and counted, and the next one that goes out announces all requests in flight. ``OrderInbox`` (the engine
-core) introduces the engine every second and collects orders.
+``Exporter`` (the rank that exports) sends frames from a bounded queue. With no monitor connected, or a queue that is
+full, a frame is dropped and counted, and the next one that goes out announces all requests in flight. ``OrderInbox``
+(the engine core) introduces the engine every second and collects orders.
 
 Both connect; the monitor binds. ZMQ_IMMEDIATE keeps frames from piling up for a monitor that is not there: a verdict
 that is late by an outage helps nobody, and its gap is counted.
@@ -150,7 +150,7 @@ class Exporter:
             context.term()
 
     def _receive(self, socket: zmq.Socket[bytes]) -> None:
-        while socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        while socket.poll(0, zmq.POLLIN):
             try:
                 message = decode_order(socket.recv_multipart(zmq.NOBLOCK))
             except FrameError as error:

@@ -8,12 +8,12 @@ projection directions :math:`w_{K+1} … w_{K+V}` and steering vectors :math:`u_
     s_k = w_k \cdot x + b_k, \qquad p_v = w_{K+v} \cdot x + b_{K+v}, \qquad
     h \leftarrow h + \sum_v \bigl( a_v + \operatorname{clip}(c_v\, p_v, l_v, m_v) - p_v \bigr)\, u_v
 
-where ``table[slot, v] = (a, c, l, m)`` is what to add to the projection, what to scale it by, and the range to clip it to
-before adding. :data:`NEUTRAL` changes nothing, exactly. All projections are of the row before steering, so that the order
-of vectors does not matter. Scores are those of the row before steering too.
+where ``table[slot, v] = (a, c, l, m)`` is what to add to the projection, what to scale it by, and the range to clip
+it to before adding. :data:`NEUTRAL` changes nothing, exactly. All projections are of the row before steering, so that
+the order of vectors does not matter. Scores are those of the row before steering too.
 
-The op is defined once, here, for torch.compile and eager alike, and mutates its buffers as explicit arguments: nothing is
-fetched from globals, so the compiler can neither drop nor reorder it.
+The op is defined once, here, for torch.compile and eager alike, and mutates its buffers as explicit arguments:
+nothing is fetched from globals, so the compiler can neither drop nor reorder it.
 """
 
 from typing import Final
@@ -29,8 +29,8 @@ NEUTRAL: Final = (0.0, 1.0, -float("inf"), float("inf"))
 
 _library = torch.library.Library("plumbob", "DEF")
 _library.define(
-    "tap(Tensor(a!) hidden, Tensor? residual, Tensor weights, Tensor bias, Tensor row_slot, Tensor table, Tensor vectors, "
-    "Tensor(b!) scores, int column) -> ()"
+    "tap(Tensor(a!) hidden, Tensor? residual, Tensor weights, Tensor bias, Tensor row_slot, Tensor table, "
+    "Tensor vectors, Tensor(b!) scores, int column) -> ()"
 )
 
 
@@ -76,8 +76,7 @@ def tap(
     hidden[steered] = (hidden[steered].float() + change).to(hidden.dtype)
 
 
-@torch.library.register_fake("plumbob::tap", lib=_library)
-def _(
+def _fake(
     hidden: Tensor,
     residual: Tensor | None,
     weights: Tensor,
@@ -91,4 +90,5 @@ def _(
     """Tell the compiler that nothing is returned."""
 
 
+torch.library.register_fake("plumbob::tap", _fake, lib=_library)
 _library.impl("tap", tap, "CPU")

@@ -4,29 +4,23 @@ vLLM calls :func:`register` in every process, without any configuration, so it o
 ``additional_config.plumbob`` each of them returns at once and nothing in the engine changes.
 """
 
-import functools
-from collections.abc import Callable
 from typing import Any
+
+from monitor.engine.wrap import Method, wrap_once
 
 
 def register() -> None:
     """Install the wrappers; may be called more than once."""
     from vllm.engine.arg_utils import EngineArgs
 
-    method = EngineArgs.create_engine_config
-    if hasattr(method, "__plumbob__"):
-        return
-    wrapped = functools.wraps(method)(_create_engine_config(method))
-    wrapped.__plumbob__ = True  # type: ignore[attr-defined]
-    EngineArgs.create_engine_config = wrapped  # type: ignore[method-assign]
-
     from monitor.engine import core, runner_v1
 
+    wrap_once(EngineArgs, "create_engine_config", _create_engine_config)
     core.install()
     runner_v1.install()
 
 
-def _create_engine_config(method: Callable[..., Any]) -> Callable[..., Any]:
+def _create_engine_config(method: Method) -> Method:
     """Check bundle, model and features in the front process, before anything is started."""
 
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -6,13 +6,12 @@ Four methods are wrapped, on every class that defines them (the CPU runner overr
 * ``_update_states``: finished and new requests, and the orders that ride with the step. It runs even when nothing is
   scheduled, which is how the last request of a burst is seen to end;
 * ``_prepare_inputs``: which request each row belongs to, in the order of the batch;
-* ``execute_model``: when it returns, the scores are there. Dummy and warm-up runs come through neither of the two before,
-  so the row map is cleared after every step.
+* ``execute_model``: when it returns, the scores are there. Dummy and warm-up runs come through neither of the two
+  before, so the row map is cleared after every step.
 
 Nothing here may fail a request: whatever goes wrong disarms the taps, is logged once, and serving goes on.
 """
 
-import functools
 import logging
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from monitor.engine.link import Exporter, Step
 from monitor.engine.settings import inherited, switched_on
 from monitor.engine.slots import Slots
 from monitor.engine.taps import Taps
+from monitor.engine.wrap import Method, wrap_once
 from monitor.frames import ROW, Order, Started
 from probes.bundle import load_bundle
 
@@ -128,12 +128,10 @@ def install() -> None:
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     for runner_class in (GPUModelRunner, CPUModelRunner):
-        for name, wrapper in _WRAPPERS.items():
-            method = runner_class.__dict__.get(name)
-            if method is not None and not hasattr(method, "__plumbob__"):
-                wrapped = functools.wraps(method)(wrapper(method))
-                wrapped.__plumbob__ = True
-                setattr(runner_class, name, wrapped)
+        wrap_once(runner_class, "load_model", _load_model)
+        wrap_once(runner_class, "_update_states", _update_states)
+        wrap_once(runner_class, "_prepare_inputs", _prepare_inputs)
+        wrap_once(runner_class, "execute_model", _execute_model)
 
 
 def _tap_of(runner: Any) -> RunnerTap | None:
@@ -153,7 +151,7 @@ def _guarded(runner: Any, step: Callable[[RunnerTap], None]) -> None:
         tap.disarm()
 
 
-def _load_model(method: Callable[..., Any]) -> Callable[..., Any]:
+def _load_model(method: Method) -> Method:
     def load_model(self: Any, *args: Any, **kwargs: Any) -> Any:
         loaded = method(self, *args, **kwargs)
         # A failure here is a start that failed, not a request: it is not guarded.
@@ -164,7 +162,7 @@ def _load_model(method: Callable[..., Any]) -> Callable[..., Any]:
     return load_model
 
 
-def _update_states(method: Callable[..., Any]) -> Callable[..., Any]:
+def _update_states(method: Method) -> Method:
     def update_states(self: Any, scheduler_output: Any) -> Any:
         result = method(self, scheduler_output)
         _guarded(self, lambda tap: tap.update(scheduler_output))
@@ -173,7 +171,7 @@ def _update_states(method: Callable[..., Any]) -> Callable[..., Any]:
     return update_states
 
 
-def _prepare_inputs(method: Callable[..., Any]) -> Callable[..., Any]:
+def _prepare_inputs(method: Method) -> Method:
     def prepare_inputs(self: Any, scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
         result = method(self, scheduler_output, num_scheduled_tokens)
         _guarded(self, lambda tap: tap.map_rows(self, num_scheduled_tokens))
@@ -182,18 +180,10 @@ def _prepare_inputs(method: Callable[..., Any]) -> Callable[..., Any]:
     return prepare_inputs
 
 
-def _execute_model(method: Callable[..., Any]) -> Callable[..., Any]:
+def _execute_model(method: Method) -> Method:
     def execute_model(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = method(self, *args, **kwargs)
         _guarded(self, lambda tap: tap.finish_step())
         return result
 
     return execute_model
-
-
-_WRAPPERS: Final[dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]]] = {
-    "load_model": _load_model,
-    "_update_states": _update_states,
-    "_prepare_inputs": _prepare_inputs,
-    "execute_model": _execute_model,
-}

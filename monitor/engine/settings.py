@@ -1,9 +1,9 @@
 """What ``additional_config.plumbob`` says, split in two.
 
-vLLM hashes ``additional_config`` into the key of its compiled artefacts. What shapes the graph has to be in that key (a
-bundle refitted at the same path must not meet the old artefact), and what changes with every start must not be (or every
-start would recompile). So the front process replaces what the operator wrote by a :class:`GraphKey`, and hands the rest
-down to the engine's processes in an environment variable, as :class:`Settings`.
+vLLM hashes ``additional_config`` into the key of its compiled artefacts. What shapes the graph has to be in that key
+(a bundle refitted at the same path must not meet the old artefact), and what changes with every start must not be (or
+every start would recompile). So the front process replaces what the operator wrote by a :class:`GraphKey`, and hands
+the rest down to the engine's processes in an environment variable, as :class:`Settings`.
 """
 
 import os
@@ -106,5 +106,7 @@ def inherited() -> Settings:
     """
     encoded = os.environ.get(ENVIRONMENT)
     if encoded is None:
-        raise EngineError(f"{ENVIRONMENT} is not set in an engine process.", "Start the engine with vllm serve or LLM().")
+        raise EngineError(
+            f"{ENVIRONMENT} is not set in an engine process.", "Start the engine with vllm serve or LLM()."
+        )
     return msgspec.json.decode(encoded, type=Settings)

@@ -1,10 +1,11 @@
-"""Requests to slots, and the row map of each step: which row belongs to whom, at which position, and whether to steer it.
+"""Requests to slots, and the row map of each step: which row belongs to whom, where, and whether to steer it.
 
 A request keeps its slot from its first step to its end, through preemption and resumption: rows that come back are told
 apart by their absolute position. The model runner's own slots are freed and moved under way, so they are not used.
 
-Steering touches response rows only: those at position ``prompt_tokens − 1`` or later, whose logits make response tokens. A
-replayed row is steered again exactly if it was steered before, since orders remember where they began and ended.
+Steering touches response rows only: those at position ``prompt_tokens − 1`` or later, whose logits make response
+tokens. A replayed row is steered again exactly if it was steered before, since orders remember where they began and
+ended.
 """
 
 from collections.abc import Iterable, Sequence
@@ -28,6 +29,8 @@ class Push:
     """Row of the bundle's vectors."""
     coefficient: float
     """Of the unit vector."""
+    order: str
+    """Id of the order; may be empty."""
     start: int
     """First position steered."""
     end: int | None
@@ -118,12 +121,15 @@ class Slots:
             for push in request.pushes:
                 push.end = request.next_position if push.end is None else min(push.end, request.next_position)
             return
+        if order.id and any(push.order == order.id for push in request.pushes):
+            return
         vector = self._bundle.vector(order.vector)
         start = max(request.next_position, request.prompt_tokens - 1)
         request.pushes.append(
             Push(
                 vector=self._row_of[order.vector],
                 coefficient=vector.coefficient(order.dose),
+                order=order.id,
                 start=start,
                 end=None if order.tokens is None else start + order.tokens,
             )

@@ -1,9 +1,9 @@
 """Taps: the fused op behind chosen decoder blocks, found by structure.
 
-A decoder is a module with a ``ModuleList`` of as many blocks as the configuration has layers; each block returns either the
-pair ``(hidden, residual)``, whose sum is the state, or the state itself. A tapped block gets a subclass of its own class
-whose ``forward`` calls the op on what the block returns, so that Dynamo traces it like any other forward, parameters keep
-their names, and blocks that are not tapped are not touched at all.
+A decoder is a module with a ``ModuleList`` of as many blocks as the configuration has layers; each block returns
+either the pair ``(hidden, residual)``, whose sum is the state, or the state itself. A tapped block gets a subclass of
+its own class whose ``forward`` calls the op on what the block returns, so that Dynamo traces it like any other
+forward, parameters keep their names, and blocks that are not tapped are not touched at all.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import monitor.engine.op  # noqa: F401  (defines torch.ops.plumbob.tap)
 from monitor.engine.op import NEUTRAL
 from monitor.errors import EngineError
 from probes.bundle import Bundle

@@ -44,9 +44,7 @@ class LocalSource:
 
     def __init__(self, endpoint: str) -> None:
         if not endpoint.startswith(_SCHEME + "/"):
-            raise PortError(
-                f"{endpoint!r} is not a socket file.", "Write it as ipc:///run/plumbob/monitor.sock."
-            )
+            raise PortError(f"{endpoint!r} is not a socket file.", "Write it as ipc:///run/plumbob/monitor.sock.")
         self.endpoint = endpoint
         self._path = Path(endpoint.removeprefix(_SCHEME))
         self._lock = _take(self._path)
@@ -57,9 +55,7 @@ class LocalSource:
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
             self.close()
-            raise PortError(
-                f"Cannot listen on {endpoint}: {error}.", "Choose another socket file."
-            ) from error
+            raise PortError(f"Cannot listen on {endpoint}: {error}.", "Choose another socket file.") from error
 
     async def __aiter__(self) -> AsyncIterator[Arrival]:
         try:

@@ -71,8 +71,7 @@ def _rule(spec: RuleSpec, place: Place, bundle: Bundle) -> Rule:
         models=tuple(spec.when.models or ()),
         mode=spec.mode,
         actions=tuple(
-            _action(action, place.at("actions", index), spec, bundle)
-            for index, action in enumerate(spec.actions)
+            _action(action, place.at("actions", index), spec, bundle) for index, action in enumerate(spec.actions)
         ),
     )
 
@@ -95,9 +94,7 @@ def _action(spec: ActionSpec, place: Place, rule: RuleSpec, bundle: Bundle) -> A
 def _steer(spec: SteerSpec, place: Place, bundle: Bundle) -> SteerAction:
     vectors = [vector.name for vector in bundle.manifest.vectors]
     if spec.vector not in vectors:
-        place.at("vector").fail(
-            f"the bundle has no steering vector '{spec.vector}'", suggest(spec.vector, vectors)
-        )
+        place.at("vector").fail(f"the bundle has no steering vector '{spec.vector}'", suggest(spec.vector, vectors))
     if spec.dose == 0:
         place.at("dose").fail("0 changes nothing", "Remove the action, or give it a dose.")
     if abs(spec.dose) > MAX_DOSE:

@@ -105,9 +105,7 @@ class VerdictTable:
         slots = self._slots.setdefault(header.engine, SlotMap())
         ended = [slots.release(slot) for slot in header.finished]
         if header.complete:
-            ended += [
-                slots.release(slot) for slot in slots.bound() - {started.slot for started in header.started}
-            ]
+            ended += [slots.release(slot) for slot in slots.bound() - {started.slot for started in header.started}]
         ended += [self._start(slots, header.engine, started, tally) for started in header.started]
         finished = [self._finish(row, model, tally) for row in ended if row >= 0]
         fired = self._read(slots.lookup(frame.rows["slot"]), frame, model, tally)
@@ -215,9 +213,7 @@ class VerdictTable:
         """Fold rows, grouped by request, into the aggregates; yields ``(row, probe)`` of first firings."""
         single = lengths == 1
         at = starts[single]
-        for which, probe in self._aggregates.update_each(
-            requests[single], scores[at], positions[at], read[at]
-        ):
+        for which, probe in self._aggregates.update_each(requests[single], scores[at], positions[at], read[at]):
             yield int(at[which]), probe
         for request in np.flatnonzero(~single):
             start, row = int(starts[request]), int(requests[request])

@@ -65,13 +65,18 @@ class Concept:
         return pairs
 
 
-def load_benign(path: Path = DATA / "benign.jsonl") -> list[Benign]:
+def benign_path() -> Path:
+    """Where the ordinary requests are."""
+    return DATA / "benign.jsonl"
+
+
+def load_benign(path: Path | None = None) -> list[Benign]:
     """Ordinary requests.
 
     Raises:
         ConceptError: Missing or malformed.
     """
-    return _load(path, Benign)
+    return _load(path or benign_path(), Benign)
 
 
 def _load(path: Path, row_type: type[_Row]) -> list[_Row]:

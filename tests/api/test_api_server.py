@@ -77,9 +77,7 @@ def test_a_port_in_use_is_named_with_its_fix(monitor):
     async def run():
         async with monitor.serve() as server:
             port = int(server.address.rpartition(":")[2])
-            with pytest.raises(
-                PortError, match=rf"127\.0\.0\.1:{port}: Address already in use\. .*another port"
-            ):
+            with pytest.raises(PortError, match=rf"127\.0\.0\.1:{port}: Address already in use\. .*another port"):
                 async with monitor.serve(port=port):
                     pass
 
@@ -129,9 +127,7 @@ def test_a_client_made_from_the_proto_files_alone(monitor, tmp_path):
     pytest.importorskip("grpc_tools", reason="grpcio-tools is not installed")
     protos = sorted(str(path) for path in (ROOT / "proto").rglob("*.proto"))
     command = [sys.executable, "-m", "grpc_tools.protoc", "-I", str(ROOT / "proto")]
-    subprocess.run(
-        [*command, f"--python_out={tmp_path}", f"--grpc_python_out={tmp_path}", *protos], check=True
-    )
+    subprocess.run([*command, f"--python_out={tmp_path}", f"--grpc_python_out={tmp_path}", *protos], check=True)
     (tmp_path / "client.py").write_text(CLIENT)
 
     async def run():

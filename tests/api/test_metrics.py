@@ -59,9 +59,7 @@ def test_promtool_finds_nothing_to_complain_about(monitor, registry):
     if promtool is None:
         pytest.skip("promtool is not installed")
     fill(monitor)
-    check = subprocess.run(
-        [promtool, "check", "metrics"], input=generate_latest(registry), capture_output=True
-    )
+    check = subprocess.run([promtool, "check", "metrics"], input=generate_latest(registry), capture_output=True)
     assert (check.returncode, check.stdout, check.stderr) == (0, b"", b"")
 
 
@@ -83,9 +81,7 @@ def test_every_counter_is_a_family():
 
     stats = Stats(["probe"])
     counters = {name for name, value in vars(stats).items() if type(value).__name__ == "Counter"}
-    shown = {
-        name for name in counters for family in COUNTERS if family.counter(stats) is getattr(stats, name)
-    }
+    shown = {name for name in counters for family in COUNTERS if family.counter(stats) is getattr(stats, name)}
     assert shown == counters
 
 
@@ -142,9 +138,7 @@ def test_configuration(monitor, registry):
     assert registry.get_sample_value("plumbob_bundle_info", {"digest": monitor.bundle.digest}) == 1
     assert registry.get_sample_value("plumbob_probe_info", {"probe": "toxicity", "layer": "1"}) == 1
     assert registry.get_sample_value("plumbob_probe_threshold_logits", {"probe": "toxicity"}) == 1.0
-    assert (
-        registry.get_sample_value("plumbob_probe_false_positive_target_ratio", {"probe": "toxicity"}) == 0.01
-    )
+    assert registry.get_sample_value("plumbob_probe_false_positive_target_ratio", {"probe": "toxicity"}) == 0.01
 
 
 def test_watchers(monitor, registry):

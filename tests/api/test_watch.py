@@ -205,9 +205,7 @@ def test_tells_what_was_missed(monitor):
 
 def test_delays_double_up_to_a_limit_and_are_jittered():
     for failures in (1, 2, 3, 50, 10_000):
-        longest = min(
-            client.LONGEST_DELAY_SECONDS, client.FIRST_DELAY_SECONDS * 2.0 ** min(failures - 1, 100)
-        )
+        longest = min(client.LONGEST_DELAY_SECONDS, client.FIRST_DELAY_SECONDS * 2.0 ** min(failures - 1, 100))
         delays = [client.retry_delay(failures) for _ in range(50)]
         assert longest / 2 <= min(delays) < max(delays) <= longest
 

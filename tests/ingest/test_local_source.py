@@ -155,9 +155,7 @@ def test_an_address_that_cannot_be_used_is_a_port_error(endpoint, message):
     Path("/tmp", "x" * 120 + ".lock").unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize(
-    "identity", [b"engine/rank0", b"other/core", b"engine", b"\x00\x01", b"engine/core/core"]
-)
+@pytest.mark.parametrize("identity", [b"engine/rank0", b"other/core", b"engine", b"\x00\x01", b"engine/core/core"])
 def test_a_hello_of_another_sender_is_refused(identity):
     message = read_arrival(identity, encode_hello(hello())).message
     assert isinstance(message, Malformed) and message.reason == "identity"

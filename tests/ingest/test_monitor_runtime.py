@@ -281,9 +281,7 @@ def test_malformed_messages_are_counted(house):
 def test_it_runs_until_its_source_ends(tiny_bundle, frame):
     house = House(tiny_bundle(), frame)
     sent = frame(0, rows([0]), 1.5, started=[started()])
-    house.source.put(
-        b"engine/core", encode_hello(Hello(VERSION, "engine", "tiny", house.bundle.digest, "0.32.0"))
-    )
+    house.source.put(b"engine/core", encode_hello(Hello(VERSION, "engine", "tiny", house.bundle.digest, "0.32.0")))
     house.source.put(b"engine/rank0", encode_frame(sent.header, sent.rows, sent.scores))
     house.source.put(b"engine/rank0", [b"rubbish"])
 

@@ -51,7 +51,7 @@ def actions(engine, sink, stats):
 
 def test_enforcing_sends_an_order_and_records_it(actions, engine, sink, stats):
     actions.apply(fired(), [decision()])
-    assert engine.orders == [("engine", Steer("a", "toxicity", -0.2, 50))]
+    assert engine.orders == [("engine", Steer("a", "toxicity", -0.2, 50, "rule:toxicity:-0.2"))]
     (event,) = sink.events
     assert isinstance(event, Intervention) and event.sent and (event.vector, event.dose) == ("toxicity", -0.2)
     assert stats.interventions == {("tiny", "rule", "toxicity", "enforce", True): 1}
@@ -109,9 +109,7 @@ def test_the_log_sink_writes_one_line_of_json(stats, caplog):
     caplog.set_level(logging.INFO, "plumbob.events")
     recorder = Recorder(EventLog(), [LogSink()], stats)
     recorder.record(fired())
-    recorder.record(
-        Alert(fired().request, "rule", "alert", "critical", "toxicity", 3.0, 2.0, 7, "because\nof it")
-    )
+    recorder.record(Alert(fired().request, "rule", "alert", "critical", "toxicity", 3.0, 2.0, 7, "because\nof it"))
     (record,) = caplog.records
     assert record.levelno == logging.WARNING and "\n" not in record.getMessage()
     line = json.loads(record.getMessage())

@@ -72,12 +72,13 @@ def test_no_rule_that_matches_is_no_decision(load):
 
 
 def test_rules_may_be_for_some_models_only(load):
-    policy = load(
-        RULE.replace("{probe: harmful_intent}", '{probe: harmful_intent, models: ["llama-*", qwen]}')
-    )
-    assert [
-        len(policy.decide(fired(model=model))) for model in ("llama-8b", "qwen", "qwen-2", "Llama-8b")
-    ] == [2, 2, 0, 0]
+    policy = load(RULE.replace("{probe: harmful_intent}", '{probe: harmful_intent, models: ["llama-*", qwen]}'))
+    assert [len(policy.decide(fired(model=model))) for model in ("llama-8b", "qwen", "qwen-2", "Llama-8b")] == [
+        2,
+        2,
+        0,
+        0,
+    ]
 
 
 def test_every_rule_that_matches_counts_in_order(load):
