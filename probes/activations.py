@@ -58,7 +58,7 @@ class TransformersSource:
         ModelError: transformers cannot load it, or torch is missing.
     """
 
-    def __init__(self, path: Path, dtype: str = "bfloat16", batch_tokens: int = 1024) -> None:
+    def __init__(self, path: Path, dtype: str = "bfloat16", batch_tokens: int = 2048) -> None:
         try:
             import torch
             import transformers
@@ -123,7 +123,7 @@ class TransformersSource:
         answered: list[list[int]] = [[] for _ in prompts]
         done = 0
         # A decode step costs little more for many rows than for one: batches much larger than a reading's.
-        for batch in self._batches(prompts, self._batch_tokens * 6):
+        for batch in self._batches(prompts, self._batch_tokens * 3):
             ids, mask = self._pad([prompts[index] for index in batch], left=True)
             with self._torch.inference_mode():
                 output = self.model.generate(

@@ -31,7 +31,7 @@ from probes.roles import Role
 
 CANDIDATE_DEPTHS: Final = (0.4, 0.5, 0.6, 0.7)
 """Depths at which layers are tried, as shares of the model's layers."""
-ANSWERED: Final = 300
+ANSWERED: Final = 240
 """Benign requests that are read with the model's own answer; the others are read without."""
 ANSWER_TOKENS: Final = 40
 """Length of those answers at most."""

@@ -5,7 +5,6 @@ order alternates, so that drift of the machine falls on both alike. The tapped e
 to a monitor that runs beside it, as in production.
 """
 
-import json
 import os
 import platform
 import subprocess
@@ -16,9 +15,12 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
+
+import numpy as np
 
 from monitor import __version__
+from monitor.bench.arm import Arm
 from monitor.bench.result import Result, median_ratio
 from monitor.cli.serving import require_compiler, require_vllm
 from monitor.errors import EngineError
@@ -69,20 +71,27 @@ def run(
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="plumbob-bench-")))
         endpoint = f"ipc://{directory}/engine.sock"
         stack.enter_context(_monitor(bundle, endpoint, directory / "monitor.log"))
-        engines: dict[str, _Arm] = {}
+        engines: dict[str, Arm] = {}
         for started, arm in enumerate(ARMS):
             progress(what, started, total)
-            plumbob = {"bundle": str(bundle.path), "endpoint": endpoint} if arm == "tapped" else None
-            settings = {"model": str(path), "eager": eager, "batch": batch, "plumbob": plumbob}
-            engines[arm] = stack.enter_context(_Arm(arm, settings, directory / f"{arm}.log"))
+            settings: dict[str, Any] = {
+                "model": str(path),
+                "enforce_eager": eager,
+                "max_model_len": 2048,
+                "max_num_seqs": max(batch, 16),
+            }
+            if arm == "tapped":
+                settings["additional_config"] = {"plumbob": {"bundle": str(bundle.path), "endpoint": endpoint}}
+            engines[arm] = stack.enter_context(Arm(arm, directory / f"{arm}.log", settings))
         progress(what, total, total)
+        vocabulary = engines["stock"].vocabulary
         for pair in range(-WARM_UP, pairs):
             # The same prompts for both arms, others for each pair: no prefix cache helps either.
-            order = ARMS if pair % 2 == 0 else ARMS[::-1]
-            for arm in order:
-                seconds = engines[arm].generate(pair, batch, tokens)
+            prompts = np.random.default_rng(pair + WARM_UP).integers(100, vocabulary, (batch, PROMPT_TOKENS)).tolist()
+            for arm in ARMS if pair % 2 == 0 else ARMS[::-1]:
+                answer = engines[arm].generate(prompts, tokens)
                 if pair >= 0:
-                    rates[arm].append(batch * tokens / seconds)
+                    rates[arm].append(batch * tokens / answer.seconds)
             progress("pairs", max(pair + 1, 0), pairs)
     ratio, interval = median_ratio(rates["stock"], rates["tapped"])
     return Result(
@@ -94,55 +103,6 @@ def run(
         ratio=ratio,
         interval=interval,
     )
-
-
-class _Arm:
-    """An engine in a process of its own; a context manager."""
-
-    def __init__(self, name: str, settings: dict[str, Any], log: Path) -> None:
-        self._name, self._log = name, log
-        # vLLM binds every worker to cores of its own; both arms have to have the same ones.
-        environment = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_CPU_KVCACHE_SPACE": "1", **os.environ}
-        with log.open("wb") as stream:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "monitor.engine.arm", json.dumps(settings)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stream,
-                text=True,
-                env=environment,
-                start_new_session=True,
-            )
-
-    def __enter__(self) -> Self:
-        self._answer()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        try:
-            self._process.wait(30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-
-    def generate(self, seed: int, batch: int, tokens: int) -> float:
-        """Seconds that a batch of random prompts takes."""
-        if self._process.stdin is None:
-            raise RuntimeError("the arm has no input")
-        request = {"seed": seed + WARM_UP, "batch": batch, "prompt": PROMPT_TOKENS, "tokens": tokens}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return float(self._answer()["seconds"])
-
-    def _answer(self) -> dict[str, Any]:
-        line = self._process.stdout.readline() if self._process.stdout is not None else ""
-        if not line:
-            # The log goes with the benchmark's directory: the reason has to be told now.
-            lines = self._log.read_text(errors="replace").splitlines()
-            reason = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "no output")
-            raise EngineError(f"The {self._name} engine ended before its time: {reason.strip()}")
-        return json.loads(line)
 
 
 @contextmanager

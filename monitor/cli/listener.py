@@ -1,35 +1,34 @@
 """A gRPC watcher in a thread, for code that is not asynchronous: the demo, and tests."""
 
-import asyncio
 import threading
-import time
 from types import TracebackType
 from typing import Self
 
+import grpc
 from rich.text import Text
 
-from monitor.api.client import Notice, follow
 from monitor.cli.watch import format_event
 from monitor.errors import EngineError
 from monitor.v1 import event_pb2
 from monitor.v1.event_pb2 import Event, RequestFinished
+from monitor.v1.monitor_service_pb2 import WatchEventsRequest
+from monitor.v1.monitor_service_pb2_grpc import MonitorServiceStub
 
 
 class Listener:
-    """Collects the events of a monitor from its first kept one on; a context manager.
+    """Collects the events of a monitor from its first kept one on, until the monitor ends; a context manager.
 
     Args:
         address: ``host:port`` of the monitor.
     """
 
     def __init__(self, address: str) -> None:
-        self._address = address
+        self._channel = grpc.insecure_channel(address)
+        self._call = MonitorServiceStub(self._channel).WatchEvents(WatchEventsRequest(after_sequence=0))
         self._events: list[Event] = []
         self._changed = threading.Condition()
         """Protects the list; notified at every event."""
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="plumbob-listener", daemon=True)
-        self._task: asyncio.Task[None] | None = None
+        self._thread = threading.Thread(target=self._collect, name="plumbob-listener", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -38,8 +37,15 @@ class Listener:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._loop.call_soon_threadsafe(self._cancel)
+        self._call.cancel()
         self._thread.join(timeout=5)
+        self._channel.close()
+
+    @property
+    def events(self) -> list[Event]:
+        """What has come so far."""
+        with self._changed:
+            return list(self._events)
 
     def finished(self, request_id: str, seconds: float) -> RequestFinished | None:
         """The verdict of a request; ``None`` where it does not arrive in time."""
@@ -61,7 +67,6 @@ class Listener:
         Raises:
             EngineError: None is, in time.
         """
-        deadline = time.monotonic() + seconds
 
         def connected() -> bool:
             return any(
@@ -71,7 +76,7 @@ class Listener:
             )
 
         with self._changed:
-            if not self._changed.wait_for(connected, deadline - time.monotonic()):
+            if not self._changed.wait_for(connected, seconds):
                 raise EngineError("The engine did not connect to the monitor.", "Look into the server's log.")
 
     def told(self, request_id: str) -> list[Text]:
@@ -85,24 +90,12 @@ class Listener:
                 and getattr(event, kind).request.request_id == request_id
             ]
 
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._task = self._loop.create_task(self._collect())
+    def _collect(self) -> None:
         try:
-            self._loop.run_until_complete(self._task)
-        except asyncio.CancelledError:
-            pass
-        finally:
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.close()
-
-    def _cancel(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-
-    async def _collect(self) -> None:
-        async for item in follow(self._address, after=0):
-            if not isinstance(item, Notice):
+            for response in self._call:
                 with self._changed:
-                    self._events.append(item)
+                    self._events.append(response.event)
                     self._changed.notify_all()
+        except grpc.RpcError:
+            # Cancelled by __exit__, or the monitor has ended: what came is kept either way.
+            return

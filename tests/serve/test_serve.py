@@ -1,0 +1,250 @@
+"""``plumbob serve`` as an operator runs it: a real server, its monitor, a client, a kill, and Ctrl-C."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from monitor.cli.listener import Listener
+from tests.engine.conftest import bundle, model_path, random_bundle, source  # noqa: F401  (fixtures)
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
+
+openai = pytest.importorskip("openai", reason="the openai client is not installed")
+
+ROOT = Path(__file__).parents[2]
+
+POLICY = """\
+version: 1
+rules:
+  - name: always
+    when: {probe: random-5-0}
+    mode: enforce
+    actions:
+      - alert: {severity: critical}
+      - steer: {vector: random-0, dose: 0.3, tokens: 3}
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@dataclass
+class Server:
+    process: subprocess.Popen
+    port: int
+    metrics_port: int
+    grpc_port: int
+    log: Path
+
+    @property
+    def client(self):
+        return openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none", max_retries=0, timeout=120)
+
+    @property
+    def grpc_address(self) -> str:
+        return f"127.0.0.1:{self.grpc_port}"
+
+    def monitor_pid(self) -> int:
+        """The child that runs the monitor."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        for child in children:
+            if b"\0monitor\0" in Path(f"/proc/{child}/cmdline").read_bytes():
+                return int(child)
+        raise AssertionError("no monitor is running")
+
+    def scrape(self) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=5) as answer:
+            return answer.read().decode()
+
+    def sample(self, name: str) -> float:
+        """The sum of a family's samples of that name."""
+        families = text_string_to_metric_families(self.scrape())
+        return sum(sample.value for family in families for sample in family.samples if sample.name == name)
+
+    def chat(self, text: str, tokens: int) -> tuple[str, int]:
+        """Hold a conversation, streaming; its id and how many pieces came."""
+        stream = self.client.chat.completions.create(
+            model="demo",
+            messages=[{"role": "user", "content": text}],
+            stream=True,
+            max_tokens=tokens,
+            temperature=0.0,
+            extra_body={"ignore_eos": True},
+        )
+        chunks = list(stream)
+        return chunks[0].id, sum(1 for chunk in chunks if chunk.choices and chunk.choices[0].delta.content)
+
+
+@pytest.fixture(scope="module")
+def server(model_path, source, tmp_path_factory):  # noqa: F811
+    folder = tmp_path_factory.mktemp("serve")
+    firing = random_bundle(folder / "bundle", model_path, source.markers, threshold=-1e9)
+    (folder / "policy.yaml").write_text(POLICY)
+    ports = [free_port() for _ in range(3)]
+    command = [sys.executable, "-m", "monitor.cli", "serve", "demo", "--bundle", str(firing.path), "--eager"]
+    command += ["--policy", str(folder / "policy.yaml"), "--endpoint", f"ipc://{folder}/engine.sock"]
+    command += ["--port", str(ports[0]), "--metrics-port", str(ports[1]), "--grpc-port", str(ports[2])]
+    command += ["--max-model-len", "1024"]
+    log = folder / "serve.log"
+    with log.open("wb") as stream:
+        environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)
+    running = Server(process, *ports, log)
+    try:
+        wait_until(lambda: process.poll() is not None or healthy(ports[0]), 180)
+        assert process.poll() is None, log.read_text()[-2000:]
+        yield running
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+
+
+def healthy(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+def wait_until(condition, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+def test_an_alert_reaches_a_client_written_from_the_proto_alone(server, tmp_path):
+    tools = pytest.importorskip("grpc_tools", reason="grpcio-tools is not installed")
+    protos = sorted(str(path) for path in (ROOT / "proto" / "monitor" / "v1").glob("*.proto"))
+    include = ["-I", str(ROOT / "proto"), "-I", str(Path(tools.__file__).parent / "_proto")]
+    generate = ["-m", "grpc_tools.protoc", *include, f"--python_out={tmp_path}", f"--grpc_python_out={tmp_path}"]
+    subprocess.run([sys.executable, *generate, *protos], check=True)
+    (tmp_path / "client.py").write_text(
+        """
+import json, sys, grpc
+from monitor.v1 import monitor_service_pb2 as pb, monitor_service_pb2_grpc as rpc
+import monitor
+assert "site-packages" not in str(monitor.__path__), monitor.__path__
+stub = rpc.MonitorServiceStub(grpc.insecure_channel(sys.argv[1]))
+call = stub.WatchEvents(pb.WatchEventsRequest())
+call.initial_metadata()
+print("ready", flush=True)
+for response in call:
+    if response.event.WhichOneof("payload") == "alert":
+        alert = response.event.alert
+        print(json.dumps([alert.request.request_id, alert.rule, alert.probe, alert.position]), flush=True)
+        break
+"""
+    )
+    client = subprocess.Popen(
+        [sys.executable, "client.py", server.grpc_address], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    assert client.stdout is not None
+    assert client.stdout.readline() == "ready\n"
+    request_id, _ = server.chat("Name three rivers in Europe.", 8)
+    heard, rule, probe, position = json.loads(client.communicate(timeout=30)[0])
+    assert heard == request_id
+    assert (rule, probe) == ("always", "random-5-0")
+    assert position >= 0
+
+
+def test_a_policy_that_enforces_steers_the_request(server):
+    with Listener(server.grpc_address) as listener:
+        request_id, _ = server.chat("What do bees eat?", 16)
+        finished = listener.finished(request_id, 10)
+        assert finished is not None
+        interventions = [
+            event.intervention
+            for event in listener.events
+            if event.WhichOneof("payload") == "intervention" and event.intervention.request.request_id == request_id
+        ]
+    assert [(event.vector, event.sent) for event in interventions] == [("random-0", True)]
+    assert finished.steered > 0
+    assert len(finished.readings) == 6
+
+
+def test_metrics_have_help_and_satisfy_promtool(server):
+    server.chat("Hello there.", 4)
+    page = server.scrape()
+    families = [line.split()[2] for line in page.splitlines() if line.startswith("# HELP plumbob_")]
+    assert "plumbob_tokens_scored_total" in families
+    assert server.sample("plumbob_alerts_total") > 0
+    assert server.sample("plumbob_frame_lag_seconds") < 1.0
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed; the page itself was checked")
+    check = subprocess.run([promtool, "check", "metrics"], input=page.encode(), capture_output=True)
+    assert (check.returncode, check.stdout + check.stderr) == (0, b"")
+
+
+def test_a_killed_monitor_costs_no_request_and_its_successor_takes_them_over(server):
+    requests, tokens = 4, 250
+    done: list[tuple[str, int]] = []
+
+    def talk(index: int) -> None:
+        done.append(server.chat(f"Tell me a long story about the number {index}.", tokens))
+
+    threads = [threading.Thread(target=talk, args=(index,)) for index in range(requests)]
+    for thread in threads:
+        thread.start()
+    active = server.sample("plumbob_requests_active")
+    wait_until(lambda: server.sample("plumbob_requests_active") == requests, 30)
+    time.sleep(0.5)
+    assert active <= requests
+    killed = server.monitor_pid()
+    os.kill(killed, signal.SIGKILL)
+    for thread in threads:
+        thread.join(120)
+    # Every request went on to its last token.
+    assert len(done) == requests
+    assert all(pieces > tokens // 2 for _, pieces in done)
+    assert server.monitor_pid() != killed
+    # The successor knew the requests in flight, counted what was lost, and passes none of it off as clean.
+    with Listener(server.grpc_address) as listener:
+        finished = [listener.finished(request_id, 10) for request_id, _ in done]
+    assert all(verdict is not None and verdict.unscored > 0 for verdict in finished)
+    assert server.sample("plumbob_frames_lost_total") > 0
+    assert server.sample("plumbob_engine_frames_dropped_total") > 0
+
+
+def test_ctrl_c_stops_everything(server):
+    group = {server.process.pid, *descendants(server.process.pid)}
+    assert len(group) >= 3
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(60) == 130
+    assert not [pid for pid in group if alive(pid)]
+    for port in (server.port, server.metrics_port, server.grpc_port):
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", port)) != 0
+    assert "Traceback" not in server.log.read_text().split("plumbob stopped")[-1]
+
+
+def descendants(pid: int) -> set[int]:
+    found: set[int] = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found |= {int(child), *descendants(int(child))}
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
