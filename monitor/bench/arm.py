@@ -21,7 +21,7 @@ class Answer(msgspec.Struct, frozen=True):
     tokens: list[list[int]]
     """Generated for each prompt."""
     logprobs: list[list[float]] = []
-    """Of those tokens, where they were asked for."""
+    """Of every token of each prompt but the first, where they were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Arm:
         Args:
             prompts: Token ids of each.
             tokens: To generate for each; end of sequence is ignored.
-            logprobs: Also tell the log-probability of each generated token.
+            logprobs: Also tell the log-probability of each prompt's tokens.
 
         Raises:
             EngineError: The engine ended.

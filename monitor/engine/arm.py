@@ -16,7 +16,7 @@ def main() -> None:
 
     A request is ``{"prompts": [[token, …], …], "tokens": n, "logprobs": bool}``, all of one batch; the answer holds
     the seconds it took, the tokens generated for each prompt (greedy, end of sequence ignored), and, where asked for,
-    their log-probabilities.
+    the log-probability of every token of each prompt but the first.
     """
     settings: dict[str, Any] = json.loads(sys.argv[1])
     # vLLM and its processes print to stdout; answers have a descriptor of their own.
@@ -31,18 +31,22 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         prompts: Any = [{"prompt_token_ids": ids} for ids in request["prompts"]]
-        wanted = 0 if request.get("logprobs") else None
-        sampling = SamplingParams(temperature=0.0, max_tokens=request["tokens"], ignore_eos=True, logprobs=wanted)
+        sampling = SamplingParams(
+            temperature=0.0,
+            max_tokens=request["tokens"],
+            ignore_eos=True,
+            prompt_logprobs=0 if request.get("logprobs") else None,
+        )
         begin = time.perf_counter()
-        outputs = [output.outputs[0] for output in llm.generate(prompts, sampling, use_tqdm=False)]
+        outputs = llm.generate(prompts, sampling, use_tqdm=False)
         answer: dict[str, Any] = {
             "seconds": time.perf_counter() - begin,
-            "tokens": [list(output.token_ids) for output in outputs],
+            "tokens": [list(output.outputs[0].token_ids) for output in outputs],
         }
         if request.get("logprobs"):
             answer["logprobs"] = [
-                [step[token].logprob for token, step in zip(output.token_ids, output.logprobs or [], strict=True)]
-                for output in outputs
+                [step[token].logprob for token, step in zip(ids, output.prompt_logprobs or [], strict=True) if step]
+                for ids, output in zip(request["prompts"], outputs, strict=True)
             ]
         answers.write(json.dumps(answer) + "\n")
 

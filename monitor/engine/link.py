@@ -74,8 +74,8 @@ class Exporter:
         # Each counter has one writer: the engine's thread, the sending thread.
         self._refused = 0
         self._unsent = 0
-        self._away = False
-        """The monitor takes nothing at the moment; written by the sending thread."""
+        self._away = True
+        """The monitor takes nothing at the moment, or was not reached yet; written by the sending thread."""
         self._announce_all = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(endpoint,), name="plumbob-exporter", daemon=True)

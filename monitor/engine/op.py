@@ -70,7 +70,8 @@ def tap(
         return
     add, scale, low, high = table[row_slot[steered].long()].unbind(-1)
     projection = projected[steered, probe_count:]
-    amount = add + torch.clamp(scale * projection, low, high) - projection
+    # The difference first: where nothing is scaled or clipped it is exactly zero, and the amount exactly ``add``.
+    amount = add + (torch.clamp(scale * projection, low, high) - projection)
     # Products before the sum, not a matrix product: opposite amounts of opposite vectors then cancel exactly.
     change = (amount.unsqueeze(-1) * vectors).sum(dim=1)
     hidden[steered] = (hidden[steered].float() + change).to(hidden.dtype)

@@ -2,41 +2,26 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 
 from monitor.frames import Release, Steer
 from probes.roles import Role
-from tests.engine.conftest import LAYERS, Seen, Wire, settings, start
+from tests.engine.conftest import Seen, Wire, check_scores, settings, start
 
 pytestmark = pytest.mark.vllm
 
 TOKENS = 24
-
-# bfloat16 keeps 8 bits of mantissa: a relative rounding error of up to 2**-9 at each operation. Thirty blocks of
-# attention, MLP and two residual additions each, with independent errors, leave sqrt(30 * 4) * 2**-9 = 2% of the
-# state's norm; twice that covers the tokens on which norms differ most. A probe of unit weight turns an error of the
-# state into one of the score that is no larger, and typically sqrt(hidden) = 24 times smaller, since it points into one
-# direction of many.
-LARGEST = 0.04
-"""Largest difference allowed, relative to the norm of the state."""
-TYPICAL = 0.04 / np.sqrt(576)
-"""Root mean square of the difference allowed, relative to the norm of the state."""
 
 
 @pytest.fixture(scope="module")
 def engines(model_path, bundle, wire, tmp_path_factory):
     """A tapped engine and a stock one, started side by side."""
     folder = tmp_path_factory.mktemp("engines")
-    tap = {"plumbob": {"bundle": str(bundle.path), "endpoint": wire_endpoint(wire)}}
+    tap = {"plumbob": {"bundle": str(bundle.path), "endpoint": wire.endpoint}}
     tapped = start("tapped", folder, **settings(model_path, additional_config=tap))
     stock = start("stock", folder, **settings(model_path))
     with tapped, stock:
         yield tapped, stock
-
-
-def wire_endpoint(wire: Wire) -> str:
-    return wire._router.getsockopt_string(32)  # ZMQ_LAST_ENDPOINT
 
 
 @pytest.fixture(scope="module")
@@ -48,23 +33,7 @@ def untouched(engines, wire, prompts):
 
 def test_scores_are_those_of_transformers_in_float32(untouched, prompts, source, bundle):
     answer, seen = untouched
-    sequences = [[*prompt, *tokens[:-1]] for prompt, tokens in zip(prompts, answer.tokens, strict=True)]
-    readings = source.read(sequences, LAYERS)
-    errors, misplaced = [], []
-    for request, reading, sequence in zip(seen, readings, sequences, strict=True):
-        # Every token that was read, once each, in order: the last one generated never is.
-        assert request.positions == list(range(len(sequence)))
-        states = np.repeat(reading.states, 2, axis=0)
-        reference = np.einsum("pth,ph->tp", states, bundle.weight) + bundle.bias
-        norms = np.linalg.norm(states, axis=-1).T
-        scores = np.array(request.scores)
-        errors.append((scores - reference) / norms)
-        misplaced.append((scores[1:] - reference[:-1]) / norms[:-1])
-    error = np.concatenate(errors)
-    assert np.abs(error).max() <= LARGEST
-    assert np.sqrt((error**2).mean(axis=0)).max() <= TYPICAL
-    # The same bound is far from met by the scores of the token before: the test can tell.
-    assert np.sqrt((np.concatenate(misplaced) ** 2).mean(axis=0)).min() > 5 * TYPICAL
+    check_scores(prompts, answer.tokens, seen, source, bundle)
 
 
 def test_rows_carry_the_request_the_prompt_length_and_roles(untouched, prompts, source):

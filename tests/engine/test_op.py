@@ -1,0 +1,111 @@
+"""The fused op in torch, against the formula written out."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+
+from monitor.engine import op  # noqa: E402
+
+
+def make(seed: int, tokens: int, hidden: int, probes: int, vectors: int, slots: int, dtype, *, split: bool):
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    table = torch.tensor(op.NEUTRAL).repeat(slots, vectors, 1)
+    return {
+        "hidden": random(tokens, hidden).to(dtype),
+        "residual": random(tokens, hidden).to(dtype) if split else None,
+        "weights": random(probes + vectors, hidden),
+        "bias": random(probes + vectors),
+        "row_slot": torch.full((tokens + 3,), -1, dtype=torch.int32),
+        "table": table,
+        "vectors": random(vectors, hidden),
+        "scores": torch.full((tokens + 3, probes + 2), np.nan),
+        "column": 1,
+    }
+
+
+def expected(arguments):
+    """Row by row, in float64."""
+    hidden = arguments["hidden"].double().numpy()
+    state = hidden + (0 if arguments["residual"] is None else arguments["residual"].double().numpy())
+    projected = state @ arguments["weights"].double().numpy().T + arguments["bias"].double().numpy()
+    vectors = arguments["vectors"].double().numpy()
+    probes = projected.shape[1] - len(vectors)
+    out = hidden.copy()
+    for row in range(len(hidden)):
+        slot = int(arguments["row_slot"][row])
+        if slot < 0:
+            continue
+        for index, vector in enumerate(vectors):
+            add, scale, low, high = arguments["table"][slot, index].double().tolist()
+            p = projected[row, probes + index]
+            out[row] += (add + min(max(scale * p, low), high) - p) * vector
+    return projected[:, :probes], out
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    tokens=st.integers(0, 9),
+    hidden=st.integers(1, 70),
+    probes=st.integers(0, 5),
+    vectors=st.integers(0, 3),
+    split=st.booleans(),
+    steer=st.lists(st.integers(-1, 2), max_size=9),
+    entry=st.tuples(st.floats(-2, 2), st.floats(0, 1), st.floats(-3, 0), st.floats(0, 3)),
+)
+def test_scores_and_steers_as_the_formula_says(seed, tokens, hidden, probes, vectors, split, steer, entry):
+    arguments = make(seed, tokens, hidden, probes, vectors, 3, torch.float32, split=split)
+    arguments["row_slot"][: len(steer[:tokens])] = torch.tensor(steer[:tokens], dtype=torch.int32)
+    arguments["table"][1] = torch.tensor(entry)
+    scores, out = expected(arguments)
+    torch.ops.plumbob.tap(*arguments.values())
+    np.testing.assert_allclose(arguments["scores"][:tokens, 1 : 1 + probes], scores, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(arguments["hidden"], out, rtol=1e-4, atol=1e-3)
+    # Nothing outside this layer's columns and rows is written.
+    assert arguments["scores"][tokens:].isnan().all()
+    assert arguments["scores"][:, [0, -1]].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_neutral_table_leaves_every_bit_as_it_was(dtype):
+    arguments = make(0, 50, 64, 2, 3, 2, dtype, split=True)
+    arguments["row_slot"].fill_(1)
+    before = arguments["hidden"].clone()
+    torch.ops.plumbob.tap(*arguments.values())
+    assert torch.equal(arguments["hidden"], before)
+
+
+def test_opposite_vectors_of_equal_amounts_cancel_exactly():
+    arguments = make(0, 50, 64, 2, 2, 2, torch.float32, split=True)
+    arguments["vectors"][1] = -arguments["vectors"][0]
+    arguments["table"][1, :, 0] = 0.7
+    arguments["row_slot"].fill_(1)
+    before = arguments["hidden"].clone()
+    torch.ops.plumbob.tap(*arguments.values())
+    assert torch.equal(arguments["hidden"], before)
+
+
+def test_scores_of_a_steered_row_are_those_before_steering():
+    arguments = make(0, 5, 16, 2, 1, 1, torch.float32, split=False)
+    scores, _ = expected(arguments)
+    arguments["row_slot"].fill_(0)
+    arguments["table"][0, :, 0] = 5.0
+    torch.ops.plumbob.tap(*arguments.values())
+    np.testing.assert_allclose(arguments["scores"][:5, 1:3], scores, rtol=1e-5, atol=1e-5)
+
+
+def test_is_a_proper_operator_for_the_compiler():
+    arguments = make(0, 5, 16, 2, 1, 1, torch.float32, split=True)
+    torch.library.opcheck(
+        torch.ops.plumbob.tap.default,
+        tuple(arguments.values()),
+        test_utils=("test_schema", "test_faketensor"),
+    )
