@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probes.chat import Conversation, encode, find_markers
-from probes.errors import ModelError
+from probes.errors import ModelError, reason
 from probes.models import Progress, no_progress
 from probes.roles import Markers, RoleReader
 
@@ -69,9 +69,21 @@ class TransformersSource:
         self._batch_tokens = batch_tokens
         try:
             self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path)
-            self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"transformers cannot load {path}: {str(error).splitlines()[0]}") from error
+            self.model: Any
+            self.model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
+                path, dtype=getattr(torch, dtype), output_loading_info=True
+            )
+        except Exception as error:
+            # Configurations, tokenizers, weights and remote code raise whatever they like.
+            raise ModelError(
+                f"transformers cannot load {path}: {reason(error)}.", "Name a directory saved by transformers."
+            ) from error
+        if missing := sorted(loaded["missing_keys"]):
+            # Transformers fills them with random numbers.
+            raise ModelError(
+                f"The weights in {path} lack {missing[0]} and {len(missing) - 1} others.",
+                "Complete the model's directory.",
+            )
         self.model.to(self._device).eval()
         text = self.model.config.get_text_config()
         self.layers = int(text.num_hidden_layers)

@@ -16,6 +16,8 @@ trained.
 :func:`running_mean` is the reference; :class:`Aggregates` does the same for many requests and probes at once.
 """
 
+from typing import Annotated
+
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +29,9 @@ _BLOCK = 64
 class Aggregate(msgspec.Struct, frozen=True):
     """How token scores become a request's verdict."""
 
-    half_life: float = 12.0
+    half_life: Annotated[float, msgspec.Meta(gt=0)] = 12.0
     """Tokens after which a score counts half."""
-    min_tokens: int = 4
+    min_tokens: Annotated[int, msgspec.Meta(ge=1)] = 4
     """Tokens that must have been read before the probe may fire."""
 
     @property

@@ -12,6 +12,7 @@ tokenizer and chat template. Nothing here needs torch, and nothing is pickled.
 """
 
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -220,10 +221,9 @@ def save_bundle(
         The bundle, read back.
 
     Raises:
-        BundleError: ``path`` exists and is no bundle.
+        BundleError: ``path`` exists and is no bundle, or cannot be written.
     """
-    if path.exists() and not (path / MANIFEST).is_file() and (not path.is_dir() or any(path.iterdir())):
-        raise BundleError(f"{path} exists and is not a bundle.", "Name another directory with --out.")
+    path = require_destination(path)
     ordered = sorted(probes, key=lambda item: item[0].layer)
     directions = sorted(vectors, key=lambda item: item[0].layer)
     tensors = {
@@ -256,6 +256,25 @@ def save_bundle(
     return load_bundle(path)
 
 
+def require_destination(path: Path) -> Path:
+    """Where a bundle may be written, resolved.
+
+    Args:
+        path: A directory that does not exist, is empty, or is a bundle.
+
+    Raises:
+        BundleError: It is something else, or cannot be made.
+    """
+    path = path.expanduser().resolve()
+    another = "Name another directory with --out."
+    if path.exists() and not (path.is_dir() and {entry.name for entry in path.iterdir()} <= {MANIFEST, TENSORS}):
+        raise BundleError(f"{path} exists and is not a bundle.", another)
+    folder = next(parent for parent in path.parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise BundleError(f"{path} cannot be written: {folder} is not a directory that you may write to.", another)
+    return path
+
+
 def load_bundle(path: Path | str) -> Bundle:
     """Read and check a bundle.
 
@@ -269,11 +288,14 @@ def load_bundle(path: Path | str) -> Bundle:
         BundleError: Missing, damaged, of an unknown format, or inconsistent with itself.
     """
     path = Path(path).expanduser().resolve()
-    if not (path / MANIFEST).is_file():
+    try:
+        encoded = (path / MANIFEST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(
             f"{path} is not a bundle: it has no {MANIFEST}.", "Make one with: plumbob fit MODEL --out BUNDLE"
-        )
-    encoded = (path / MANIFEST).read_bytes()
+        ) from error
+    except OSError as error:
+        raise BundleError(f"Bundle {path} cannot be read: {error.strerror}.", "Name a bundle's directory.") from error
     refit = "Fit it again with: plumbob fit MODEL --out BUNDLE"
     try:
         if (found := msgspec.json.decode(encoded, type=_Versioned).format) != FORMAT:

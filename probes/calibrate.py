@@ -26,21 +26,41 @@ def calibrate(peaks: NDArray[np.floating], rate: float) -> tuple[float, Calibrat
         The threshold, a value just above an observed peak, and what it stands on.
 
     Raises:
-        ConceptError: Too few requests for such a rate.
+        ConceptError: Too few requests for such a rate, or too few that have a verdict.
     """
-    count = len(peaks)
-    allowed = math.floor(rate * (count + 1)) - 1
-    if allowed < 0:
-        needed = math.ceil(1 / rate) - 1
-        raise ConceptError(
-            f"A false-positive rate of {rate:g} cannot be set on {count} benign requests.",
-            f"It takes {needed}.",
-        )
+    count, allowed = len(peaks), may_fire(len(peaks), rate)
     # The first peak that must not fire; a verdict fires at or above its threshold.
     highest_quiet = float(np.sort(peaks)[::-1][allowed])
+    if not math.isfinite(highest_quiet):
+        raise ConceptError(
+            f"Of {count} benign requests, {int(np.isfinite(peaks).sum())} have a verdict.",
+            "Write longer ones: the threshold must stand on requests that could have fired.",
+        )
     threshold = math.nextafter(highest_quiet, math.inf)
     fired = int((peaks >= threshold).sum())
     return threshold, Calibration(rate, count, fired, clopper_pearson(fired, count))
+
+
+def may_fire(count: int, rate: float) -> int:
+    """How many of ``count`` benign requests may reach a threshold that is set on them.
+
+    Args:
+        count: Requests.
+        rate: The share of new benign requests that may fire, above 0 and below 1.
+
+    Raises:
+        ConceptError: Too few requests for such a rate.
+    """
+    if not 0 < rate < 1:
+        raise ConceptError(f"A false-positive rate of {rate:g} cannot be set.", "Choose one above 0 and below 1.")
+    # Rounded, since 0.29 * 100 is a little below 29.
+    allowed = math.floor(round(rate * (count + 1), 9)) - 1
+    if allowed < 0:
+        raise ConceptError(
+            f"A false-positive rate of {rate:g} cannot be set on {count} benign requests.",
+            f"It takes {math.ceil(round(1 / rate, 9)) - 1}; choose a higher rate with --fpr.",
+        )
+    return allowed
 
 
 def clopper_pearson(hits: int, count: int, confidence: float = 0.95) -> tuple[float, float]:

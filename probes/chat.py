@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import msgspec
 
+from probes.errors import ModelError, reason
 from probes.roles import Markers, Role
 
 
@@ -20,10 +21,8 @@ Conversation = Sequence[Message]
 _CONTENT: Final = {"system": "Zebras", "user": "Walnut", "assistant": "Copper"}
 """Words that stand for contents; whatever surrounds them is the template's."""
 
-_CONTEXTS: Final = (
-    ("user", "assistant", "user"),
-    ("system", "user", "assistant", "user", "assistant"),
-)
+_TURNS: Final = ("user", "assistant", "user")
+_TURNS_AFTER_SYSTEM: Final = ("system", "user", "assistant", "user", "assistant")
 """Sequences of roles that show every marker: at the beginning, after a system message, and between turns."""
 
 
@@ -52,19 +51,26 @@ def find_markers(tokenizer: Any) -> Markers:
 
     Returns:
         The markers; empty where the model has no chat template.
+
+    Raises:
+        ModelError: The template does not render a conversation of user and assistant.
     """
     if not tokenizer.chat_template:
         return Markers()
-    before: dict[str, list[list[int]]] = {}
-    after: list[int] = []
-    for roles in _CONTEXTS:
-        for role, separator, following in _separators(tokenizer, roles):
-            before.setdefault(role, []).append(separator)
-            if following is not None:
-                after.append(following)
-    headers = {role: _common_suffix(separators) for role, separators in before.items()}
+    found = _separators(tokenizer, _TURNS)
+    headers = _headers(found)
+    try:
+        with_system = [*found, *_separators(tokenizer, _TURNS_AFTER_SYSTEM)]
+    except ModelError:
+        with_system = found
+    # Where a template writes the system message into the user's turn, its tokens are the user's.
+    if _headers(with_system).items() >= headers.items():
+        found, headers = with_system, _headers(with_system)
     special = set(tokenizer.all_special_ids)
-    terminators = {token for token in after if token in special}
+    terminators = {following for _, _, following in found if following in special}
+    if len(terminators) > 1:
+        # A header that follows a content at once ends it, too.
+        terminators -= {header[0] for header in headers.values() if header}
     return Markers(
         headers={role: header for role, header in headers.items() if header and role.upper() in Role.__members__},
         terminator=[terminators.pop()] if len(terminators) == 1 else [],
@@ -76,23 +82,32 @@ def _separators(tokenizer: Any, roles: Sequence[str]) -> list[tuple[str, list[in
     messages = [{"role": role, "content": _CONTENT[role]} for role in roles]
     try:
         text: str = tokenizer.apply_chat_template(messages, tokenize=False)
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     except Exception as error:
         # Templates refuse roles they do not know with errors of their own (jinja2.TemplateError among them).
-        if "system" in roles:
-            return []
-        raise error
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        raise ModelError(f"The chat template of {tokenizer.name_or_path} cannot be used: {reason(error)}.") from error
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     found: list[tuple[str, list[int], int | None]] = []
     searched, previous = 0, 0
     for role in roles:
-        begin = text.index(_CONTENT[role], searched)
+        begin = text.find(_CONTENT[role], searched)
+        if begin < 0:
+            raise ModelError(
+                f"The chat template of {tokenizer.name_or_path} does not write {role} messages as they are."
+            )
         searched = end = begin + len(_CONTENT[role])
         inside = [index for index, (left, right) in enumerate(offsets) if left < end and right > begin]
         following = ids[inside[-1] + 1] if inside[-1] + 1 < len(ids) else None
         found.append((role, ids[previous : inside[0]], following))
         previous = inside[-1] + 1
     return found
+
+
+def _headers(found: list[tuple[str, list[int], int | None]]) -> dict[str, list[int]]:
+    before: dict[str, list[list[int]]] = {}
+    for role, separator, _ in found:
+        before.setdefault(role, []).append(separator)
+    return {role: _common_suffix(separators) for role, separators in before.items()}
 
 
 def _common_suffix(sequences: list[list[int]]) -> list[int]:

@@ -9,6 +9,11 @@
 The command line prints one line for each of them, without a traceback, and exits with 2.
 """
 
+from typing import Final
+
+_REASON: Final = 300
+"""Characters of another library's message that are shown."""
+
 
 class PlumbobError(Exception):
     """Base of all errors with a remedy.
@@ -22,6 +27,12 @@ class PlumbobError(Exception):
         super().__init__(f"{message} {fix}".strip())
         self.message = message
         self.fix = fix
+
+
+def reason(error: Exception) -> str:
+    """What an error of another library says, in one line that fits into a message."""
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return text if len(text) <= _REASON else f"{text[:_REASON]}…"
 
 
 class ModelError(PlumbobError):

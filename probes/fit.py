@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from probes.activations import Reading, TransformersSource
 from probes.aggregate import Aggregate
-from probes.bundle import Bundle, Evaluation, Probe, Vector, save_bundle
-from probes.calibrate import calibrate
+from probes.bundle import Bundle, Evaluation, Probe, Vector, require_destination, save_bundle
+from probes.calibrate import calibrate, may_fire
 from probes.concepts import CONCEPTS, Concept, load_benign
-from probes.errors import ConceptError
+from probes.errors import ConceptError, ModelError
 from probes.linear import PENALTIES, Linear, averaged, cross_validate, fit, text_auroc
 from probes.models import Progress, identify, no_progress, resolve_model
 from probes.roles import Role
@@ -72,10 +72,14 @@ def fit_bundle(
     Raises:
         PlumbobError: The model or the data cannot be used; nothing was written.
     """
+    # What would fail at the end of minutes of work fails here.
+    out = require_destination(out)
     pairs = {concept.name: concept.pairs for concept in concepts}
+    may_fire(len(load_benign()) // 2, false_positive_rate)
     path = resolve_model(model, progress)
     identity = identify(path, model)
     source = TransformersSource(path)
+    _require_roles(source, model, concepts)
     layers = sorted({round(depth * source.layers) for depth in CANDIDATE_DEPTHS})
     benign = _read_benign(source, layers, progress)
     fitted: list[tuple[Probe, NDArray[np.floating], float]] = []
@@ -96,6 +100,17 @@ def fit_bundle(
         probes=fitted,
         vectors=vectors,
     )
+
+
+def _require_roles(source: TransformersSource, model: str, concepts: Sequence[Concept]) -> None:
+    """Check that the chat template tells the tokens of each concept's roles from others."""
+    known = {Role[name.upper()] for name in source.markers.headers} or {Role.USER}
+    for concept in concepts:
+        if not known.issuperset(concept.roles):
+            raise ModelError(
+                f"The chat template of model '{model}' does not mark the messages that concept '{concept.name}' reads.",
+                "Fit a model that was tuned for conversations.",
+            )
 
 
 def _read_benign(source: TransformersSource, layers: Sequence[int], progress: Progress) -> _Benign:

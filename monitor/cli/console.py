@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Final
 
 from rich.console import Console
 from rich.progress import (
@@ -13,6 +14,8 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.table import Table
+from rich.text import Text
 
 from probes.errors import PlumbobError
 from probes.models import Progress as Report
@@ -22,11 +25,19 @@ out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 """Progress and errors."""
 
+_PIPE_WIDTH: Final = 1000
+
 
 def fail(error: PlumbobError) -> None:
     """Print what is wrong and what to do, in one line."""
-    err.print("[bold red]error:[/] ", end="")
-    err.print(" ".join(f"{error.message} {error.fix}".split()), markup=False)
+    text = " ".join(f"{error.message} {error.fix}".split())
+    # Paths and other people's files are quoted in it: no markup, no emoji codes, no escape codes.
+    err.print(Text("error: ", "bold red").append("".join(char if char.isprintable() else "�" for char in text), "none"))
+
+
+def print_table(table: Table) -> None:
+    """Print a table: fitted to a terminal, else as wide as it is, so that no path or command is cut in two."""
+    (out if out.is_terminal else Console(highlight=False, width=_PIPE_WIDTH)).print(table)
 
 
 @contextmanager

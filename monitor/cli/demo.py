@@ -18,10 +18,10 @@ from rich.table import Table
 from rich.text import Text
 
 from monitor import __version__
-from monitor.cli.console import err, out, progress
+from monitor.cli.console import err, out, print_table, progress
 from monitor.cli.listener import Listener
 from monitor.cli.report import bundle_table
-from monitor.cli.serving import Plan, Serving
+from monitor.cli.serving import Plan, Serving, require_ports, require_vllm
 from monitor.errors import EngineError, PrerequisiteError
 from monitor.v1.event_pb2 import RequestFinished
 from probes.demo import demo_bundle
@@ -29,6 +29,7 @@ from probes.models import DEMO, cache_directory
 
 Kind = Literal["benign", "harmful", "toxic", "sycophancy"]
 
+HOST: Final = "127.0.0.1"
 ANSWER_TOKENS: Final = 48
 VERDICT_SECONDS: Final = 10.0
 """How long the verdict of a finished request may take to arrive."""
@@ -140,10 +141,13 @@ def run_demo(*, once: bool, port: int, metrics_port: int, grpc_port: int) -> int
         import openai
     except ImportError as error:
         raise PrerequisiteError("The demo talks through the openai client.", "Run: pip install openai") from error
+    # What would fail after the fit fails here.
+    require_vllm(allow_untested=False)
+    require_ports(HOST, port, metrics_port, grpc_port)
     begin = time.monotonic()
     with progress() as report:
         bundle = demo_bundle(__version__, report)
-    out.print(bundle_table(bundle))
+    print_table(bundle_table(bundle))
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     log = cache_directory() / "demo.log"
     with tempfile.TemporaryDirectory(prefix="plumbob-demo-") as directory:
@@ -154,6 +158,7 @@ def run_demo(*, once: bool, port: int, metrics_port: int, grpc_port: int) -> int
             model=DEMO,
             bundle=bundle.path,
             policy=policies["alert"],
+            host=HOST,
             port=port,
             metrics_port=metrics_port,
             grpc_port=grpc_port,
@@ -161,8 +166,8 @@ def run_demo(*, once: bool, port: int, metrics_port: int, grpc_port: int) -> int
             eager=True,
             vllm_arguments=("--max-model-len", "2048"),
         )
-        err.print(f"[dim]starting the server; its output is in {log}[/]")
-        with Serving(plan, log, report=lambda text: err.print(f"[dim]{text}[/]")) as serving:
+        err.print(Text(f"starting the server; its output is in {log}", "dim"))
+        with Serving(plan, log, report=lambda text: err.print(Text(text, "dim"))) as serving:
             client = openai.OpenAI(base_url=f"{plan.url}/v1", api_key="none")
             with Listener(f"{plan.host}:{grpc_port}") as listener:
                 spoken = [_converse(client, listener, conversation) for conversation in CONVERSATIONS]

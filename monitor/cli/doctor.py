@@ -85,6 +85,8 @@ def _findings(model: str | None, bundle: Path | None, policy: Path | None) -> It
     if bundle is not None:
         yield _check("bundle", lambda: _bundle(bundle, model))
         yield _check("policy", lambda: _policy(policy, bundle))
+    elif policy is not None:
+        yield Finding("policy", "missing", f"{policy} was not checked: a policy fits a bundle", "Add --bundle BUNDLE.")
 
 
 def _check(what: str, check: Callable[[], str], otherwise: State = "missing") -> Finding:

@@ -1,6 +1,7 @@
 """Tables of bundles and of benchmarks."""
 
 from rich.table import Table
+from rich.text import Text
 
 from monitor.bench.result import Result
 from probes.bundle import Bundle
@@ -8,8 +9,7 @@ from probes.bundle import Bundle
 
 def bundle_table(bundle: Bundle) -> Table:
     """What each probe of a bundle is worth."""
-    calibration = bundle.probes[0].calibration
-    table = Table(title=f"probes of {bundle.manifest.model.name}", title_justify="left")
+    table = Table(title=Text(f"probes of {bundle.manifest.model.name}"), title_justify="left")
     for column in (
         "probe",
         "layer",
@@ -25,7 +25,7 @@ def bundle_table(bundle: Bundle) -> Table:
         calibration, evaluation = probe.calibration, probe.evaluation
         low, high = calibration.interval
         table.add_row(
-            probe.name,
+            Text(probe.name),
             str(probe.layer),
             ", ".join(probe.roles),
             f"{probe.threshold:.2f}",
@@ -40,7 +40,7 @@ def bundle_table(bundle: Bundle) -> Table:
 
 def bench_table(result: Result) -> Table:
     """Stock against tapped."""
-    table = Table(title=f"{result.model}, {result.description}", title_justify="left")
+    table = Table(title=Text(f"{result.model}, {result.description}"), title_justify="left")
     for column in ("arm", "tokens/s, median", "lowest", "highest"):
         table.add_column(column)
     for arm, rates in result.rates.items():

@@ -5,6 +5,7 @@ Ctrl-C reaches this process alone, which then stops vLLM first (requests in flig
 them end). A monitor that dies is started again: serving goes on meanwhile, and the engine counts what is lost.
 """
 
+import asyncio
 import contextlib
 import json
 import os
@@ -23,8 +24,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
 
-from monitor.api.address import require_free
-from monitor.errors import EngineError, PrerequisiteError
+from monitor.api.address import join_address, require_free
+from monitor.errors import EngineError, PortError, PrerequisiteError
+from monitor.ingest import LocalSource
 from monitor.policy import default_policy, load_policy
 from probes.bundle import Bundle, load_bundle
 from probes.models import DEMO, Progress, identify, no_progress, resolve_model
@@ -64,12 +66,23 @@ class Plan:
     @property
     def served_name(self) -> str:
         """What clients write as ``model``."""
-        return self.model if self.model == DEMO else Path(self.model).name if Path(self.model).is_dir() else self.model
+        path = Path(self.model)
+        return path.resolve().name if self.model != DEMO and path.is_dir() else self.model
 
     @property
     def url(self) -> str:
         """Of the OpenAI-compatible API."""
-        return f"http://{self.host}:{self.port}"
+        return f"http://{join_address(self.host, self.port)}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Of the Prometheus metrics."""
+        return f"http://{join_address(self.host, self.metrics_port)}/metrics"
+
+    @property
+    def grpc_address(self) -> str:
+        """Of events and status."""
+        return join_address(self.host, self.grpc_port)
 
     def check(self, progress: Progress = no_progress) -> Path:
         """Find everything that would fail later.
@@ -87,10 +100,32 @@ class Plan:
         path = resolve_model(self.model, progress)
         bundle.require_model(identify(path, self.model))
         check_policy(self.policy, bundle)
-        require_free("The API server (--port)", self.host, self.port)
-        require_free("The metrics exporter (--metrics-port)", self.host, self.metrics_port)
-        require_free("The gRPC server (--grpc-port)", self.host, self.grpc_port)
+        require_ports(self.host, self.port, self.metrics_port, self.grpc_port)
+        asyncio.run(_require_endpoint(self.endpoint))
         return path
+
+
+def require_ports(host: str, port: int, metrics_port: int, grpc_port: int) -> None:
+    """Check that three servers can listen.
+
+    Raises:
+        PortError: An address cannot be had, or two servers were given the same.
+    """
+    wanted: dict[int, str] = {}
+    for what, number in (
+        ("The API server (--port)", port),
+        ("The metrics exporter (--metrics-port)", metrics_port),
+        ("The gRPC server (--grpc-port)", grpc_port),
+    ):
+        if number in wanted:
+            raise PortError(f"{wanted[number]} and {what} are both given port {number}.", "Choose another for one.")
+        require_free(what, host, number)
+        wanted[number] = what
+
+
+async def _require_endpoint(endpoint: str) -> None:
+    """Listen for a moment, as the monitor will; raises PortError where another does."""
+    LocalSource(endpoint).close()
 
 
 def check_policy(policy: Path | None, bundle: Bundle) -> None:
@@ -207,11 +242,13 @@ class Serving:
 
     def stop(self) -> None:
         """Stop the server, then the monitor; safe to call twice."""
-        for child, seconds in ((self.server, STOP_SECONDS), (self.monitor, 5.0)):
-            if child is not None:
-                _stop(child, seconds)
-        if self._log is not None:
-            self._log.close()
+        # A stack, so that a second Ctrl-C while vLLM ends leaves nothing behind.
+        with contextlib.ExitStack() as stack:
+            if self._log is not None:
+                stack.callback(self._log.close)
+            for child, seconds in ((self.monitor, 5.0), (self.server, STOP_SECONDS)):
+                if child is not None:
+                    stack.callback(_stop, child, seconds)
 
     def _start_server(self) -> None:
         plan = self.plan
@@ -257,20 +294,24 @@ class Serving:
 
 def _stop(child: subprocess.Popen[bytes], seconds: float) -> None:
     """Interrupt a child, and kill its session when it does not end."""
-    if child.poll() is None:
-        child.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(seconds)
-    # Its own children (the engine core, workers) may outlive it.
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
+    try:
+        if child.poll() is None:
+            child.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(seconds)
+    finally:
+        # Its own children (the engine core, workers) may outlive it.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
 
 
 def _listening(host: str, port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(0.2)
-        return probe.connect_ex((host, port)) == 0
+    try:
+        socket.create_connection((host, port), timeout=0.2).close()
+    except OSError:
+        return False
+    return True
 
 
 def _healthy(url: str) -> bool:

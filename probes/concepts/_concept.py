@@ -55,11 +55,13 @@ class Concept:
             ConceptError: Missing, malformed, or fewer than 10 pairs.
         """
         pairs = _load(self.path, Pair)
-        for pair in pairs:
+        roles = [role.name.lower() for role in self.roles]
+        for number, pair in enumerate(pairs, 1):
             for side in (pair.positive, pair.negative):
-                if not side or Role[side[-1].role.upper()] not in self.roles:
-                    roles = ", ".join(role.name.lower() for role in self.roles)
-                    raise ConceptError(f"Pair {pair.id} of {self.path} must end with a message of: {roles}.")
+                if not side or side[-1].role not in roles:
+                    raise ConceptError(
+                        f"{self.path}, line {number}: pair {pair.id} must end with a message of: {', '.join(roles)}."
+                    )
         if len(pairs) < 10:
             raise ConceptError(f"{self.path} has {len(pairs)} pairs.", "A probe needs at least 10, better 100.")
         return pairs
@@ -76,7 +78,12 @@ def load_benign(path: Path | None = None) -> list[Benign]:
     Raises:
         ConceptError: Missing or malformed.
     """
-    return _load(path or benign_path(), Benign)
+    path = path or benign_path()
+    requests = _load(path, Benign)
+    for number, request in enumerate(requests, 1):
+        if not request.messages or request.messages[-1].role != "user":
+            raise ConceptError(f"{path}, line {number}: request {request.id} must end with a message of: user.")
+    return requests
 
 
 def _load(path: Path, row_type: type[_Row]) -> list[_Row]:
