@@ -69,10 +69,8 @@ class TransformersSource:
         self._batch_tokens = batch_tokens
         try:
             self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path)
-            self.model: Any
-            self.model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
-                path, dtype=getattr(torch, dtype), output_loading_info=True
-            )
+            load: Any = transformers.AutoModelForCausalLM.from_pretrained
+            self.model, loaded = load(path, dtype=getattr(torch, dtype), output_loading_info=True)
         except Exception as error:
             # Configurations, tokenizers, weights and remote code raise whatever they like.
             raise ModelError(
@@ -99,7 +97,11 @@ class TransformersSource:
     def read(
         self, conversations: Sequence[Sequence[int]], layers: Sequence[int], progress: Progress = no_progress
     ) -> list[Reading]:
-        """See :class:`ActivationSource`."""
+        """See :class:`ActivationSource`.
+
+        Raises:
+            ModelError: The model overflows, or its weights are not finite.
+        """
         readings: list[Reading | None] = [None] * len(conversations)
         total, done = sum(len(ids) for ids in conversations), 0
         for batch in self._batches(conversations):
@@ -108,11 +110,13 @@ class TransformersSource:
                 self.model(input_ids=ids, attention_mask=mask, use_cache=False)
             for row, index in enumerate(batch):
                 token_ids = np.asarray(conversations[index], np.int64)
-                readings[index] = Reading(
-                    token_ids=token_ids,
-                    roles=self._roles.prompt(token_ids),
-                    states=np.stack([states[layer][row, : len(token_ids)] for layer in layers]),
-                )
+                read = np.stack([states[layer][row, : len(token_ids)] for layer in layers])
+                if not np.isfinite(read).all():
+                    raise ModelError(
+                        f"Activations of {self.model.name_or_path} in {self.model.dtype} are not finite.",
+                        "Check its weights.",
+                    )
+                readings[index] = Reading(token_ids, self._roles.prompt(token_ids), read)
                 done += len(token_ids)
             progress("reading activations", done, total)
         return [reading for reading in readings if reading is not None]

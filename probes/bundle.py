@@ -248,6 +248,8 @@ def save_bundle(
         temporary.chmod(0o755)
         (temporary / TENSORS).write_bytes(blob)
         (temporary / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+        # What cannot be read back does not replace what can.
+        load_bundle(temporary)
         if path.exists():
             shutil.rmtree(path)
         temporary.replace(path)

@@ -67,7 +67,7 @@ def find_markers(tokenizer: Any) -> Markers:
     if _headers(with_system).items() >= headers.items():
         found, headers = with_system, _headers(with_system)
     special = set(tokenizer.all_special_ids)
-    terminators = {following for _, _, following in found if following in special}
+    terminators = {following for _, _, following in found if following is not None and following in special}
     if len(terminators) > 1:
         # A header that follows a content at once ends it, too.
         terminators -= {header[0] for header in headers.values() if header}

@@ -29,7 +29,7 @@ from probes.linear import PENALTIES, Linear, averaged, cross_validate, fit, text
 from probes.models import Progress, identify, no_progress, resolve_model
 from probes.roles import Role
 
-CANDIDATE_DEPTHS: Final = (0.4, 0.5, 0.6, 0.7)
+CANDIDATE_DEPTHS: Final = (0.4, 0.5, 0.6)
 """Depths at which layers are tried, as shares of the model's layers."""
 ANSWERED: Final = 240
 """Benign requests that are read with the model's own answer; the others are read without."""
@@ -80,7 +80,7 @@ def fit_bundle(
     identity = identify(path, model)
     source = TransformersSource(path)
     _require_roles(source, model, concepts)
-    layers = sorted({round(depth * source.layers) for depth in CANDIDATE_DEPTHS})
+    layers = sorted({min(round(depth * source.layers), source.layers - 1) for depth in CANDIDATE_DEPTHS})
     benign = _read_benign(source, layers, progress)
     fitted: list[tuple[Probe, NDArray[np.floating], float]] = []
     vectors: list[tuple[Vector, NDArray[np.floating]]] = []
@@ -103,14 +103,15 @@ def fit_bundle(
 
 
 def _require_roles(source: TransformersSource, model: str, concepts: Sequence[Concept]) -> None:
-    """Check that the chat template tells the tokens of each concept's roles from others."""
-    known = {Role[name.upper()] for name in source.markers.headers} or {Role.USER}
-    for concept in concepts:
-        if not known.issuperset(concept.roles):
-            raise ModelError(
-                f"The chat template of model '{model}' does not mark the messages that concept '{concept.name}' reads.",
-                "Fit a model that was tuned for conversations.",
-            )
+    """Check that the chat template marks what the probes read, and answers, which are the unit of dose."""
+    needed = {Role.ASSISTANT}.union(*(concept.roles for concept in concepts))
+    missing = sorted(role for role in needed if role.name.lower() not in source.markers.headers)
+    if missing:
+        raise ModelError(
+            f"Model '{model}' has no chat template that marks messages of: "
+            f"{', '.join(role.name.lower() for role in missing)}.",
+            "Fit a model that was tuned for conversations.",
+        )
 
 
 def _read_benign(source: TransformersSource, layers: Sequence[int], progress: Progress) -> _Benign:

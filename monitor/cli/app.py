@@ -53,9 +53,7 @@ def main() -> None:
         if error.filename is None:
             raise
         # A file or directory that this machine refuses, wherever it came up.
-        fail(
-            PlumbobError(f"{error.filename}: {error.strerror}.", "Check its path, its owner and the room on its disk.")
-        )
+        fail(PlumbobError(f"{error.filename}: {error.strerror}.", "Check its path, its owner and its disk."))
     else:
         return
     sys.exit(2)

@@ -20,7 +20,10 @@ from rich.text import Text
 from probes.errors import PlumbobError
 from probes.models import Progress as Report
 
-out = Console(highlight=False, soft_wrap=True)
+_LOG_COLUMNS: Final = 120
+"""Width of tables where there is no terminal to ask."""
+
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _LOG_COLUMNS)
 """Results."""
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 """Progress and errors."""

@@ -76,9 +76,9 @@ class RunnerTap:
         for new in scheduler_output.scheduled_new_reqs:
             arguments = new.sampling_params.extra_args if new.sampling_params else None
             request_id = (arguments or {}).get(REQUEST_FIELD) or new.req_id
-            started = self.slots.start(
-                new.req_id, request_id, new.prompt_token_ids or [], scored=new.lora_request is None
-            )
+            # An adapter makes another model of it, and a prompt of embeddings has no tokens whose roles could be read.
+            scored = new.lora_request is None and new.prompt_token_ids is not None
+            started = self.slots.start(new.req_id, request_id, new.prompt_token_ids or [], scored=scored)
             if started is not None:
                 self._started.append(started)
         orders: list[Order] = getattr(scheduler_output, ORDERS_FIELD, [])

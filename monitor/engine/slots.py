@@ -91,6 +91,10 @@ class Slots:
 
     def start(self, key: str, request_id: str, prompt: Sequence[int], *, scored: bool) -> Started | None:
         """Take in a request; ``None`` where it is not scored."""
+        if (known := self._requests.get(key)) is not None:
+            # A streaming session that goes on: what it has generated has become part of its prompt.
+            known.prompt_roles = self._roles.prompt(prompt)
+            return None
         slot = self._free.pop() if scored and self._free else -1
         self._requests[key] = Tracked(slot, key, request_id, self._roles.prompt(prompt))
         return Started(slot, key, request_id, len(prompt)) if slot >= 0 else None

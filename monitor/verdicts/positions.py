@@ -35,9 +35,8 @@ def advance(
 ) -> Advance:
     """Compare rows with the high-water marks of their requests, moving the marks row by row.
 
-    Equal to a loop over each request's rows that keeps ``mark = max(mark, position)``. Here it is one running
-    maximum over all
-    rows: offset by :data:`_STRIDE` times the number of its request, every mark lies above whatever came
+    Equal to a loop over each request's rows that keeps ``mark = max(mark, position)``. Here it is one running maximum
+    over all rows: offset by :data:`_STRIDE` times the number of its request, every mark lies above whatever came
     before the request.
 
     Args:

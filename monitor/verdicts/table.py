@@ -2,14 +2,12 @@
 
 A frame is applied in this order:
 
-1. Slots in ``finished`` end their requests, and so do slots that a ``complete`` frame leaves out: each gives
-   its final verdict.
-2. ``started`` binds slots to requests. A slot bound to the same request is left alone, since engines announce
-again
+1. Slots in ``finished`` end their requests, and so do slots that a ``complete`` frame leaves out: each gives its final
+   verdict.
+2. ``started`` binds slots to requests. A slot bound to the same request is left alone, since engines announce again
    after a resync; bound to another, that one has ended without our hearing of it.
-3. Rows are grouped by request. Replays are set aside; skipped positions are counted as unscored; steered rows
-move
-   the high-water mark but do not enter the verdict; what is left is read by the probes of its role.
+3. Rows are grouped by request. Replays are set aside; skipped positions are counted as unscored; steered rows move the
+   high-water mark but do not enter the verdict; what is left is read by the probes of its role.
 4. Requests with one row each (decode) are folded together, the others (prefill) one by one.
 """
 
@@ -75,8 +73,7 @@ class VerdictTable:
             [probe.aggregate for probe in bundle.probes],
             np.array([probe.threshold for probe in bundle.probes]),
         )
-        # Indexed by a row's byte of role: one that this version does not know is read as TEMPLATE, without a
-        # test.
+        # Indexed by a row's byte of role: one that this version does not know is read as TEMPLATE, without a test.
         self._reads = np.repeat(bundle.read_mask[[Role.TEMPLATE]], 256, axis=0)
         self._reads[: len(Role)] = bundle.read_mask
         self._slots: dict[str, SlotMap] = {}
