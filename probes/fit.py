@@ -86,7 +86,9 @@ def fit_bundle(
     vectors: list[tuple[Vector, NDArray[np.floating]]] = []
     for concept in concepts:
         sides = [[source.encode(side) for side in (pair.positive, pair.negative)] for pair in pairs[concept.name]]
-        readings = source.read([ids for side in sides for ids in side], layers, progress)
+        readings = source.read(
+            [ids for side in sides for ids in side], layers, _named(f"reading {concept.name}", progress)
+        )
         contrast = _Contrast(concept, layers, readings[0::2], readings[1::2], benign, aggregate)
         probe, linear = contrast.probe(false_positive_rate, progress)
         fitted.append((probe, linear.weight, linear.bias))
@@ -120,8 +122,13 @@ def _read_benign(source: TransformersSource, layers: Sequence[int], progress: Pr
     order = np.random.default_rng(0).permutation(len(prompts)).tolist()
     shuffled = [prompts[index] for index in order]
     answered = [*source.respond(shuffled[:ANSWERED], ANSWER_TOKENS, progress), *shuffled[ANSWERED:]]
-    readings = source.read(answered, layers, progress)
+    readings = source.read(answered, layers, _named("reading benign requests", progress))
     return _Benign(training=readings[0::2], calibration=readings[1::2])
+
+
+def _named(what: str, progress: Progress) -> Progress:
+    """The same report under another name: one bar for each reading."""
+    return lambda _, done, total: progress(what, done, total)
 
 
 class _Contrast:

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from monitor.actions import LogSink
 from monitor.api import ApiServer, MetricsExporter, MonitorCollector
+from monitor.api.address import require_free
 from monitor.ingest import LocalSource
 from monitor.policy import Policy, default_policy, load_policy
 from monitor.runtime import Monitor
@@ -46,6 +47,9 @@ def run_monitor(
 
 
 async def _monitor(bundle: Bundle, policy: Policy, endpoint: str, host: str, metrics_port: int, grpc_port: int) -> None:
+    # First of all, since a socket file outlives the one who bound it.
+    require_free("The metrics exporter", host, metrics_port)
+    require_free("The gRPC server", host, grpc_port)
     monitor = Monitor(bundle, policy, LocalSource(endpoint), sinks=[LogSink()])
     exporter: MetricsExporter | None = None
     server: ApiServer | None = None

@@ -63,6 +63,8 @@ def watch(
     """
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise PlumbobError(f"'{unknown[0]}' is no kind of event.", f"Choose among: {', '.join(KINDS)}.")
+    if not address.strip():
+        raise PlumbobError(f"'{address}' is no address of a monitor.", "Write it as host:port, or leave it out.")
     events = follow(address, kinds=[KINDS[kind] for kind in kinds], request_id=request_id, after=after)
     try:
         asyncio.run(_print(events, console, json_lines=json_lines))

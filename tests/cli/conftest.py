@@ -1,0 +1,221 @@
+"""The command line as a user meets it: exit code, stdout and stderr, and what is left running."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from monitor.cli.app import main
+from monitor.engine import compat
+from probes.bundle import MANIFEST
+from probes.models import identify
+from tests.conftest import make_bundle
+
+MARK = "PLUMBOB_TEST_MARK"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch, tmp_path) -> None:
+    """A cache of its own, no hub, and plain output of the width of a pipe's."""
+    monkeypatch.setenv("PLUMBOB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR", "CXX", "VLLM_PLUGINS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def plumbob(monkeypatch, capsys) -> Callable[..., Result]:
+    """``plumbob("serve", "demo", …)``: runs it in this process, where nothing may be started."""
+
+    def refuse(*arguments, **options):
+        raise AssertionError(f"started {arguments}")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["plumbob", *map(str, arguments)])
+        before, code = signal.getsignal(signal.SIGTERM), 0
+        try:
+            main()
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else 0
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return run
+
+
+class Running:
+    """``plumbob``, or another script, in a process of its own; what it starts is marked by its environment."""
+
+    def __init__(self, *arguments: object, script: Path | None = None, **environment: str) -> None:
+        self.mark = f"{MARK}={uuid.uuid4().hex}"
+        name, value = self.mark.split("=")
+        command = [sys.executable, *([str(script)] if script else ["-m", "monitor.cli"]), *map(str, arguments)]
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, name: value, **environment},
+        )
+
+    def finish(self, seconds: float = 60) -> Result:
+        """Wait for its end."""
+        try:
+            out, err = self.process.communicate(timeout=seconds)
+        finally:
+            self.kill()
+        return Result(self.process.returncode, out, err)
+
+    def alive(self) -> list[int]:
+        """The process and its descendants, those in other sessions and of dead parents included."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                # That of a zombie is empty.
+                if entry.name.isdigit() and self.mark.encode() in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+        return found
+
+    def kill(self) -> None:
+        """Leave nothing to the next test."""
+        for pid in self.alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def assert_one_error(result: Result, *parts: str) -> None:
+    """One line, on stderr, that says all of ``parts``; exit code 2."""
+    assert "Traceback" not in result.err
+    assert result.err.startswith("error: ") and result.err.count("\n") == 1 and result.err.endswith("\n"), result.err
+    assert result.code == 2
+    for part in parts:
+        assert part in result.err
+
+
+@dataclass
+class World:
+    """A model, its bundle and ports, of which a test breaks one."""
+
+    root: Path
+    runtime: Path
+
+    @property
+    def model(self) -> Path:
+        return self.root / "model"
+
+    @property
+    def bundle(self) -> Path:
+        return self.root / "bundle"
+
+    @property
+    def policy(self) -> Path:
+        return self.root / "policy.yaml"
+
+    @property
+    def endpoint(self) -> str:
+        return f"ipc://{self.runtime / 'engine.sock'}"
+
+    def edit_manifest(self, change: Callable[[dict], object]) -> None:
+        """Change the manifest; its tensors' digest stays right."""
+        manifest = msgspec.json.decode((self.bundle / MANIFEST).read_bytes())
+        change(manifest)
+        (self.bundle / MANIFEST).write_bytes(msgspec.json.encode(manifest))
+
+    def serve(self, *options: object) -> list[object]:
+        """A command line with which nothing is wrong."""
+        given = {option for option in options if str(option).startswith("--")}
+        ports = [
+            part
+            for name in ("--port", "--metrics-port", "--grpc-port")
+            if name not in given
+            for part in (name, free_port())
+        ]
+        rest = ["--endpoint", self.endpoint] if "--endpoint" not in given else []
+        bundle = ["--bundle", self.bundle] if "--bundle" not in given else []
+        return ["serve", self.model, *bundle, *rest, *ports, *options]
+
+    def monitor(self, *options: object) -> list[object]:
+        """The same for the monitor alone."""
+        _, _, *rest = self.serve("--port", 0, *options)
+        at = rest.index("--port")
+        return ["monitor", *rest[:at], *rest[at + 2 :]]
+
+    def assert_nothing_started(self) -> None:
+        """No socket, no bundle, no model unpacked."""
+        assert not [path for path in self.runtime.rglob("*") if path.is_socket()]
+        assert {entry.name for entry in self.root.iterdir()} <= {"model", "bundle", "policy.yaml", "cache"}
+        assert {entry.name for entry in (self.root / "cache").glob("*")} <= {"digests"}
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch) -> Iterator[World]:
+    """A world in which ``plumbob serve`` would start, and vLLM is the version that the tap is tested on."""
+    # Not below tmp_path: the path of a socket file has room for a hundred characters.
+    with tempfile.TemporaryDirectory(prefix="plumbob") as runtime:
+        made = World(tmp_path, Path(runtime))
+        made.model.mkdir()
+        (made.model / "config.json").write_text(json.dumps({"hidden_size": 8, "num_hidden_layers": 4}))
+        save_file({"w": np.zeros(3, np.float32)}, made.model / "model.safetensors")
+        make_bundle(made.bundle)
+        parts = identify(made.model, "model").parts
+        made.edit_manifest(lambda manifest: manifest["model"].update(parts=parts))
+        vllm_is(monkeypatch, compat.TESTED[0])
+        monkeypatch.setenv("CXX", sys.executable)
+        yield made
+
+
+def vllm_is(monkeypatch: pytest.MonkeyPatch, version: str | None) -> None:
+    """Let package metadata tell of this vLLM, or of none."""
+
+    def tell(distribution: str) -> str:
+        if version is None:
+            raise PackageNotFoundError(distribution)
+        return version
+
+    monkeypatch.setattr(compat, "version", tell)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    """A port that another server listens on."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield server.getsockname()[1]
