@@ -31,8 +31,11 @@ from probes.roles import Role
 
 CANDIDATE_DEPTHS: Final = (0.4, 0.5, 0.6)
 """Depths at which layers are tried, as shares of the model's layers."""
-ANSWERED: Final = 240
-"""Benign requests that are read with the model's own answer; the others are read without."""
+ANSWERED_TRAINING: Final = 50
+"""Benign requests of the training half that are read with the model's own answer; the others are read without."""
+ANSWERED_CALIBRATION: Final = 150
+"""The same of the calibration half. The threshold of a probe that reads the assistant's tokens is set on these alone: a
+request without its answer would be quieter than any that is served."""
 ANSWER_TOKENS: Final = 40
 """Length of those answers at most."""
 
@@ -120,10 +123,13 @@ def _read_benign(source: TransformersSource, layers: Sequence[int], progress: Pr
     prompts = [source.encode(request.messages, respond=True) for request in load_benign()]
     # Shuffled, so that either half and the answered ones are alike.
     order = np.random.default_rng(0).permutation(len(prompts)).tolist()
-    shuffled = [prompts[index] for index in order]
-    answered = [*source.respond(shuffled[:ANSWERED], ANSWER_TOKENS, progress), *shuffled[ANSWERED:]]
-    readings = source.read(answered, layers, _named("reading benign requests", progress))
-    return _Benign(training=readings[0::2], calibration=readings[1::2])
+    training, calibration = ([prompts[index] for index in order[half::2]] for half in (0, 1))
+    asked = [*training[:ANSWERED_TRAINING], *calibration[:ANSWERED_CALIBRATION]]
+    answered = source.respond(asked, ANSWER_TOKENS, progress)
+    training[:ANSWERED_TRAINING] = answered[: len(training[:ANSWERED_TRAINING])]
+    calibration[:ANSWERED_CALIBRATION] = answered[len(training[:ANSWERED_TRAINING]) :]
+    readings = source.read([*training, *calibration], layers, _named("reading benign requests", progress))
+    return _Benign(training=readings[: len(training)], calibration=readings[len(training) :])
 
 
 def _named(what: str, progress: Progress) -> Progress:
@@ -173,7 +179,10 @@ class _Contrast:
                 progress(what, len(choices), total)
         best = max(choices, key=lambda choice: choice.informedness)
         linear = fit(*self._spans(best.layer), best.penalty, minimum)
-        quiet = linear.verdicts(self._ordinary(self._benign.calibration, best.layer), minimum)
+        calibration_set = self._benign.calibration
+        if Role.ASSISTANT in concept.roles:
+            calibration_set = calibration_set[:ANSWERED_CALIBRATION]
+        quiet = linear.verdicts(self._ordinary(calibration_set, best.layer), minimum)
         threshold, calibration = calibrate(quiet, rate)
         progress(what, total, total)
         return (

@@ -48,5 +48,10 @@ def require_free(what: str, host: str, port: int) -> None:
             # As servers do; without it, connections that were closed a moment ago count as use.
             attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             attempt.bind(target)
+    except UnicodeError as error:
+        # What the resolver makes of a name that no host can have.
+        raise PortError(
+            f"{what} cannot listen on {join_address(host, port)}: no such host.", "Check --host."
+        ) from error
     except OSError as error:
         raise port_error(what, host, port, error) from error

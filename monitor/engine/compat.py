@@ -43,7 +43,8 @@ def require_version(*, allow_untested: bool) -> str:
     if found.split("+")[0] not in TESTED and not allow_untested:
         raise PrerequisiteError(
             f"vLLM {found} is installed; the tap is tested on {', '.join(TESTED)}.",
-            'Install that version, or set "allow_untested": true in additional_config.plumbob.',
+            "Install that version, or start with --allow-untested "
+            '("allow_untested": true in additional_config.plumbob).',
         )
     return found
 

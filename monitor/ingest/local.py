@@ -10,6 +10,7 @@ import logging
 import os
 import stat
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -82,6 +83,10 @@ class LocalSource:
         if not self._socket.closed:
             self._socket.close(linger=0)
             self._context.term()
+            # Under the lock, so that it is ours and not that of a monitor that has just started.
+            with suppress(OSError):
+                if self._path.is_socket():
+                    self._path.unlink()
             os.close(self._lock)
 
 

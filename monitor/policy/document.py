@@ -112,6 +112,9 @@ def parse(text: str, name: str) -> PolicySpec:
         raise PolicyError(f"{name}: {place}: {error.problem or error.context}.") from error
     except yaml.YAMLError as error:
         raise PolicyError(f"{name}: {' '.join(str(error).split())}.") from error
+    except (ValueError, RecursionError) as error:
+        # PyYAML lets what its constructors and its own recursion raise pass: a date that does not exist, deep nesting.
+        raise PolicyError(f"{name}: cannot be read as YAML: {error}.") from error
     if not isinstance(content, dict):
         Place(name).fail("must be a mapping with the keys version and rules")
     try:

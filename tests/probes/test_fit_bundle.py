@@ -71,7 +71,8 @@ def few_benign(monkeypatch):
         for index in range(BENIGN)
     ]
     monkeypatch.setattr(fitting, "load_benign", lambda: requests)
-    monkeypatch.setattr(fitting, "ANSWERED", BENIGN)
+    monkeypatch.setattr(fitting, "ANSWERED_TRAINING", BENIGN)
+    monkeypatch.setattr(fitting, "ANSWERED_CALIBRATION", BENIGN)
     monkeypatch.setattr(fitting, "ANSWER_TOKENS", 6)
 
 
