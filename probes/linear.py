@@ -129,7 +129,8 @@ def cross_validate(
         margins[0, pairs_out] = probe.verdicts([positive[index] for index in pairs_out], min_tokens)
         margins[1, pairs_out] = probe.verdicts([negative[index] for index in pairs_out], min_tokens)
         quiet[benign_out] = probe.verdicts([benign[index] for index in benign_out], min_tokens)
-    threshold, _ = calibrate(quiet, rate)
+    # Choosing needs no certified rate: where the requests are too few for it, the strictest that they can set will do.
+    threshold, _ = calibrate(quiet, max(rate, 1 / (len(quiet) + 1)))
     return Selection(layer, penalty, margins[0] - threshold, margins[1] - threshold)
 
 
