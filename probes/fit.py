@@ -200,7 +200,8 @@ class _Contrast:
                         [pair.positive[-1].content for pair in concept.pairs],
                         [pair.negative[-1].content for pair in concept.pairs],
                     ),
-                    recall=float((best.positive >= 0).mean()),
+                    # Scores of probes that have not seen the pair, against the threshold that is deployed.
+                    recall=float((best.positive >= threshold).mean()),
                     paired=float((best.positive > best.negative).mean()),
                 ),
             ),

@@ -55,14 +55,16 @@ class Selection:
     layer: int
     penalty: float
     positive: NDArray[np.float64]
-    """Peak of each positive, minus the threshold of the probe that did not see it, shape ``(pairs,)``."""
+    """Peak of each positive, by the probe that did not see it, shape ``(pairs,)``."""
     negative: NDArray[np.float64]
     """The same of its matched negative."""
+    threshold: float
+    """Of those probes, on benign requests that they did not see; for choosing only."""
 
     @property
     def informedness(self) -> float:
         """Share of positives that fire, minus share of matched negatives that do."""
-        return float((self.positive >= 0).mean() - (self.negative >= 0).mean())
+        return float((self.positive >= self.threshold).mean() - (self.negative >= self.threshold).mean())
 
 
 def averaged(states: NDArray[np.floating], aggregate: Aggregate) -> NDArray[np.float32]:
@@ -110,10 +112,10 @@ def cross_validate(
 ) -> Selection:
     """What a choice is worth, on pairs and benign requests that each probe has not seen.
 
-    The threshold that peaks are measured from is set on the benign requests left out of each fold, at ``rate``,
-    pooled over folds: the half of the benign requests that the final threshold is set on is not touched.
+    The threshold of the choice is set on the benign requests left out of each fold, at ``rate``, pooled over folds:
+    the half of the benign requests that the final threshold is set on is not touched.
     """
-    margins = np.full((2, len(positive)), -np.inf)
+    peaks = np.full((2, len(positive)), -np.inf)
     quiet = np.full(len(benign), -np.inf)
     pair_folds, benign_folds = _folds(len(positive)), _folds(len(benign))
     for fold in range(FOLDS):
@@ -126,12 +128,12 @@ def cross_validate(
             penalty,
             min_tokens,
         )
-        margins[0, pairs_out] = probe.verdicts([positive[index] for index in pairs_out], min_tokens)
-        margins[1, pairs_out] = probe.verdicts([negative[index] for index in pairs_out], min_tokens)
+        peaks[0, pairs_out] = probe.verdicts([positive[index] for index in pairs_out], min_tokens)
+        peaks[1, pairs_out] = probe.verdicts([negative[index] for index in pairs_out], min_tokens)
         quiet[benign_out] = probe.verdicts([benign[index] for index in benign_out], min_tokens)
     # Choosing needs no certified rate: where the requests are too few for it, the strictest that they can set will do.
     threshold, _ = calibrate(quiet, max(rate, 1 / (len(quiet) + 1)))
-    return Selection(layer, penalty, margins[0] - threshold, margins[1] - threshold)
+    return Selection(layer, penalty, peaks[0], peaks[1], threshold)
 
 
 def text_auroc(positive: Sequence[str], negative: Sequence[str]) -> float:
