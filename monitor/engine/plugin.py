@@ -7,17 +7,25 @@ vLLM calls :func:`register` in every process, without any configuration, so it o
 from typing import Any
 
 from monitor.engine.wrap import Method, wrap_once
+from monitor.errors import EngineError
+
+_unfit: list[Exception] = []
+"""Why this vLLM cannot be tapped; told only to those who ask for it."""
 
 
 def register() -> None:
-    """Install the wrappers; may be called more than once."""
-    from vllm.engine.arg_utils import EngineArgs
+    """Install the wrappers; may be called more than once. Never fails: whoever does not use Plumbob must not notice."""
+    try:
+        from vllm.engine.arg_utils import EngineArgs
 
-    from monitor.engine import core, runner_v1
+        wrap_once(EngineArgs, "create_engine_config", _create_engine_config)
 
-    wrap_once(EngineArgs, "create_engine_config", _create_engine_config)
-    core.install()
-    runner_v1.install()
+        from monitor.engine import core, runner_v1
+
+        core.install()
+        runner_v1.install()
+    except (ImportError, AttributeError) as error:
+        _unfit.append(error)
 
 
 def _create_engine_config(method: Method) -> Method:
@@ -31,7 +39,9 @@ def _create_engine_config(method: Method) -> Method:
         wanted = settings.read_wanted(self.additional_config)
         if wanted is None:
             return method(self, *args, **kwargs)
-        compat.require_version(allow_untested=wanted.allow_untested)
+        found = compat.require_version(allow_untested=wanted.allow_untested)
+        if _unfit:
+            raise EngineError(f"vLLM {found} cannot be tapped: {_unfit[0]}.", "Install a version that it is tested on.")
         bundle = load_bundle(wanted.bundle)
         bundle.require_model(identify(resolve_model(self.model), self.model))
         self.additional_config = {**self.additional_config, settings.KEY: settings.take_over(wanted, bundle)}

@@ -26,6 +26,7 @@ from monitor.engine.taps import Taps
 from monitor.engine.wrap import Method, wrap_once
 from monitor.frames import ROW, Order, Started
 from probes.bundle import load_bundle
+from probes.errors import BundleError
 
 ORDERS_FIELD: Final = "plumbob_orders"
 """Attribute of ``SchedulerOutput`` under which orders reach the workers, so that all ranks apply them at one step."""
@@ -83,7 +84,11 @@ class RunnerTap:
                 self._started.append(started)
         orders: list[Order] = getattr(scheduler_output, ORDERS_FIELD, [])
         for order in orders:
-            self.slots.order(order)
+            try:
+                self.slots.order(order)
+            except BundleError as error:
+                # One order of a monitor with another bundle is no reason to be switched off.
+                logger.warning("Plumbob refused an order: %s", error)
 
     def map_rows(self, runner: Any, scheduled: Any) -> None:
         """Set the row map of the coming forward pass."""

@@ -4,8 +4,8 @@ A request keeps its slot from its first step to its end, through preemption and 
 apart by their absolute position. The model runner's own slots are freed and moved under way, so they are not used.
 
 Steering touches response rows only: those at position ``prompt_tokens − 1`` or later, whose logits make response
-tokens. A replayed row is steered again exactly if it was steered before, since orders remember where they began and
-ended.
+tokens. A replayed row is steered again if it was steered before, since orders remember where they began and ended.
+Where several orders began at different rows, a replay applies their sum to all the rows that any of them touched.
 """
 
 from collections.abc import Iterable, Sequence

@@ -10,14 +10,19 @@ _MARK: Final = "__plumbob__"
 
 
 def wrap_once(owner: type, name: str, wrapper: Callable[[Method], Method]) -> None:
-    """Replace a method that a class defines itself by ``wrapper`` of it; a second call changes nothing.
+    """Replace a method by ``wrapper`` of it; a second call changes nothing.
 
     Args:
         owner: The class; where it inherits the method, nothing is done.
         name: Of the method.
         wrapper: Takes the method and returns what to call instead.
+
+    Raises:
+        AttributeError: The class has no such method, not even an inherited one.
     """
     method = owner.__dict__.get(name)
+    if method is None and not hasattr(owner, name):
+        raise AttributeError(f"{owner.__module__}.{owner.__name__} has no {name}")
     if method is None or hasattr(method, _MARK):
         return
     wrapped = functools.wraps(method)(wrapper(method))

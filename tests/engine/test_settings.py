@@ -52,6 +52,7 @@ def configuration(**more):
     """A configuration of vLLM that can be tapped, but for ``more``."""
     parallel = SimpleNamespace(pipeline_parallel_size=1, tensor_parallel_size=1, data_parallel_size=1)
     fields = {
+        "device_config": SimpleNamespace(device_type="cpu"),
         "use_v2_model_runner": False,
         "parallel_config": parallel,
         "speculative_config": None,
@@ -64,6 +65,8 @@ def configuration(**more):
 
 def test_features_that_break_the_row_map_are_refused_by_name():
     compat.require_features(configuration())
+    with pytest.raises(EngineError, match="a GPU"):
+        compat.require_features(configuration(device_config=SimpleNamespace(device_type="cuda")))
     with pytest.raises(EngineError, match="Model Runner V2"):
         compat.require_features(configuration(use_v2_model_runner=True))
     with pytest.raises(EngineError, match="speculative decoding"):

@@ -1,0 +1,54 @@
+"""Wrapping: once, never half, and unnoticed by those who do not use it."""
+
+import pytest
+
+from monitor.engine import core, plugin
+from monitor.engine.wrap import wrap_once
+
+
+class Engine:
+    def run(self) -> str:
+        return "ran"
+
+
+class Child(Engine):
+    pass
+
+
+def test_wraps_once_and_leaves_what_is_inherited_alone():
+    wrap_once(Engine, "run", lambda method: lambda self: f"{method(self)} twice")
+    wrap_once(Engine, "run", lambda method: lambda self: "never")
+    wrap_once(Child, "run", lambda method: lambda self: "never")
+    assert Child().run() == "ran twice"
+
+
+def test_a_method_that_is_gone_is_an_error():
+    with pytest.raises(AttributeError, match="Engine has no gone"):
+        wrap_once(Engine, "gone", lambda method: method)
+
+
+def test_a_vllm_that_cannot_be_tapped_troubles_nobody_who_did_not_ask(monkeypatch):
+    pytest.importorskip("vllm")
+    from vllm.engine.arg_utils import EngineArgs
+
+    def moved() -> None:
+        raise ImportError("no module vllm.v1.moved")
+
+    monkeypatch.setattr(plugin, "_unfit", [])
+    monkeypatch.setattr(core, "install", moved)
+    plugin.register()
+    assert [str(error) for error in plugin._unfit] == ["no module vllm.v1.moved"]
+    assert EngineArgs.create_engine_config is not None
+
+
+@pytest.mark.parametrize(
+    ("internal", "seen"),
+    [
+        ("chatcmpl-1234-5", "chatcmpl-1234-5"),
+        ("cmpl-1234-0", "cmpl-1234"),
+        ("cmpl-ab-cd-12", "cmpl-ab-cd"),
+        ("0", "0"),
+    ],
+)
+def test_request_ids_as_the_user_of_the_api_sees_them(internal, seen):
+    assert core._as_users_see_it(internal) == seen
