@@ -1,5 +1,6 @@
 """Bundles and frames that every test can make in a line."""
 
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from monitor.frames import ROW, VERSION, Frame, FrameHeader, Started
 from probes.aggregate import Aggregate
 from probes.bundle import Bundle, Calibration, Evaluation, ModelIdentity, Probe, Vector, save_bundle
 from probes.roles import Markers
+
+# Whoever runs the tests in the background has SIGINT ignored, and so would have every process that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HIDDEN = 8
 PROBES = (

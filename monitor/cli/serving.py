@@ -310,10 +310,11 @@ def _end_with_parent() -> None:
 
 
 def _stop(child: subprocess.Popen[bytes], seconds: float) -> None:
-    """Interrupt a child, and kill its session when it does not end."""
+    """Terminate a child, and kill its session when it does not end."""
     try:
         if child.poll() is None:
-            child.send_signal(signal.SIGINT)
+            # Not SIGINT, which children of a job in the background ignore.
+            child.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(seconds)
     finally:
