@@ -33,6 +33,8 @@ ARMS: Final = ("stock", "tapped")
 WARM_UP: Final = 1
 """Pairs that are run before the first that counts."""
 PROMPT_TOKENS: Final = 64
+SETTLE_SECONDS: Final = 0.5
+"""Before each run: an engine's threads spin for a while after its last step, on the cores that the other needs."""
 
 
 def run(
@@ -89,6 +91,7 @@ def run(
             # The same prompts for both arms, others for each pair: no prefix cache helps either.
             prompts = np.random.default_rng(pair + WARM_UP).integers(100, vocabulary, (batch, PROMPT_TOKENS)).tolist()
             for arm in ARMS if pair % 2 == 0 else ARMS[::-1]:
+                time.sleep(SETTLE_SECONDS)
                 answer = engines[arm].generate(prompts, tokens)
                 if pair >= 0:
                     rates[arm].append(batch * tokens / answer.seconds)
