@@ -36,10 +36,6 @@ class Push:
     end: int | None
     """First position no longer steered."""
 
-    def active(self, position: int) -> bool:
-        """Whether the row at ``position`` is steered by this order."""
-        return self.start <= position and (self.end is None or position < self.end)
-
 
 @dataclass(slots=True)
 class Tracked:
