@@ -4,7 +4,7 @@ The monitor binds a ZeroMQ ROUTER; each engine process connects with a DEALER, o
 begins with one byte of kind. Engine to monitor::
 
     HELLO   msgpack Hello                                    at connect, then every second, from the engine core
-    FRAME   msgpack FrameHeader, rows, scores                one a step that computed rows, from the rank that exports
+    FRAME   msgpack FrameHeader, rows, scores, streamed      one a step that computed rows, from the rank that exports
 
 Monitor to engine::
 
@@ -12,13 +12,16 @@ Monitor to engine::
     ACK     msgpack Ack                                      to the exporter: the last frame that arrived
     RESYNC                                                   to the exporter: tell me all requests in flight
 
-``rows`` is a packed array of :data:`ROW` and ``scores`` float32 ``(rows, probes)``, both little-endian. Frames carry
-sequence numbers that begin at 0 with the engine and never repeat: a gap is a loss. What an engine had to drop was
-numbered too. The first frame after a loss, and the answer to RESYNC, is ``complete``: it lists every request in
-flight.
+``rows`` is a packed array of :data:`ROW` and ``scores`` float32 ``(rows, probes)``, both little-endian. Activations
+that are streamed travel in shared memory (:mod:`monitor.states`); the header's ``states`` say where, and ``streamed``
+is int32, for each row of each of those blocks the row of this frame that it is the state of, −1 for none.
+
+Frames carry sequence numbers that begin at 0 with the engine and never repeat: a gap is a loss. What an engine had to
+drop was numbered too. The first frame after a loss, and the answer to RESYNC, is ``complete``: it lists every request
+in flight.
 """
 
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 import numpy as np
@@ -51,6 +54,10 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
     """Digest of the bundle that it scores with."""
     vllm: str
     """Version of vLLM."""
+    drift: float | None = None
+    """The largest drift of a canary's score that the self-test at start found; ``None``: not tested."""
+    shadow: bool = False
+    """The drift is beyond tolerance: nothing may be enforced on what this engine's scores say."""
 
 
 class Started(msgspec.Struct, frozen=True, array_like=True):
@@ -63,6 +70,21 @@ class Started(msgspec.Struct, frozen=True, array_like=True):
     """The id that the user of the API sees."""
     prompt_tokens: int
     """Length of the prompt."""
+
+
+Selection = Literal["none", "last", "all"]
+"""Which rows of a step are streamed: none, the last of each request, or all."""
+
+
+class StateBlock(msgspec.Struct, frozen=True, array_like=True):
+    """Activations of one layer, in shared memory."""
+
+    layer: int
+    path: str
+    """The ring's file."""
+    start: int
+    """The ring's number of the first row."""
+    rows: int
 
 
 class FrameHeader(msgspec.Struct, frozen=True, array_like=True):
@@ -87,6 +109,7 @@ class FrameHeader(msgspec.Struct, frozen=True, array_like=True):
     finished: list[int]
     """Slots whose request has ended; applied before ``started``, since slots are reused."""
     started: list[Started]
+    states: list[StateBlock] = []
 
 
 class Frame(msgspec.Struct, frozen=True):
@@ -97,6 +120,8 @@ class Frame(msgspec.Struct, frozen=True):
     """Of dtype :data:`ROW`, shape ``(rows,)``."""
     scores: NDArray[np.float32]
     """Shape ``(rows, probes)``, in logits."""
+    streamed: NDArray[np.int32]
+    """The frame's row of each streamed state, all blocks one after the other; −1: the row is not in the frame."""
 
 
 class Steer(msgspec.Struct, frozen=True, tag="steer"):
@@ -119,7 +144,14 @@ class Release(msgspec.Struct, frozen=True, tag="release"):
     key: str
 
 
-Order = Steer | Release
+class Stream(msgspec.Struct, frozen=True, tag="stream"):
+    """Stream a layer's activations, from the next step on; the engine must have been started to allow it."""
+
+    layer: int
+    rows: Selection
+
+
+Order = Steer | Release | Stream
 
 
 class Ack(msgspec.Struct, frozen=True, array_like=True):
@@ -140,9 +172,15 @@ def encode_hello(hello: Hello) -> list[bytes]:
     return [HELLO, _encoder.encode(hello)]
 
 
-def encode_frame(header: FrameHeader, rows: NDArray[np.void], scores: NDArray[np.float32]) -> list[bytes]:
-    """As message parts."""
-    return [FRAME, _encoder.encode(header), rows.tobytes(), np.ascontiguousarray(scores, "<f4").tobytes()]
+def encode_frame(
+    header: FrameHeader,
+    rows: NDArray[np.void],
+    scores: NDArray[np.float32],
+    streamed: NDArray[np.int32] | None = None,
+) -> list[bytes]:
+    """As message parts; the arrays are copied."""
+    where = b"" if streamed is None else np.ascontiguousarray(streamed, "<i4").tobytes()
+    return [FRAME, _encoder.encode(header), rows.tobytes(), np.ascontiguousarray(scores, "<f4").tobytes(), where]
 
 
 def encode_order(order: Order) -> list[bytes]:
@@ -173,10 +211,10 @@ def decode(parts: list[bytes]) -> Hello | Frame:
             case [kind, body] if kind == HELLO:
                 _require_version(body)
                 return _hello.decode(body)
-            case [kind, head, row_bytes, score_bytes] if kind == FRAME:
+            case [kind, head, row_bytes, score_bytes, streamed_bytes] if kind == FRAME:
                 _require_version(head)
                 header = _header.decode(head)
-                if header.rows < 0 or header.probes < 0:
+                if min(header.rows, header.probes, *(block.rows for block in header.states)) < 0:
                     raise FrameError(f"A frame announces {header.rows} rows of {header.probes} probes.")
                 rows = np.frombuffer(row_bytes, ROW)
                 scores = np.frombuffer(score_bytes, "<f4")
@@ -185,7 +223,10 @@ def decode(parts: list[bytes]) -> Hello | Frame:
                         f"A frame announces {header.rows} rows of {header.probes} probes and carries "
                         f"{len(rows)} rows and {len(scores)} scores."
                     )
-                return Frame(header, rows, scores.reshape(header.rows, header.probes))
+                streamed = np.frombuffer(streamed_bytes, "<i4")
+                if len(streamed) != sum(block.rows for block in header.states) or (streamed >= header.rows).any():
+                    raise FrameError("A frame's streamed states and the rows that they belong to do not match.")
+                return Frame(header, rows, scores.reshape(header.rows, header.probes), streamed)
             case _:
                 raise FrameError(f"A message of {len(parts)} parts is not of this protocol.")
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:

@@ -96,7 +96,7 @@ def make_frame(
         started=list(started),
     )
     values = np.full((len(rows), probes), scores) if isinstance(scores, int | float) else np.array(scores)
-    return Frame(header, np.array(list(rows), ROW), values.astype("<f4").reshape(len(rows), probes))
+    return Frame(header, np.array(list(rows), ROW), values.astype("<f4").reshape(len(rows), probes), np.empty(0, "<i4"))
 
 
 @pytest.fixture(scope="session")

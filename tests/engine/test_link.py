@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 import zmq
 
-from monitor.engine.link import QUEUE_FRAMES, Exporter, OrderInbox, Step
-from monitor.frames import (
+torch = pytest.importorskip("torch")
+
+from monitor.engine.link import Exporter, OrderInbox, Step  # noqa: E402
+from monitor.engine.staging import DEPTH, Staging  # noqa: E402
+from monitor.frames import (  # noqa: E402
     RESYNC,
     ROW,
     Frame,
     Hello,
     Started,
+    StateBlock,
     Steer,
     decode,
     encode_ack,
@@ -48,9 +52,26 @@ def endpoint(tmp_path) -> str:
     return f"ipc://{tmp_path}/engine.sock"
 
 
-def step(rows: int = 2, **more) -> Step:
-    fields = {"unscored": 0, "finished": [], "started": [], "monotonic_ns": time.monotonic_ns(), **more}
-    return Step(rows=np.zeros(rows, ROW), scores=np.ones((rows, 3), np.float32), **fields)
+PROBES = 3
+
+
+@pytest.fixture
+def exporter(endpoint):
+    exporter = Exporter(endpoint, "engine", PROBES, lambda: IN_FLIGHT, Staging(4000, PROBES, torch.device("cpu")))
+    yield exporter
+    exporter.close()
+
+
+def offer(exporter: Exporter, rows: int = 2, started: list[Started] | None = None) -> None:
+    """A step whose scores are ones, as the engine's thread offers it."""
+    stage = exporter.take()
+    if stage is None:
+        return exporter.refuse()
+    stage.scores[:rows] = 1.0
+    stage.copy(rows, None)
+    kept = None
+    describe = lambda slots, positions, scores: (np.zeros(len(slots), ROW), kept)  # noqa: E731
+    return exporter.offer(Step(unscored=0, started=started or [], stage=stage, rows=rows, describe=describe))
 
 
 def wait_until(condition, seconds: float = 5.0) -> None:
@@ -60,50 +81,44 @@ def wait_until(condition, seconds: float = 5.0) -> None:
         time.sleep(0.01)
 
 
-def test_frames_arrive_in_order_with_their_arrays(endpoint):
+def test_frames_arrive_in_order_with_their_arrays(endpoint, exporter):
     peer = Peer(endpoint)
-    exporter = Exporter(endpoint, "engine", 3, lambda: IN_FLIGHT)
     wait_until(lambda: not exporter._away)
     for _ in range(5):
-        exporter.offer(step(started=[Started(0, "b-1", "b", 2)]))
+        offer(exporter, started=[Started(0, "b-1", "b", 2)])
     frames = [peer.read() for _ in range(5)]
     assert all(isinstance(frame, Frame) for frame in frames)
     assert [frame.header.sequence for frame in frames] == list(range(5))
     assert frames[-1].scores.tolist() == [[1.0] * 3] * 2
     assert peer.identities == {b"engine/rank0"}
-    exporter.close()
     peer.close()
 
 
-def test_without_a_monitor_offering_costs_nothing_and_drops_are_counted(endpoint):
-    exporter = Exporter(endpoint, "engine", 3, lambda: IN_FLIGHT)
-    exporter.offer(step())
+def test_without_a_monitor_offering_costs_nothing_and_drops_are_counted(endpoint, exporter):
+    offer(exporter)
     wait_until(lambda: exporter._away)
     begin = time.perf_counter()
     for _ in range(1000):
-        exporter.offer(step())
+        offer(exporter)
     assert time.perf_counter() - begin < 1.0
     wait_until(lambda: exporter.dropped == 1001)
     peer = Peer(endpoint)
     wait_until(lambda: not exporter._away)
-    exporter.offer(step())
+    offer(exporter)
     frame = peer.read()
     assert frame.header.sequence == 1001
     assert frame.header.dropped == 1001
     # Whoever comes late is told of every request in flight.
     assert frame.header.complete
     assert frame.header.started == IN_FLIGHT
-    exporter.close()
     peer.close()
 
 
-def test_a_monitor_that_reads_nothing_makes_frames_drop_and_never_blocks(endpoint):
+def test_a_monitor_that_reads_nothing_makes_frames_drop_and_never_blocks(endpoint, exporter):
     peer = Peer(endpoint)
-    exporter = Exporter(endpoint, "engine", 3, lambda: IN_FLIGHT)
-    big = np.zeros(4000, ROW), np.ones((4000, 3), np.float32)
-    offered = 40 * QUEUE_FRAMES
+    offered = 10_000
     for _ in range(offered):
-        exporter.offer(Step(*big, unscored=0, finished=[], started=[], monotonic_ns=0))
+        offer(exporter, rows=4000)
     wait_until(lambda: exporter.dropped > 0)
     sequences = []
     while (frame := peer.read(0.5)) is not None:
@@ -112,25 +127,22 @@ def test_a_monitor_that_reads_nothing_makes_frames_drop_and_never_blocks(endpoin
     # Every frame either arrived or is in the count of the dropped ones.
     wait_until(lambda: exporter._queue.empty())
     assert len(sequences) + exporter.dropped == offered
-    exporter.close()
     peer.close()
 
 
-def test_resync_and_acknowledgement_reach_the_next_frame(endpoint):
+def test_resync_and_acknowledgement_reach_the_next_frame(endpoint, exporter):
     peer = Peer(endpoint)
-    exporter = Exporter(endpoint, "engine", 3, lambda: IN_FLIGHT)
     wait_until(lambda: not exporter._away)
-    exporter.offer(step())
+    offer(exporter)
     assert peer.read().header.acked == -1
     peer.socket.send_multipart([b"engine/rank0", *encode_ack(0)])
     peer.socket.send_multipart([b"engine/rank0", RESYNC])
     wait_until(lambda: exporter._announce_all.is_set())
-    exporter.offer(step())
+    offer(exporter)
     header = peer.read().header
     assert (header.acked, header.complete, header.started) == (0, True, IN_FLIGHT)
-    exporter.offer(step())
+    offer(exporter)
     assert not peer.read().header.complete
-    exporter.close()
     peer.close()
 
 
@@ -148,3 +160,46 @@ def test_the_inbox_says_hello_and_collects_orders_through_a_restart(endpoint):
         assert taken == [order]
         peer.close()
     inbox.close()
+
+
+def test_stages_come_back_whatever_becomes_of_their_frames(endpoint):
+    staging = Staging(8, PROBES, torch.device("cpu"))
+    exporter = Exporter(endpoint, "engine", PROBES, lambda: IN_FLIGHT, staging)
+    peer = Peer(endpoint)
+    wait_until(lambda: not exporter._away)
+    for _ in range(20 * DEPTH):
+        offer(exporter)
+    wait_until(lambda: exporter._queue.empty())
+    peer.close()
+    wait_until(lambda: offer(exporter) or exporter._away)
+    stages = []
+    wait_until(lambda: (stage := staging.take()) is None or (stages.append(stage), False)[1])
+    assert len(set(map(id, stages))) == DEPTH
+    exporter.close()
+
+
+def test_a_frame_leaves_out_rows_and_says_which_states_belong_to_those_that_stay(endpoint, exporter, tmp_path):
+    peer = Peer(endpoint)
+    wait_until(lambda: not exporter._away)
+    stage = exporter.take()
+    stage.scores[:4] = torch.arange(4.0).unsqueeze(1)
+    stage.copy(4, None)
+    kept = np.array([False, True, False, True])
+    waited = []
+    exporter.offer(
+        Step(
+            unscored=2,
+            stage=stage,
+            rows=4,
+            describe=lambda slots, positions, scores: (np.zeros(2, ROW), kept),
+            states=[StateBlock(5, "ring", 10, 4), StateBlock(6, "ring", 0, 2)],
+            streamed=np.array([0, 1, 2, 3, 3, 2], np.int32),
+            states_copied=lambda: waited.append(True),
+        )
+    )
+    frame = peer.read()
+    assert frame.scores[:, 0].tolist() == [1.0, 3.0]
+    assert frame.streamed.tolist() == [-1, 0, -1, 1, 1, -1]
+    assert [block.layer for block in frame.header.states] == [5, 6]
+    assert waited
+    peer.close()

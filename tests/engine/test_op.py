@@ -23,11 +23,13 @@ def make(seed: int, tokens: int, hidden: int, probes: int, vectors: int, slots: 
         "residual": random(tokens, hidden).to(dtype) if split else None,
         "weights": random(probes + vectors, hidden),
         "bias": random(probes + vectors),
-        "row_slot": torch.full((tokens + 3,), -1, dtype=torch.int32),
+        "row_entry": torch.full((tokens + 3,), -1, dtype=torch.int32),
         "table": table,
         "vectors": random(vectors, hidden),
         "scores": torch.full((tokens + 3, probes + 2), np.nan),
         "column": 1,
+        "states": torch.full((tokens + 3, hidden), np.nan),
+        "stream": torch.zeros(1, dtype=torch.int32),
     }
 
 
@@ -40,7 +42,7 @@ def expected(arguments):
     probes = projected.shape[1] - len(vectors)
     out = hidden.copy()
     for row in range(len(hidden)):
-        slot = int(arguments["row_slot"][row])
+        slot = int(arguments["row_entry"][row])
         if slot < 0:
             continue
         for index, vector in enumerate(vectors):
@@ -63,7 +65,7 @@ def expected(arguments):
 )
 def test_scores_and_steers_as_the_formula_says(seed, tokens, hidden, probes, vectors, split, steer, entry):
     arguments = make(seed, tokens, hidden, probes, vectors, 3, torch.float32, split=split)
-    arguments["row_slot"][: len(steer[:tokens])] = torch.tensor(steer[:tokens], dtype=torch.int32)
+    arguments["row_entry"][: len(steer[:tokens])] = torch.tensor(steer[:tokens], dtype=torch.int32)
     arguments["table"][1] = torch.tensor(entry)
     scores, out = expected(arguments)
     torch.ops.plumbob.tap(*arguments.values())
@@ -77,7 +79,7 @@ def test_scores_and_steers_as_the_formula_says(seed, tokens, hidden, probes, vec
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_a_neutral_table_leaves_every_bit_as_it_was(dtype):
     arguments = make(0, 50, 64, 2, 3, 2, dtype, split=True)
-    arguments["row_slot"].fill_(1)
+    arguments["row_entry"].fill_(1)
     before = arguments["hidden"].clone()
     torch.ops.plumbob.tap(*arguments.values())
     assert torch.equal(arguments["hidden"], before)
@@ -87,7 +89,7 @@ def test_opposite_vectors_of_equal_amounts_cancel_exactly():
     arguments = make(0, 50, 64, 2, 2, 2, torch.float32, split=True)
     arguments["vectors"][1] = -arguments["vectors"][0]
     arguments["table"][1, :, 0] = 0.7
-    arguments["row_slot"].fill_(1)
+    arguments["row_entry"].fill_(1)
     before = arguments["hidden"].clone()
     torch.ops.plumbob.tap(*arguments.values())
     assert torch.equal(arguments["hidden"], before)
@@ -96,7 +98,7 @@ def test_opposite_vectors_of_equal_amounts_cancel_exactly():
 def test_scores_of_a_steered_row_are_those_before_steering():
     arguments = make(0, 5, 16, 2, 1, 1, torch.float32, split=False)
     scores, _ = expected(arguments)
-    arguments["row_slot"].fill_(0)
+    arguments["row_entry"].fill_(0)
     arguments["table"][0, :, 0] = 5.0
     torch.ops.plumbob.tap(*arguments.values())
     np.testing.assert_allclose(arguments["scores"][:5, 1:3], scores, rtol=1e-5, atol=1e-5)
@@ -109,3 +111,25 @@ def test_is_a_proper_operator_for_the_compiler():
         tuple(arguments.values()),
         test_utils=("test_schema", "test_faketensor"),
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_streams_the_state_before_steering_and_only_while_told_to(dtype):
+    arguments = make(3, 4, 16, 1, 1, 1, dtype, split=True)
+    arguments["states"] = arguments["states"].to(dtype)
+    arguments["row_entry"][2] = 0
+    arguments["table"][0, 0, 0] = 5.0
+    state = (arguments["hidden"].float() + arguments["residual"].float()).to(dtype)
+    torch.ops.plumbob.tap(**{**arguments, "hidden": arguments["hidden"].clone()})
+    assert arguments["states"].isnan().all()
+    arguments["stream"].fill_(1)
+    torch.ops.plumbob.tap(**arguments)
+    assert torch.equal(arguments["states"][:4], state)
+    assert arguments["states"][4:].isnan().all()
+
+
+def test_a_layer_that_is_never_streamed_needs_no_room():
+    arguments = make(3, 4, 16, 1, 0, 1, torch.float32, split=False)
+    arguments["states"] = torch.empty(0, 16)
+    arguments["stream"].fill_(1)
+    torch.ops.plumbob.tap(**arguments)

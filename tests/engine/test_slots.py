@@ -3,36 +3,68 @@
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
-from monitor.engine.slots import Slots
-from monitor.engine.taps import Taps
-from monitor.frames import Release, Steer
-from probes.roles import Role
-from tests.engine.test_taps import Decoder
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+
+from monitor.engine.rows import SEGMENTS, map_rows  # noqa: E402
+from monitor.engine.slots import Slots  # noqa: E402
+from monitor.engine.staging import Stage  # noqa: E402
+from monitor.engine.steering import ENTRIES_PER_SLOT, FOREVER, Push, Steering, timeline  # noqa: E402
+from monitor.engine.taps import Taps  # noqa: E402
+from monitor.errors import EngineError  # noqa: E402
+from monitor.frames import Release, Steer  # noqa: E402
+from probes.roles import Role  # noqa: E402
+from tests.conftest import make_bundle  # noqa: E402
+from tests.engine.test_taps import Decoder  # noqa: E402
 
 PROMPT = [1, 2, 7, 7, 7, 4, 1, 3]
 """A user's message of three tokens, and the header of the answer."""
 
 
 class House:
+    """Slots, steering and the row map, as a step goes through them."""
+
     def __init__(self, bundle, slots: int = 4) -> None:
-        self.taps = Taps(Decoder(), bundle, max_tokens=64, slots=slots)
-        self.slots = Slots(self.taps, bundle, slots)
+        self.taps = Taps(Decoder(), bundle, max_tokens=64, entries=ENTRIES_PER_SLOT * slots)
+        self.steering = Steering(self.taps, bundle, slots)
+        self.slots = Slots(self.steering, bundle, slots)
+        self.stage = Stage(64, len(bundle.probes), torch.device("cpu"))
         self.bundle = bundle
+        self.batch = None
 
     def step(self, **computed: tuple[int, int]):
         """Rows of a step: for each request, the position of its first row and how many there are."""
         counts = np.array([count for _, count in computed.values()])
         firsts = np.array([first for first, _ in computed.values()])
-        return self.slots.map_rows(list(computed), counts, firsts)
+        self.batch = self.slots.batch(list(computed), counts, firsts, suspended=False)
+        self.steering.flush()
+        starts = torch.tensor([0, *np.cumsum(counts)], dtype=torch.int32)
+        first = torch.from_numpy(firsts.astype(np.int32))
+        slots = torch.from_numpy(self.batch.slots)
+        rows, stage = int(counts.sum()), self.stage
+        entries = self.taps.row_entry
+        map_rows(
+            starts, slots, first, self.steering.segments, stage.slots, stage.positions, entries, rows, len(computed)
+        )
+        slots, positions, _ = stage.read(rows)
+        kept = slots >= 0
+        return self.batch.describe(slots[kept], positions[kept])
 
-    def steering(self, rows: int) -> list[int]:
-        return self.taps.row_slot[:rows].tolist()
+    def added(self, row: int) -> list[float]:
+        """What the taps add along each vector at a row of the step."""
+        entry = int(self.taps.row_entry[row])
+        tables = [self.taps.layers[vector.layer].table for vector in self.bundle.manifest.vectors]
+        return [0.0 if entry < 0 else float(table[entry, 0, 0]) for table in tables]
 
-    def added(self, slot: int) -> list[float]:
-        """What the table adds for a slot, for each vector."""
-        return [float(self.taps.layers[vector.layer].table[slot, 0, 0]) for vector in self.bundle.manifest.vectors]
+    def steered(self, rows: int) -> list[bool]:
+        return [any(self.added(row)) for row in range(rows)]
+
+
+@pytest.fixture(scope="module")
+def shared_bundle(tmp_path_factory):
+    return make_bundle(tmp_path_factory.mktemp("shared") / "bundle")
 
 
 @pytest.fixture
@@ -51,7 +83,7 @@ def test_rows_in_the_order_of_the_batch(house):
     prompt = [template] * 2 + [user] * 3 + [template] * 3
     assert rows["role"].tolist() == [*prompt, template, template, assistant]
     assert not rows["steered"].any()
-    assert house.steering(11) == [-1] * 11
+    assert not any(house.steered(11))
 
 
 def test_a_finished_slot_serves_the_next_request(house):
@@ -69,7 +101,9 @@ def test_requests_without_a_slot_are_counted_as_unscored(tiny_bundle):
     assert house.slots.start("b-1", "b", PROMPT, scored=True) is None
     rows = house.step(**{"adapter": (0, 8), "a-1": (0, 8), "b-1": (0, 8)})
     assert house.slots.unscored == 16
-    assert sorted(set(rows["slot"].tolist())) == [-1, 0]
+    assert rows["slot"].tolist() == [0] * 8
+    assert rows["position"].tolist() == list(range(8))
+    assert house.stage.slots.tolist() == [-1] * 8 + [0] * 8 + [-1] * 48
 
 
 def test_steers_response_rows_only(house):
@@ -77,9 +111,9 @@ def test_steers_response_rows_only(house):
     house.slots.order(Steer("a-1", "harmful_intent", 0.2))
     rows = house.step(**{"a-1": (0, 8)})
     # The last prompt row yields the first token of the response.
-    assert house.steering(8) == [-1] * 7 + [0]
+    assert house.steered(8) == [False] * 7 + [True]
     assert rows["steered"].tolist() == [0] * 7 + [1]
-    assert house.added(0) == [pytest.approx(2.0), 0.0]
+    assert house.added(7) == [pytest.approx(2.0), 0.0]
 
 
 def test_an_order_begins_with_the_next_row(house):
@@ -87,8 +121,9 @@ def test_an_order_begins_with_the_next_row(house):
     house.step(**{"a-1": (0, 8)})
     house.step(**{"a-1": (8, 1)})
     house.slots.order(Steer("a-1", "sycophancy", -0.1, tokens=2))
-    assert [house.step(**{"a-1": (position, 1)})["steered"][0] for position in (9, 10, 11)] == [1, 1, 1]
-    assert house.steering(1) == [-1]
+    assert [house.step(**{"a-1": (position, 1)})["steered"][0] for position in (9, 10)] == [1, 1]
+    assert house.added(0) == [0.0, pytest.approx(-1.0)]
+    assert house.step(**{"a-1": (11, 1)})["steered"].tolist() == [1]
     assert house.added(0) == [0.0, 0.0]
 
 
@@ -122,9 +157,52 @@ def test_what_was_steered_is_steered_again_when_it_is_replayed(house):
         house.step(**{"a-1": (position, 1)})
     # Preempted: its prompt and what it has generated come again as one prefill.
     rows = house.step(**{"a-1": (0, 11)})
-    assert house.steering(11) == [-1] * 8 + [0, 0, -1]
+    assert house.steered(11) == [False] * 8 + [True, True, False]
     assert rows["steered"].tolist() == [0] * 8 + [1, 1, 1]
-    assert house.added(0)[0] == pytest.approx(2.0)
+    assert house.added(8)[0] == pytest.approx(2.0)
+
+
+def test_a_replay_steers_each_row_by_what_held_when_it_was_first_computed(house):
+    house.slots.start("a-1", "a", PROMPT, scored=True)
+    house.step(**{"a-1": (0, 8)})
+    house.slots.order(Steer("a-1", "harmful_intent", 0.2))
+    first = [house.step(**{"a-1": (8, 1)}) and house.added(0)]
+    house.slots.order(Steer("a-1", "sycophancy", 0.1))
+    first.append(house.step(**{"a-1": (9, 1)}) and house.added(0))
+    house.slots.order(Release("a-1"))
+    first.append(house.step(**{"a-1": (10, 1)}) and house.added(0))
+    house.step(**{"a-1": (0, 11)})
+    assert [house.added(row) for row in (8, 9, 10)] == first
+    assert first[0] != first[1]
+
+
+def test_positions_that_no_step_computed_are_told_once(house):
+    """The prefix cache had them: at the start, and where a resumed request finds more than it had computed."""
+    house.slots.start("a-1", "a", PROMPT, scored=True)
+    house.step(**{"a-1": (5, 2)})
+    (gap,) = house.batch.gaps
+    assert (gap.request.key, gap.start, gap.end) == ("a-1", 0, 5)
+    rows = gap.rows()
+    assert rows["position"].tolist() == [0, 1, 2, 3, 4]
+    assert rows["role"].tolist() == [Role.TEMPLATE] * 2 + [Role.USER] * 3
+    assert not rows["steered"].any()
+    house.step(**{"a-1": (7, 1)})
+    assert not house.batch.gaps
+    house.step(**{"a-1": (2, 5)})
+    assert not house.batch.gaps
+    house.step(**{"a-1": (10, 1)})
+    assert [(gap.start, gap.end) for gap in house.batch.gaps] == [(8, 10)]
+
+
+def test_nothing_is_scored_while_suspended(house):
+    house.slots.start("a-1", "a", PROMPT, scored=True)
+    batch = house.slots.batch(["a-1"], np.array([8]), np.array([0]), suspended=True)
+    assert batch.slots.tolist() == [-1]
+    assert (batch.unscored, house.slots.unscored) == (8, 8)
+    rows = house.step(**{"a-1": (8, 1)})
+    assert rows["slot"].tolist() == [0]
+    # What was computed meanwhile is not looked for in the cache.
+    assert not house.batch.gaps
 
 
 def test_a_release_ends_steering_but_not_its_mark(house):
@@ -134,7 +212,7 @@ def test_a_release_ends_steering_but_not_its_mark(house):
     house.step(**{"a-1": (8, 1)})
     house.slots.order(Release("a-1"))
     rows = house.step(**{"a-1": (9, 1)})
-    assert house.steering(1) == [-1]
+    assert house.added(0) == [0.0, 0.0]
     assert rows["steered"].tolist() == [1]
 
 
@@ -143,7 +221,7 @@ def test_dose_zero_marks_nothing(house):
     house.step(**{"a-1": (0, 8)})
     house.slots.order(Steer("a-1", "harmful_intent", 0.0))
     rows = house.step(**{"a-1": (8, 1)})
-    assert house.steering(1) == [-1]
+    assert int(house.taps.row_entry[0]) == -1
     assert not rows["steered"].any()
 
 
@@ -154,9 +232,69 @@ def test_the_table_is_neutral_again_for_the_next_request(house):
     house.step(**{"a-1": (8, 1)})
     assert house.added(0)[0] != 0.0
     house.slots.finish("a-1")
-    assert house.added(0) == [0.0, 0.0]
+    assert house.slots.start("b-1", "b", PROMPT, scored=True).slot == 0
+    rows = house.step(**{"b-1": (0, 9)})
+    assert house.taps.row_entry.tolist() == [-1] * 64
+    assert not rows["steered"].any()
+    assert not house.steering.active
 
 
 def test_orders_for_nobody_are_ignored(house):
     house.slots.order(Steer("gone", "harmful_intent", 0.5))
     house.slots.order(Release("gone"))
+
+
+def test_a_full_table_refuses_the_order_and_keeps_what_held(tiny_bundle):
+    house = House(tiny_bundle(), slots=1)
+    house.slots.start("a-1", "a", PROMPT, scored=True)
+    house.step(**{"a-1": (0, 8)})
+    for position in range(8, 8 + ENTRIES_PER_SLOT):
+        house.slots.order(Steer("a-1", "harmful_intent", 0.1))
+        house.step(**{"a-1": (position, 1)})
+    held = house.added(0)
+    with pytest.raises(EngineError, match="steering table is full"):
+        house.slots.order(Steer("a-1", "harmful_intent", 0.1))
+    house.step(**{"a-1": (position + 1, 1)})
+    assert house.added(0) == held
+    assert house.slots.finish("a-1") == 0
+    assert not house.steering.active
+
+
+def _push(vector: int, coefficient: float, start: int, length: int | None) -> Push:
+    return Push(vector, coefficient, "", start, FOREVER if length is None else start + length)
+
+
+pushes = st.lists(
+    st.builds(
+        _push, st.integers(0, 2), st.sampled_from([-1.0, 0.5, 1.0]), st.integers(0, 30), st.integers(0, 30) | st.none()
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(pushes)
+def test_a_timeline_is_the_sum_of_its_orders_at_every_position(drawn):
+    segments = timeline(drawn)
+    for position in range(70):
+        expected = {}
+        for push in drawn:
+            if push.start <= position < push.end:
+                expected[push.vector] = expected.get(push.vector, 0.0) + push.coefficient
+        here = [segment for segment in segments if segment.start <= position < segment.end]
+        assert len(here) <= 1
+        assert dict(here[0].amounts if here else ()) == {v: a for v, a in expected.items() if a}
+
+
+@settings(max_examples=40, deadline=None)
+@given(pushes)
+def test_the_device_finds_what_the_timeline_says(shared_bundle, drawn):
+    house = House(shared_bundle, slots=8)
+    segments = timeline([push for push in drawn if push.vector < 2])[-SEGMENTS:]
+    house.slots.start("a-1", "a", PROMPT, scored=True)
+    house.steering.set(0, segments)
+    house.step(**{"a-1": (0, 64)})
+    for position in range(64):
+        here = [segment for segment in segments if segment.start <= position < segment.end]
+        amounts = dict(here[0].amounts) if here else {}
+        assert house.added(position) == [amounts.get(0, 0.0), amounts.get(1, 0.0)]

@@ -52,7 +52,7 @@ def test_reads_the_output_of_the_tapped_blocks(tiny_bundle, split, compiled):
     bundle = tiny_bundle()
     torch.manual_seed(0)
     model = Decoder(split=split)
-    taps = Taps(model, bundle, max_tokens=16, slots=2)
+    taps = Taps(model, bundle, max_tokens=16, entries=2)
     run = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
     with torch.no_grad():
         states = run(torch.randn(5, HIDDEN))
@@ -67,8 +67,8 @@ def test_steers_what_later_blocks_read(tiny_bundle):
     model, rows = Decoder(), torch.randn(3, HIDDEN)
     with torch.no_grad():
         plain = model(rows.clone())
-        taps = Taps(model, bundle, max_tokens=16, slots=2)
-        taps.row_slot[1] = 0
+        taps = Taps(model, bundle, max_tokens=16, entries=2)
+        taps.row_entry[1] = 0
         taps.layers[1].table[0, 0, 0] = 2.0
         steered = model(rows.clone())
     change = (steered[1] - plain[1]).numpy()
@@ -80,7 +80,7 @@ def test_steers_what_later_blocks_read(tiny_bundle):
 def test_leaves_names_of_parameters_and_other_blocks_alone(tiny_bundle):
     model = Decoder()
     names = set(model.state_dict())
-    Taps(model, tiny_bundle(), max_tokens=16, slots=2)
+    Taps(model, tiny_bundle(), max_tokens=16, entries=2)
     assert set(model.state_dict()) == names
     assert [type(block).__name__ for block in model.layers] == ["Block", "TappedBlock", "TappedBlock", "Block"]
 

@@ -1,0 +1,85 @@
+"""Scores of cached prefixes: kept by KV slot, they live exactly as long as the keys and values of their token.
+
+A token whose keys and values come from the prefix cache is never computed again, so the taps do not see it: without its
+scores, a monitor would be blind to the earlier turns of a conversation. The scores of every row are scattered to where
+its keys and values went, and a request that skips positions finds them there. The same block is only ever found by the
+same tokens in the same context, so they are the scores that computing them again would give.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+
+class KvScores:
+    """Scores by KV slot of one KV cache group.
+
+    Args:
+        group: The group's number.
+        blocks: Blocks of the KV cache.
+        block_size: Tokens of a block.
+        probes: Columns of scores.
+        device: Where the KV cache is.
+    """
+
+    def __init__(self, group: int, blocks: int, block_size: int, probes: int, device: torch.device) -> None:
+        self.group = group
+        self._block_size = block_size
+        # NaN is "not scored".
+        self.scores = torch.full((blocks * block_size, probes), torch.nan, device=device)
+        """``(KV slots, probes)``, float32."""
+
+    def slots(self, blocks: Sequence[int], start: int, end: int) -> NDArray[np.int64]:
+        """KV slots of a request's positions.
+
+        Args:
+            blocks: The request's blocks, in order.
+            start: First position.
+            end: One past the last.
+        """
+        position = np.arange(start, end)
+        return np.asarray(blocks, np.int64)[position // self._block_size] * self._block_size + (
+            position % self._block_size
+        )
+
+    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        """Follow blocks whose keys and values the engine has copied; pairs of source and target."""
+        source, target = torch.tensor(copies, device=self.scores.device).unbind(dim=1)
+        by_block = self.scores.view(-1, self._block_size, self.scores.shape[1])
+        by_block[target] = by_block[source]
+
+
+def find_group(kv_cache_config: Any) -> tuple[int, int] | None:
+    """The KV cache group that keeps every position of a request for as long as it is cached.
+
+    Groups with a sliding window let go of positions, and state-space layers have none.
+
+    Args:
+        kv_cache_config: vLLM's ``KVCacheConfig``.
+
+    Returns:
+        The group's number and its block size; ``None`` where there is no such group: cached positions are unscored.
+    """
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, UniformTypeKVCacheSpecs
+
+    for number, group in enumerate(kv_cache_config.kv_cache_groups):
+        spec = group.kv_cache_spec
+        if isinstance(spec, UniformTypeKVCacheSpecs):
+            spec = next(iter(spec.kv_cache_specs.values()))
+        if isinstance(spec, FullAttentionSpec):
+            return number, spec.block_size
+    return None
+
+
+def bytes_per_kv_byte(specs: dict[str, Any], probes: int) -> float:
+    """Bytes of scores for each byte of the KV cache.
+
+    Args:
+        specs: Of each layer, as the model runner lists them.
+        probes: Columns of scores.
+    """
+    per_token = sum(spec.page_size_bytes / spec.block_size for spec in specs.values())
+    return 4 * probes / per_token if per_token else 0.0

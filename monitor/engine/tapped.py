@@ -1,0 +1,329 @@
+"""What a model runner needs to be tapped: taps, slots, steering, scores of cached prefixes, and the way out.
+
+The adapters (:mod:`monitor.engine.runner_v1`, :mod:`monitor.engine.runner_v2`) call, for each step and in this order:
+:meth:`RunnerTap.update`, :meth:`RunnerTap.begin` before the forward pass, :meth:`RunnerTap.end` behind it. A step in
+which nothing is computed is updated and ended. Nothing here may fail a request: what goes wrong disarms the taps, is
+logged once, and serving goes on (:func:`guarded`).
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from monitor.engine.kv_scores import KvScores, find_group
+from monitor.engine.link import Exporter, Step
+from monitor.engine.rows import commit, map_rows
+from monitor.engine.settings import inherited
+from monitor.engine.slots import Batch, Gap, Slots
+from monitor.engine.staging import Staging
+from monitor.engine.steering import ENTRIES_PER_SLOT, Steering, to_device
+from monitor.engine.streams import Streams
+from monitor.engine.taps import Taps
+from monitor.frames import Order, Started, Stream
+from probes.bundle import load_bundle
+from probes.errors import PlumbobError
+
+ORDERS_FIELD: Final = "plumbob_orders"
+"""Attribute of ``SchedulerOutput`` under which orders reach the workers, so that all ranks apply them at one step."""
+REQUEST_FIELD: Final = "plumbob"
+"""Key of ``SamplingParams.extra_args`` under which the user's request id reaches the workers."""
+
+SLOTS_PER_SEQUENCE: Final = 2
+"""Preempted requests keep their slot, so there are more than can run at once."""
+
+logger = logging.getLogger("vllm.plumbob")
+
+
+class Blocks(Protocol):
+    """Finds the KV blocks of a request."""
+
+    def __call__(self, key: str, group: int, /) -> Sequence[int]:
+        """Block ids of a request in one KV cache group, in the order of its positions."""
+        ...
+
+
+class RunnerTap:
+    """The taps of one model runner, and everything around them.
+
+    Args:
+        vllm_config: Of the engine.
+        model: Weights loaded, not yet compiled.
+        device: Where it runs.
+        max_rows: The most rows of a step.
+        exports: Whether this process tells the monitor: one rank does.
+    """
+
+    def __init__(
+        self, vllm_config: Any, model: nn.Module, device: torch.device, max_rows: int, *, exports: bool
+    ) -> None:
+        settings = inherited()
+        bundle = load_bundle(settings.bundle)
+        slots = SLOTS_PER_SEQUENCE * vllm_config.scheduler_config.max_num_seqs
+        self.bundle = bundle
+        self.taps = Taps(
+            model,
+            bundle,
+            max_rows,
+            ENTRIES_PER_SLOT * slots,
+            stream=settings.stream,
+            dtype=vllm_config.model_config.dtype,
+        )
+        self._steering = Steering(self.taps, bundle, slots)
+        self.slots = Slots(self._steering, bundle, slots)
+        self._staging = Staging(max_rows, len(bundle.probes), device)
+        self._streams = Streams(self.taps, settings.engine, self._staging.side, exports=exports)
+        self.exporter = (
+            Exporter(settings.endpoint, settings.engine, len(bundle.probes), self.slots.in_flight, self._staging)
+            if settings.endpoint and exports
+            else None
+        )
+        self._device = device
+        self._kv: KvScores | None = None
+        self._suspended = False
+        self._stage = self._staging.spare
+        self._batch: Batch | None = None
+        self._rows = 0
+        self._last_rows = np.empty(0, np.int64)
+        self._blocks: Blocks | None = None
+        self._started: list[Started] = []
+        self._finished: list[int] = []
+        logger.info(
+            "Plumbob reads %d probes at layers %s of %s (bundle %s)",
+            len(bundle.probes),
+            bundle.layers,
+            type(model).__name__,
+            bundle.digest[:12],
+        )
+
+    def bind_kv(self, kv_cache_config: Any) -> None:
+        """Make room for the scores of cached prefixes, once the size of the KV cache is known."""
+        found = find_group(kv_cache_config) if self.bundle.probes else None
+        if found is None:
+            self._kv = None
+            return logger.warning("Plumbob finds no KV cache group that keeps whole prefixes: cached ones are unscored")
+        group, block_size = found
+        self._kv = KvScores(group, kv_cache_config.num_blocks, block_size, len(self.bundle.probes), self._device)
+        return None
+
+    def update(self, scheduler_output: Any) -> None:
+        """Take in who has come and gone, and the orders of this step."""
+        for key in scheduler_output.finished_req_ids:
+            if (slot := self.slots.finish(key)) is not None:
+                self._finished.append(slot)
+        for new in scheduler_output.scheduled_new_reqs:
+            arguments = new.sampling_params.extra_args if new.sampling_params else None
+            request_id = (arguments or {}).get(REQUEST_FIELD) or new.req_id
+            # An adapter makes another model of it, and a prompt of embeddings has no tokens whose roles could be read.
+            scored = new.lora_request is None and new.prompt_token_ids is not None
+            started = self.slots.start(new.req_id, request_id, new.prompt_token_ids or [], scored=scored)
+            if started is not None:
+                self._started.append(started)
+        orders: list[Order] = getattr(scheduler_output, ORDERS_FIELD, [])
+        for order in orders:
+            try:
+                if isinstance(order, Stream):
+                    self._streams.select(order.layer, order.rows)
+                else:
+                    self.slots.order(order)
+            except PlumbobError as error:
+                # One order of a monitor with another bundle is no reason to be switched off.
+                logger.warning("Plumbob refused an order: %s", error)
+        if self._kv is not None and (copies := getattr(scheduler_output, "kv_cache_block_copies", None)):
+            self._kv.copy_blocks(copies)
+
+    def begin(
+        self,
+        keys: Sequence[str],
+        scheduled: NDArray[np.integer],
+        first: NDArray[np.integer],
+        query_start: Tensor,
+        batch_first: Tensor | None,
+        blocks: Blocks,
+    ) -> None:
+        """Set the row map of the coming forward pass.
+
+        Args:
+            keys: Requests in the order of the batch.
+            scheduled: Rows of each, shape ``(requests,)``.
+            first: Position of each one's first row, as far as the host knows, shape ``(requests,)``.
+            query_start: First row of each, and one past the last row, on the device.
+            batch_first: As ``first``, on the device, where the device knows better; ``None``: it does not.
+            blocks: Finds the KV blocks of a request.
+        """
+        rows, requests = int(scheduled.sum()), len(keys)
+        self._batch = self.slots.batch(keys, scheduled, first, suspended=self._suspended)
+        self._rows, self._blocks = rows, blocks
+        self._last_rows = np.cumsum(scheduled, dtype=np.int64) - 1
+        taken = self.exporter.take() if self.exporter is not None and not self._suspended else None
+        self._stage = self._staging.spare if taken is None else taken
+        self._steering.flush()
+        if batch_first is None:
+            both = to_device(np.stack([self._batch.slots, first.astype(np.int32)]), self._device)
+            batch_slot, batch_first = both[0], both[1]
+        else:
+            batch_slot = to_device(self._batch.slots, self._device)
+        map_rows(
+            query_start,
+            batch_slot,
+            batch_first,
+            self._steering.segments,
+            self._stage.slots,
+            self._stage.positions,
+            self.taps.row_entry,
+            rows,
+            requests,
+        )
+
+    def end(self, kv_slots: Callable[[int], Tensor] | None = None, rejected: Tensor | None = None) -> None:
+        """Send what the step left, and clear the row map.
+
+        Args:
+            kv_slots: Takes a KV cache group and tells where each row's keys and values went, int64.
+            rejected: Which rows are of drafts that were not accepted, bool, ``(rows,)``, on the device: of tokens that
+                no request has. ``None``: none.
+        """
+        batch, self._batch = self._batch, None
+        stage, self._stage = self._stage, self._staging.spare
+        if batch is None:
+            return self._offer_nothing_computed()
+        if self._steering.active:
+            # Dummy and warm-up runs come without a row map of their own.
+            self.taps.row_entry.fill_(-1)
+        if rejected is not None:
+            stage.slots[: self._rows].masked_fill_(rejected, -1)
+        kv = self._kv
+        commit(
+            self.taps.scores,
+            stage.slots,
+            None if kv is None or kv_slots is None else kv_slots(kv.group),
+            None if kv is None else kv.scores,
+            stage.scores,
+            self._rows,
+        )
+        if self.exporter is None:
+            return None
+        if batch.gaps and kv is not None and self._blocks is not None:
+            # Behind this step's own scores: a request may find blocks that another one fills in the same step.
+            self._offer_cached(kv, batch.gaps, self._blocks)
+        if stage is self._staging.spare:
+            self._started, self._finished = [], []
+            return self.exporter.refuse()
+        stage.copy(self._rows, self._staging.side)
+        states, streamed, copied = self._streams.copy(self._rows, self._last_rows)
+        step = Step(
+            unscored=self.slots.unscored,
+            finished=self._finished,
+            started=self._started,
+            stage=stage,
+            rows=self._rows,
+            describe=_describe_step(batch),
+            states=states,
+            streamed=streamed,
+            states_copied=copied,
+        )
+        self._started, self._finished = [], []
+        return self.exporter.offer(step)
+
+    def suspend(self) -> None:
+        """Score nothing from the next step on: the weights are not those that the taps were tested with."""
+        self._suspended = True
+
+    def resume(self) -> None:
+        """Score again."""
+        self._suspended = False
+
+    def disarm(self) -> None:
+        """Leave every row alone from now on, and send nothing more."""
+        self.taps.row_entry.fill_(-1)
+        self._streams.close()
+        if self.exporter is not None:
+            self.exporter.close()
+
+    def _offer_nothing_computed(self) -> None:
+        if self.exporter is not None and (self._started or self._finished):
+            step = Step(unscored=self.slots.unscored, finished=self._finished, started=self._started)
+            self._started, self._finished = [], []
+            self.exporter.offer(step)
+
+    def _offer_cached(self, kv: KvScores, gaps: list[Gap], blocks: Blocks) -> None:
+        """Frames of what was found in the prefix cache, ahead of what was computed."""
+        exporter = self.exporter
+        if exporter is None:
+            return
+        rows = np.concatenate([gap.rows() for gap in gaps])
+        kv_slots = np.concatenate([kv.slots(blocks(gap.request.key, kv.group), gap.start, gap.end) for gap in gaps])
+        size = len(self.taps.scores)
+        for begin in range(0, len(rows), size):
+            part = slice(begin, begin + size)
+            stage = exporter.take()
+            if stage is None:
+                exporter.refuse()
+                continue
+            count = len(rows[part])
+            torch.index_select(kv.scores, 0, to_device(kv_slots[part], self._device), out=stage.scores[:count])
+            stage.copy(count, self._staging.side)
+            exporter.offer(
+                Step(
+                    unscored=self.slots.unscored,
+                    finished=self._finished,
+                    started=self._started,
+                    stage=stage,
+                    rows=count,
+                    describe=_describe_cached(rows[part]),
+                )
+            )
+            self._started, self._finished = [], []
+
+
+def _describe_step(batch: Batch) -> Callable[..., tuple[NDArray[np.void], NDArray[np.bool_] | None]]:
+    def describe(
+        slots: NDArray[np.int32], positions: NDArray[np.int32], _: NDArray[np.float32]
+    ) -> tuple[NDArray[np.void], NDArray[np.bool_] | None]:
+        kept = slots >= 0
+        if kept.all():
+            return batch.describe(slots, positions), None
+        return batch.describe(slots[kept], positions[kept]), kept
+
+    return describe
+
+
+def _describe_cached(rows: NDArray[np.void]) -> Callable[..., tuple[NDArray[np.void], NDArray[np.bool_] | None]]:
+    def describe(
+        _: NDArray[np.int32], __: NDArray[np.int32], scores: NDArray[np.float32]
+    ) -> tuple[NDArray[np.void], NDArray[np.bool_] | None]:
+        # NaN throughout: never scored. One score that is NaN is the probe's own failure, and is passed on.
+        kept = np.logical_not(np.isnan(scores).all(axis=1))
+        return rows[kept], kept
+
+    return describe
+
+
+def tap_of(runner: Any) -> RunnerTap | None:
+    """The tap of a model runner, ``None`` where it has none or was switched off."""
+    return runner.__dict__.get("plumbob_tap")
+
+
+def guarded(runner: Any, name: str, step: Callable[[RunnerTap], None]) -> None:
+    """Run our part of a step; disarm for good when it fails.
+
+    Args:
+        runner: The model runner.
+        name: Of the part, in profiles.
+        step: The part.
+    """
+    tap = tap_of(runner)
+    if tap is None:
+        return
+    try:
+        with record_function(f"plumbob: {name}"):
+            step(tap)
+    except Exception:
+        logger.exception("Plumbob failed inside the engine and is switched off; serving goes on, unmonitored")
+        runner.plumbob_tap = None
+        tap.disarm()
