@@ -1,9 +1,9 @@
 """Taps: the fused op behind chosen decoder blocks, found by structure.
 
-A decoder is a module with a ``ModuleList`` of as many blocks as the configuration has layers; each block returns
-either the pair ``(hidden, residual)``, whose sum is the state, or the state itself. A tapped block gets a subclass of
-its own class whose ``forward`` calls the op on what the block returns, so that Dynamo traces it like any other
-forward, parameters keep their names, and blocks that are not tapped are not touched at all.
+A block returns either the pair ``(hidden, residual)``, whose sum is the state, or the state itself
+(:mod:`probes.blocks`). A tapped block gets a subclass of its own class whose ``forward`` calls the op on what the
+block returns, so that Dynamo traces it like any other forward, parameters keep their names, and blocks that are not
+tapped are not touched at all.
 """
 
 from collections.abc import Collection
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from monitor.engine.op import NEUTRAL
 from monitor.errors import EngineError
+from probes.blocks import adds_residual, find_blocks
 from probes.bundle import Bundle
 
 
@@ -46,7 +47,8 @@ class Taps:
         dtype: Of streamed states.
 
     Raises:
-        EngineError: The model has no decoder of the bundle's shape, or no such layer.
+        ModelError: The model has no decoder of the bundle's shape.
+        EngineError: It has no layer that is to be streamed.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class Taps:
                 f"Layers {beyond} cannot be streamed: the model has {len(blocks)}.", f"Name 0 to {len(blocks) - 1}."
             )
         hidden = bundle.manifest.model.hidden
-        device = next(blocks.parameters()).device
+        device = next(model.parameters()).device
         self.row_entry = torch.full((max_tokens,), -1, dtype=torch.int32, device=device)
         """The steering table's entry for each row of the step, −1 for none."""
         self.scores = torch.zeros(max_tokens, len(bundle.probes), device=device)
@@ -93,19 +95,22 @@ class Taps:
         block.register_buffer("plumbob_row_entry", self.row_entry, persistent=False)
         block.register_buffer("plumbob_scores", self.scores, persistent=False)
         block.plumbob_column = tap.column  # type: ignore[assignment]
-        block.__class__ = _tapped(type(block))
+        block.__class__ = _tapped(type(block), adds_residual(block))
 
 
 @cache
-def _tapped(block_class: type[nn.Module]) -> type[nn.Module]:
-    """The block's class, with the op behind its forward."""
+def _tapped(block_class: type[nn.Module], adds: bool) -> type[nn.Module]:
+    """The block's class, with the op behind its forward.
+
+    Args:
+        block_class: The class.
+        adds: The state is the sum of what a block returns as ``(hidden, residual)``.
+    """
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         output = block_class.forward(self, *args, **kwargs)
-        if isinstance(output, tuple):
-            hidden, residual = output[0], output[1]
-        else:
-            hidden, residual = output, None
+        hidden = output[0] if isinstance(output, tuple) else output
+        residual = output[1] if adds else None
         torch.ops.plumbob.tap(
             hidden,
             residual,
@@ -122,27 +127,3 @@ def _tapped(block_class: type[nn.Module]) -> type[nn.Module]:
         return output
 
     return type(f"Tapped{block_class.__name__}", (block_class,), {"forward": forward})
-
-
-def find_blocks(model: nn.Module, layers: int) -> nn.ModuleList:
-    """The decoder's blocks.
-
-    Args:
-        model: Any model that vLLM loaded.
-        layers: How many blocks its configuration announces.
-
-    Raises:
-        EngineError: There is no such list, or more than one.
-    """
-    found = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == layers]
-    decoders = [blocks for blocks in found if len({type(block) for block in blocks}) == 1 and _attends(blocks[0])]
-    if len(decoders) != 1:
-        raise EngineError(
-            f"{type(model).__name__} has {len(decoders)} lists of {layers} decoder blocks; a tap needs exactly one.",
-            "This model family is not supported yet.",
-        )
-    return decoders[0]
-
-
-def _attends(block: nn.Module) -> bool:
-    return any("attn" in name or "attention" in name for name, _ in block.named_modules())

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,12 +56,14 @@ def bundle(model_path, source, tmp_path_factory) -> Bundle:
     return random_bundle(tmp_path_factory.mktemp("bundle") / "random", model_path, source.markers, threshold=1e9)
 
 
-def random_bundle(path: Path, model_path: Path, markers: Markers, *, threshold: float) -> Bundle:
+def random_bundle(
+    path: Path, model_path: Path, markers: Markers, *, threshold: float, layers: Sequence[int] = LAYERS
+) -> Bundle:
     """Random probes of unit weight at three layers, and two random steering vectors in the middle."""
     random = np.random.default_rng(7)
     identity = identify(model_path, DEMO)
     probes = []
-    for layer, index in itertools.product(LAYERS, range(2)):
+    for layer, index in itertools.product(layers, range(2)):
         weight = random.normal(size=identity.hidden)
         probe = Probe(
             name=f"random-{layer}-{index}",
@@ -74,7 +76,8 @@ def random_bundle(path: Path, model_path: Path, markers: Markers, *, threshold: 
         )
         probes.append((probe, weight / np.linalg.norm(weight), 0.5))
     vectors = [
-        (Vector(f"random-{index}", 15, hidden_norm=160.0), random.normal(size=identity.hidden)) for index in range(2)
+        (Vector(f"random-{index}", layers[1], hidden_norm=160.0), random.normal(size=identity.hidden))
+        for index in range(2)
     ]
     return save_bundle(
         path,

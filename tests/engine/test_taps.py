@@ -7,51 +7,52 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
-from monitor.engine.taps import Taps, find_blocks  # noqa: E402
+from monitor.engine.taps import Taps  # noqa: E402
 from monitor.errors import EngineError  # noqa: E402
 
 HIDDEN, LAYERS = 8, 4
 
 
-class Block(nn.Module):
-    """Returns the pair (hidden, residual), or their sum."""
+class Split(nn.Module):
+    """Returns the pair (hidden, residual), whose sum is the state."""
 
-    def __init__(self, *, split: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.self_attn = nn.Linear(HIDDEN, HIDDEN)
-        self.split = split
 
     def forward(self, hidden, residual):
-        if not self.split:
-            return hidden + self.self_attn(hidden)
         residual = hidden if residual is None else hidden + residual
         return self.self_attn(residual), residual
 
 
+class Summed(Split):
+    """Returns the state."""
+
+    def forward(self, hidden, _):
+        return hidden + self.self_attn(hidden)
+
+
 class Decoder(nn.Module):
-    def __init__(self, *, split: bool = True, layers: int = LAYERS) -> None:
+    def __init__(self, block: type[nn.Module] = Split) -> None:
         super().__init__()
-        self.split = split
-        self.layers = nn.ModuleList(Block(split=split) for _ in range(layers))
+        self.embed_tokens = nn.Embedding(3, HIDDEN)
+        self.layers = nn.ModuleList(block() for _ in range(LAYERS))
 
     def forward(self, hidden):
         residual, states = None, []
         for layer in self.layers:
-            if self.split:
-                hidden, residual = layer(hidden, residual)
-                states.append(hidden + residual)
-            else:
-                hidden = layer(hidden, residual)
-                states.append(hidden)
+            output = layer(hidden, residual)
+            hidden, residual = output if isinstance(output, tuple) else (output, None)
+            states.append(hidden if residual is None else hidden + residual)
         return states
 
 
-@pytest.mark.parametrize("split", [True, False])
+@pytest.mark.parametrize("block", [Split, Summed])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_reads_the_output_of_the_tapped_blocks(tiny_bundle, split, compiled):
+def test_reads_the_output_of_the_tapped_blocks(tiny_bundle, block, compiled):
     bundle = tiny_bundle()
     torch.manual_seed(0)
-    model = Decoder(split=split)
+    model = Decoder(block)
     taps = Taps(model, bundle, max_tokens=16, entries=2)
     run = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
     with torch.no_grad():
@@ -82,11 +83,20 @@ def test_leaves_names_of_parameters_and_other_blocks_alone(tiny_bundle):
     names = set(model.state_dict())
     Taps(model, tiny_bundle(), max_tokens=16, entries=2)
     assert set(model.state_dict()) == names
-    assert [type(block).__name__ for block in model.layers] == ["Block", "TappedBlock", "TappedBlock", "Block"]
+    assert [type(block).__name__ for block in model.layers] == ["Split", "TappedSplit", "TappedSplit", "Split"]
 
 
-def test_refuses_a_model_without_the_blocks_that_the_bundle_knows():
-    with pytest.raises(EngineError, match="Decoder has 0 lists of 7 decoder blocks"):
-        find_blocks(Decoder(), 7)
-    with pytest.raises(EngineError, match="2 lists"):
-        find_blocks(nn.ModuleList([Decoder(), Decoder()]), LAYERS)
+def test_a_layer_of_its_own_is_streamed_beside_the_bundle_s(tiny_bundle):
+    torch.manual_seed(0)
+    model = Decoder()
+    taps = Taps(model, tiny_bundle(), max_tokens=16, entries=2, stream=[3])
+    taps.layers[3].stream.fill_(1)
+    with torch.no_grad():
+        states = model(torch.randn(5, HIDDEN))
+    assert torch.equal(taps.layers[3].states[:5], states[3])
+    assert [len(taps.layers[layer].states) for layer in (1, 2, 3)] == [0, 0, 16]
+
+
+def test_a_layer_that_the_model_does_not_have_cannot_be_streamed(tiny_bundle):
+    with pytest.raises(EngineError, match=r"Layers \[4\] cannot be streamed: the model has 4"):
+        Taps(Decoder(), tiny_bundle(), max_tokens=16, entries=2, stream=[3, 4])
