@@ -120,11 +120,11 @@ class RequestFinished:
 
 @dataclass(frozen=True, slots=True)
 class EngineChanged:
-    """An engine connected, was lost, or does not fit this monitor."""
+    """An engine connected, was lost, does not fit this monitor, or does not score as its bundle's model would."""
 
     engine: str
     model: str
-    state: Literal["connected", "lost", "refused"]
+    state: Literal["connected", "lost", "refused", "shadow"]
     detail: str
 
 

@@ -146,16 +146,20 @@ class Monitor:
         link = self._heard(hello.engine)
         if link is None:
             return
-        before = link.fits
+        before = link.fits, link.shadow, link.drift
         link.model, link.vllm, link.fits = hello.model, hello.vllm, hello.bundle == self.bundle.digest
-        if link.fits == before:
+        link.shadow, link.drift = hello.shadow, hello.drift
+        if (link.fits, link.shadow, link.drift) == before:
             return
-        if link.fits:
-            self._changed(link, "connected", f"vLLM {hello.vllm}")
-        else:
+        if not link.fits:
             self._drop_requests(link)
             theirs, ours = hello.bundle[:12], self.bundle.digest[:12]
             self._changed(link, "refused", f"it scores with bundle {theirs}, this monitor reads bundle {ours}")
+        elif link.shadow:
+            self._changed(link, "shadow", f"every rule is held to shadow: {link.held}")
+        else:
+            tested = "not self-tested" if link.drift is None else f"self-test drift {link.drift:.3f}"
+            self._changed(link, "connected", f"vLLM {hello.vllm}, {tested}")
 
     def _frame(self, frame: Frame, sender: bytes) -> None:
         header = frame.header
@@ -194,7 +198,7 @@ class Monitor:
         for fired in verdicts.fired:
             self.stats.probe_fired[link.model, fired.probe] += 1
             self._recorder.record(fired)
-            self._actions.apply(fired, self.policy.decide(fired))
+            self._actions.apply(fired, self.policy.decide(fired), held=link.held)
         return verdicts.tally
 
     def _heard(self, engine: str) -> Link | None:
@@ -207,8 +211,8 @@ class Monitor:
         link.last_seen = now
         if link.lost:
             link.lost = False
-            if link.fits is not None:
-                self._changed(link, "connected" if link.fits else "refused", "heard again")
+            if link.state != "pending" and link.state != "lost":
+                self._changed(link, link.state, "heard again")
         return link
 
     def _forget_one(self) -> bool:
@@ -234,7 +238,7 @@ class Monitor:
         self.stats.requests_dropped[link.model, "engine_lost"] += dropped
         return dropped
 
-    def _changed(self, link: Link, state: Literal["connected", "lost", "refused"], detail: str) -> None:
+    def _changed(self, link: Link, state: Literal["connected", "lost", "refused", "shadow"], detail: str) -> None:
         self._recorder.record(EngineChanged(link.engine, link.model, state, detail))
 
     def _skip(self, model: str, reason: SkipReason) -> None:

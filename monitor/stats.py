@@ -160,13 +160,15 @@ DropReason = Literal["engine_lost", "table_full"]
 * ``table_full``: more requests at once than the table keeps.
 """
 
-EngineState = Literal["pending", "connected", "lost", "refused"]
+EngineState = Literal["pending", "connected", "lost", "refused", "shadow"]
 """What an engine is to the monitor.
 
 * ``pending``: it sends frames; its first HELLO has not arrived.
-* ``connected``: it scores with the monitor's bundle.
+* ``connected``: it scores with the monitor's bundle, and its self-test passed where the bundle has canaries.
 * ``lost``: it has been silent for too long.
 * ``refused``: it scores with another bundle; its frames are skipped.
+* ``shadow``: it scores with the monitor's bundle, but its scores are not those of the bundle's model, or that is not
+  known any more: every rule is held to shadow.
 """
 
 
@@ -193,6 +195,8 @@ class EngineStatus:
     """Seconds since its last message."""
     lag_seconds: float | None
     """From a step computed to its frame read, of the latest frame; ``None`` before the first."""
+    drift: float | None = None
+    """The largest drift of a probe that its self-test found; ``None``: not tested, or not since its weights changed."""
 
 
 @dataclass(frozen=True, slots=True)

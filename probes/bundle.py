@@ -4,11 +4,13 @@
 
     bundle/
       bundle.json          the manifest: model, probes, vectors, thresholds with their evidence
-      tensors.safetensors  probes.weight (probes, hidden), probes.bias (probes,), vectors (vectors, hidden); float32
+      tensors.safetensors  probes.weight (probes, hidden), probes.bias (probes,), vectors (vectors, hidden), float32;
+                           canaries.tokens and canaries.lengths, int64, canaries.reference (tokens, probes), float32
 
 The manifest names the SHA-256 of the tensors, and the bundle's digest is the SHA-256 of the manifest, so that one
 digest stands for all of it. A bundle is bound to one model by the fingerprint of its configuration, weights,
-tokenizer and chat template. Nothing here needs torch, and nothing is pickled.
+tokenizer and chat template; its canaries show whether an engine computes that model. Nothing here needs torch, and
+nothing is pickled.
 """
 
 import hashlib
@@ -26,106 +28,33 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from probes.aggregate import Aggregate
+from probes.canaries import Canaries
 from probes.errors import BundleError
+from probes.manifest import FORMAT, Calibration, Evaluation, Manifest, ModelIdentity, Probe, Vector
 from probes.roles import Markers, Role
 
-FORMAT = 1
+__all__ = [
+    "MANIFEST",
+    "MAX_PROBES_PER_LAYER",
+    "MAX_VECTORS_PER_LAYER",
+    "TENSORS",
+    "Bundle",
+    "Calibration",
+    "Evaluation",
+    "Manifest",
+    "ModelIdentity",
+    "Probe",
+    "Vector",
+    "load_bundle",
+    "require_destination",
+    "save_bundle",
+]
+
 MANIFEST = "bundle.json"
 TENSORS = "tensors.safetensors"
 
 MAX_PROBES_PER_LAYER = 64
 MAX_VECTORS_PER_LAYER = 8
-
-
-class ModelIdentity(msgspec.Struct, frozen=True):
-    """Which model a bundle belongs to."""
-
-    name: str
-    """As the user named it when fitting; for people, not compared."""
-    hidden: int
-    """Width of the residual stream."""
-    layers: int
-    """Number of decoder blocks."""
-    parts: dict[str, str]
-    """SHA-256 of ``config``, ``weights``, ``tokenizer`` and ``chat_template``."""
-
-
-class Calibration(msgspec.Struct, frozen=True):
-    """What a threshold stands on."""
-
-    false_positive_rate: float
-    """The rate a request that the threshold was set for."""
-    benign: int
-    """Held-back benign requests that it was set on."""
-    fired: int
-    """How many of them reach the threshold."""
-    interval: tuple[float, float]
-    """95% Clopper–Pearson interval of the rate that they show."""
-
-
-class Evaluation(msgspec.Struct, frozen=True):
-    """How a probe separates its contrast pairs, each scored by a probe that was not fitted on it."""
-
-    pairs: int
-    auroc: float
-    """Area under the ROC curve, positives against their matched negatives."""
-    auroc_text: float
-    """The same for a TF-IDF logistic regression on the text alone: what words give away."""
-    recall: float
-    """Share of positives that reach the threshold."""
-    paired: float
-    """Share of pairs in which the positive scores above its own matched negative."""
-
-
-class Probe(msgspec.Struct, frozen=True):
-    """A linear reader of the residual stream: score = weight · state + bias, in logits."""
-
-    name: str
-    layer: int
-    """It reads the output of block ``layer``, counted from 0."""
-    roles: list[str]
-    """Whose tokens it reads, names of :class:`probes.roles.Role` in lower case."""
-    threshold: float
-    """The aggregate at which it fires, in logits."""
-    aggregate: Aggregate
-    calibration: Calibration
-    evaluation: Evaluation
-
-    def reads(self, role: Role) -> bool:
-        """Whether tokens of this role are scored by the probe."""
-        return role.name.lower() in self.roles
-
-
-class Vector(msgspec.Struct, frozen=True):
-    """A steering vector: a direction at a layer, of unit norm, pointing to more of the concept."""
-
-    name: str
-    layer: int
-    """It is added to the output of block ``layer``, counted from 0."""
-    hidden_norm: float
-    """Median norm of the residual stream of that layer over response tokens; the unit of dose."""
-
-    def coefficient(self, dose: float) -> float:
-        """What to multiply the unit vector with, so that its norm is ``dose`` times the residual stream's."""
-        return dose * self.hidden_norm
-
-
-class Manifest(msgspec.Struct, frozen=True):
-    """``bundle.json``."""
-
-    format: int
-    plumbob: str
-    """Version that wrote it."""
-    created: str
-    """UTC, ISO 8601."""
-    model: ModelIdentity
-    markers: Markers
-    probes: list[Probe]
-    """In the order of the columns of scores: sorted by layer."""
-    vectors: list[Vector]
-    """Sorted by layer."""
-    tensors_sha256: str
 
 
 @dataclass(frozen=True)
@@ -142,6 +71,8 @@ class Bundle:
     """Shape ``(probes,)``."""
     vectors: NDArray[np.float32]
     """Unit rows, shape ``(vectors, hidden)``."""
+    canaries: Canaries
+    """Empty where an engine cannot be tested: a bundle made by hand."""
 
     @property
     def probes(self) -> list[Probe]:
@@ -205,6 +136,7 @@ def save_bundle(
     markers: Markers,
     probes: Sequence[tuple[Probe, NDArray[np.floating], float]],
     vectors: Sequence[tuple[Vector, NDArray[np.floating]]],
+    canaries: Canaries | None = None,
 ) -> Bundle:
     """Write a bundle, whole or not at all.
 
@@ -216,6 +148,7 @@ def save_bundle(
         markers: Of the chat template.
         probes: Each with its weight, shape ``(hidden,)``, and bias.
         vectors: Each with its direction, shape ``(hidden,)``, normalised here.
+        canaries: With scores in the order of ``probes``; ``None`` where an engine is not to be tested.
 
     Returns:
         The bundle, read back.
@@ -224,12 +157,18 @@ def save_bundle(
         BundleError: ``path`` exists and is no bundle, or cannot be written.
     """
     path = require_destination(path)
-    ordered = sorted(probes, key=lambda item: item[0].layer)
+    order = sorted(range(len(probes)), key=lambda index: probes[index][0].layer)
+    ordered = [probes[index] for index in order]
+    canaries = canaries or Canaries.none(len(probes))
     directions = sorted(vectors, key=lambda item: item[0].layer)
     tensors = {
         "probes.weight": _stack([weight for _, weight, _ in ordered], model.hidden),
         "probes.bias": np.asarray([bias for _, _, bias in ordered], np.float32),
         "vectors": _stack([vector / np.linalg.norm(vector) for _, vector in directions], model.hidden),
+        "canaries.tokens": np.concatenate([np.zeros(0, np.int64), *canaries.prompts]),
+        "canaries.lengths": np.asarray([len(prompt) for prompt in canaries.prompts], np.int64),
+        # Columns in another order are a view, which would be saved in the order of its memory.
+        "canaries.reference": np.ascontiguousarray(canaries.reference[:, order]),
     }
     blob = save(tensors)
     manifest = Manifest(
@@ -314,6 +253,10 @@ def load_bundle(path: Path | str) -> Bundle:
             weight=np.asarray(tensors["probes.weight"], np.float32),
             bias=np.asarray(tensors["probes.bias"], np.float32),
             vectors=np.asarray(tensors["vectors"], np.float32),
+            canaries=Canaries(
+                tuple(np.split(tensors["canaries.tokens"], np.cumsum(tensors["canaries.lengths"])))[:-1],
+                np.asarray(tensors["canaries.reference"], np.float32),
+            ),
         )
     except (msgspec.MsgspecError, SafetensorError, OSError, KeyError) as error:
         raise BundleError(f"Bundle {path} cannot be read: {error}.", refit) from error
@@ -341,6 +284,12 @@ def _check(bundle: Bundle) -> None:
         problems.append(f"vectors of shape {bundle.vectors.shape} for {len(manifest.vectors)} of width {model.hidden}")
     if not all(np.isfinite(array).all() for array in (bundle.weight, bundle.bias, bundle.vectors)):
         problems.append("tensors that are not finite")
+    tokens = sum(map(len, bundle.canaries.prompts))
+    if bundle.canaries.reference.shape != (tokens, len(manifest.probes)):
+        problems.append(
+            f"canaries of {tokens} tokens with scores of shape {bundle.canaries.reference.shape} "
+            f"for {len(manifest.probes)} probes"
+        )
     for kind, items, limit in (
         ("probe", manifest.probes, MAX_PROBES_PER_LAYER),
         ("vector", manifest.vectors, MAX_VECTORS_PER_LAYER),

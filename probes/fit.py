@@ -8,6 +8,7 @@
    fit on all of them, and set the threshold on the second half (:mod:`probes.calibrate`).
 4. Take the mean difference of the pairs at that layer as steering vector (contrastive activation addition, Rimsky et
    al., arXiv 2312.06681), with the median norm of the residual stream over response tokens as the unit of dose.
+5. Record what the probes read in the canaries (:mod:`probes.canaries`), by which an engine is tested later.
 """
 
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from probes.activations import Reading, TransformersSource
 from probes.aggregate import Aggregate
 from probes.bundle import Bundle, Evaluation, Probe, Vector, require_destination, save_bundle
 from probes.calibrate import calibrate, may_fire
+from probes.canaries import CONVERSATIONS, Canaries
 from probes.concepts import CONCEPTS, Concept, load_benign
 from probes.errors import ConceptError, ModelError
 from probes.linear import PENALTIES, Linear, averaged, cross_validate, fit, text_auroc
@@ -104,6 +106,7 @@ def fit_bundle(
         markers=source.markers,
         probes=fitted,
         vectors=vectors,
+        canaries=record_canaries(source, fitted, progress),
     )
 
 
@@ -130,6 +133,31 @@ def _read_benign(source: TransformersSource, layers: Sequence[int], progress: Pr
     calibration[:ANSWERED_CALIBRATION] = answered[len(training[:ANSWERED_TRAINING]) :]
     readings = source.read([*training, *calibration], layers, _named("reading benign requests", progress))
     return _Benign(training=readings[: len(training)], calibration=readings[len(training) :])
+
+
+def record_canaries(
+    source: TransformersSource,
+    probes: Sequence[tuple[Probe, NDArray[np.floating], float]],
+    progress: Progress = no_progress,
+) -> Canaries:
+    """What probes read in the canaries.
+
+    Args:
+        source: Reads the model; in bfloat16 as well as in float32, since either is much nearer to the other than what
+            is tolerated.
+        probes: As :func:`probes.bundle.save_bundle` takes them.
+        progress: Told about slow work.
+    """
+    prompts = [source.encode(conversation) for conversation in CONVERSATIONS]
+    layers = [probe.layer for probe, _, _ in probes]
+    read = sorted(set(layers))
+    readings = source.read(prompts, read, _named("reading canaries", progress))
+    return Canaries.record(
+        prompts,
+        [reading.states[[read.index(layer) for layer in layers]] for reading in readings],
+        np.stack([weight for _, weight, _ in probes]),
+        np.asarray([bias for _, _, bias in probes]),
+    )
 
 
 def _named(what: str, progress: Progress) -> Progress:

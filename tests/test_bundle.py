@@ -2,7 +2,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from probes.bundle import MANIFEST, TENSORS, ModelIdentity, load_bundle
+from probes.bundle import MANIFEST, TENSORS, ModelIdentity, load_bundle, save_bundle
+from probes.canaries import Canaries
 from probes.errors import BundleError
 from probes.roles import Role
 
@@ -28,6 +29,42 @@ def test_the_digest_stands_for_the_tensors(tiny_bundle, tmp_path):
     digests = {tiny_bundle(tmp_path / str(seed), seed=seed).digest for seed in (1, 2)}
     assert len(digests) == 2
     assert tiny_bundle(tmp_path / "1", seed=1).digest in digests, "the same content has the same digest"
+
+
+def save_again(bundle, probes, canaries):
+    manifest = bundle.manifest
+    return save_bundle(
+        bundle.path,
+        version="0",
+        created=manifest.created,
+        model=manifest.model,
+        markers=manifest.markers,
+        probes=probes,
+        vectors=list(zip(manifest.vectors, bundle.vectors, strict=True)),
+        canaries=canaries,
+    )
+
+
+def test_canaries_are_read_back_in_the_order_of_the_bundles_probes(tiny_bundle):
+    bundle = tiny_bundle()
+    assert not bundle.canaries and bundle.canaries.reference.shape == (0, 3)
+    probes = list(zip(bundle.probes, bundle.weight, bundle.bias.tolist(), strict=True))
+    # The first two are of one layer, the last of the next.
+    reference = np.arange(15, dtype=np.float32).reshape(5, 3)
+    reference[0, 1] = np.nan
+    prompts = (np.array([1, 2, 3]), np.array([4, 5]))
+    again = save_again(bundle, [probes[index] for index in (2, 0, 1)], Canaries(prompts, reference))
+    assert again.probes == bundle.probes and again.digest != bundle.digest
+    assert [prompt.tolist() for prompt in again.canaries.prompts] == [[1, 2, 3], [4, 5]]
+    np.testing.assert_array_equal(again.canaries.reference, reference[:, [1, 2, 0]])
+
+
+def test_canaries_of_other_tokens_are_refused(tiny_bundle):
+    bundle = tiny_bundle()
+    probes = list(zip(bundle.probes, bundle.weight, bundle.bias.tolist(), strict=True))
+    with pytest.raises(BundleError, match=r"canaries of 3 tokens with scores of shape \(2, 3\)"):
+        save_again(bundle, probes, Canaries((np.array([1, 2, 3]),), np.zeros((2, 3), np.float32)))
+    assert load_bundle(bundle.path).digest == bundle.digest, "what was there is still there"
 
 
 def test_columns_and_rows_of_a_layer(tiny_bundle):

@@ -3,6 +3,7 @@
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from monitor.actions.recorder import Recorder
 from monitor.events import Alert, Intervention, ProbeFired, Request
@@ -36,14 +37,15 @@ class Actions:
         self._max_requests = max_requests
         self._applied: OrderedDict[tuple[str, str], set[str]] = OrderedDict()
 
-    def apply(self, fired: ProbeFired, decisions: Iterable[Decision]) -> None:
+    def apply(self, fired: ProbeFired, decisions: Iterable[Decision], *, held: str = "") -> None:
         """Carry out what a policy decided about one firing.
 
         Args:
             fired: The firing.
             decisions: In the order of the policy.
+            held: Why they are carried out in ``shadow``, whatever their mode; empty: they are not.
         """
-        decisions = list(decisions)
+        decisions = [_hold(decision, held) if held else decision for decision in decisions]
         if not decisions:
             return
         applied = self._remember(fired.request)
@@ -121,3 +123,9 @@ class Actions:
                 order,
             )
         return sent
+
+
+def _hold(decision: Decision, why: str) -> Decision:
+    if decision.mode == "shadow":
+        return decision
+    return replace(decision, mode="shadow", reason=f"{decision.reason}; held to shadow: {why}")

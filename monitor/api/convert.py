@@ -30,6 +30,7 @@ _STATES: dict[stats.EngineState, event_pb2.EngineState] = {
     "connected": event_pb2.ENGINE_STATE_CONNECTED,
     "lost": event_pb2.ENGINE_STATE_LOST,
     "refused": event_pb2.ENGINE_STATE_REFUSED,
+    "shadow": event_pb2.ENGINE_STATE_SHADOW,
 }
 
 _KINDS: dict[type, event_pb2.EventKind] = {
@@ -127,6 +128,7 @@ def _engine_status(engine: stats.EngineStatus) -> status_pb2.EngineStatus:
         requests_active=engine.requests_active,
         last_seen_seconds=engine.last_seen_seconds,
         lag_seconds=engine.lag_seconds,
+        drift=engine.drift,
     )
 
 

@@ -137,11 +137,16 @@ def _of_engines(status: Status, models: list[str]) -> Iterator[Metric]:
     states = Counter(dict.fromkeys(product(models, get_args(EngineState)), 0))
     active = Counter(dict.fromkeys(models, 0))
     lag: dict[str, float] = {}
+    drift: dict[str, float] = {}
     for engine in status.engines:
         states[engine.model, engine.state] += 1
         active[engine.model] += engine.requests_active
-        if engine.state == "connected" and engine.lag_seconds is not None:
+        if engine.state not in ("connected", "shadow"):
+            continue
+        if engine.lag_seconds is not None:
             lag[engine.model] = max(lag.get(engine.model, 0.0), engine.lag_seconds)
+        if engine.drift is not None:
+            drift[engine.model] = max(drift.get(engine.model, 0.0), engine.drift)
     yield _gauge("engines", "Engines that the monitor knows.", ("model_name", "state"), states.items())
     yield _gauge(
         "requests_active",
@@ -154,6 +159,12 @@ def _of_engines(status: Status, models: list[str]) -> Iterator[Metric]:
         "From a step computed to its frame read, of the latest frame; of the slowest connected engine.",
         MODEL,
         (((model,), seconds) for model, seconds in lag.items()),
+    )
+    yield _gauge(
+        "self_test_drift_ratio",
+        "Largest difference between a probe's scores in the engine and at fit, in units of their own spread.",
+        MODEL,
+        (((model,), largest) for model, largest in drift.items()),
     )
 
 

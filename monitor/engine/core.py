@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from monitor.engine.compat import vllm_version
 from monitor.engine.link import OrderInbox
+from monitor.engine.selftest import outcome_of
 from monitor.engine.settings import Settings, inherited, switched_on
 from monitor.engine.tapped import ORDERS_FIELD, REQUEST_FIELD
 from monitor.engine.wrap import Method, wrap_once
@@ -90,6 +91,7 @@ def _cache_blocks(method: Method) -> Method:
 def _hello(vllm_config: Any, settings: Settings) -> Hello:
     model_config = vllm_config.model_config
     served = model_config.served_model_name
+    tested = outcome_of(settings.engine)
     name = served[0] if isinstance(served, list) and served else served
     return Hello(
         version=VERSION,
@@ -97,4 +99,6 @@ def _hello(vllm_config: Any, settings: Settings) -> Hello:
         model=str(name or model_config.model),
         bundle=load_bundle(settings.bundle).digest,
         vllm=vllm_version(),
+        drift=tested.drift,
+        shadow=tested.shadow,
     )

@@ -230,12 +230,16 @@ class OrderInbox:
     Args:
         endpoint: Where the monitor binds.
         hello: Sent at once and every second.
+
+    Attributes:
+        hello: May be replaced; what is sent next says so.
     """
 
     def __init__(self, endpoint: str, hello: Hello) -> None:
+        self.hello = hello
         self._orders: queue.Queue[Order] = queue.Queue(ORDERS)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(endpoint, hello), name="plumbob-orders", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(endpoint,), name="plumbob-orders", daemon=True)
         self._thread.start()
 
     def take(self) -> list[Order]:
@@ -252,17 +256,17 @@ class OrderInbox:
         self._stop.set()
         self._thread.join(timeout=1.0)
 
-    def _run(self, endpoint: str, hello: Hello) -> None:
+    def _run(self, endpoint: str) -> None:
         context = zmq.Context()
         socket = context.socket(zmq.DEALER)
-        _configure(socket, f"{hello.engine}/core")
+        _configure(socket, f"{self.hello.engine}/core")
         socket.connect(endpoint)
-        message, next_hello = encode_hello(hello), 0.0
+        next_hello = 0.0
         try:
             while not self._stop.is_set():
                 if time.monotonic() >= next_hello:
                     try:
-                        socket.send_multipart(message, zmq.NOBLOCK)
+                        socket.send_multipart(encode_hello(self.hello), zmq.NOBLOCK)
                         next_hello = time.monotonic() + HELLO_SECONDS
                     except zmq.Again:
                         # Nobody is there yet; look again soon, so that a monitor that starts is found at once.

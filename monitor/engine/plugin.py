@@ -36,9 +36,11 @@ def _install_front() -> None:
 
 
 def _install_core() -> None:
-    from monitor.engine import core
+    from monitor.engine import core, selftest, worker
 
     core.install()
+    selftest.install()
+    worker.install()
 
 
 def _install_v1() -> None:

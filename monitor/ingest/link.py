@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from monitor.frames import FrameHeader
 from monitor.ingest.sequence import FrameSequence
 from monitor.stats import EngineState, EngineStatus
+from probes.canaries import TOLERANCE
 
 
 @dataclass(slots=True)
@@ -18,6 +19,10 @@ class Link:
     vllm: str = ""
     fits: bool | None = None
     """Whether it scores with the monitor's bundle; ``None`` until it has said."""
+    drift: float | None = None
+    """The largest that its self-test found; ``None``: it was not tested, or not since its weights changed."""
+    shadow: bool = False
+    """Whether nothing may be enforced on what its scores say."""
     lost: bool = False
     """Whether it has been silent for too long."""
     exporter: bytes | None = None
@@ -39,7 +44,18 @@ class Link:
             return "lost"
         if self.fits is None:
             return "pending"
-        return "connected" if self.fits else "refused"
+        if not self.fits:
+            return "refused"
+        return "shadow" if self.shadow else "connected"
+
+    @property
+    def held(self) -> str:
+        """Why every rule is held to shadow for this engine, in words; empty where none is."""
+        if not self.shadow:
+            return ""
+        if self.drift is None:
+            return "its weights have changed since its self-test"
+        return f"its self-test found a drift of {self.drift:.3f} ({TOLERANCE} is tolerated)"
 
     def count(self, header: FrameHeader) -> tuple[int, int]:
         """Take over an engine's own counters.
@@ -89,4 +105,5 @@ class Link:
             requests_active=requests_active,
             last_seen_seconds=max(0.0, now - self.last_seen),
             lag_seconds=self.lag_seconds,
+            drift=self.drift,
         )

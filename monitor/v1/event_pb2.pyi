@@ -41,6 +41,7 @@ class EngineState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ENGINE_STATE_CONNECTED: _ClassVar[EngineState]
     ENGINE_STATE_LOST: _ClassVar[EngineState]
     ENGINE_STATE_REFUSED: _ClassVar[EngineState]
+    ENGINE_STATE_SHADOW: _ClassVar[EngineState]
 EVENT_KIND_UNSPECIFIED: EventKind
 EVENT_KIND_PROBE_FIRED: EventKind
 EVENT_KIND_ALERT: EventKind
@@ -61,6 +62,7 @@ ENGINE_STATE_PENDING: EngineState
 ENGINE_STATE_CONNECTED: EngineState
 ENGINE_STATE_LOST: EngineState
 ENGINE_STATE_REFUSED: EngineState
+ENGINE_STATE_SHADOW: EngineState
 
 class Event(_message.Message):
     __slots__ = ("sequence", "time", "probe_fired", "alert", "intervention", "request_finished", "engine_changed", "frames_lost")

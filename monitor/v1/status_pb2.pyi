@@ -29,7 +29,7 @@ class Status(_message.Message):
     def __init__(self, started: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., bundle_path: _Optional[str] = ..., bundle_digest: _Optional[str] = ..., policy_name: _Optional[str] = ..., policy_digest: _Optional[str] = ..., engines: _Optional[_Iterable[_Union[EngineStatus, _Mapping]]] = ..., requests_active: _Optional[int] = ...) -> None: ...
 
 class EngineStatus(_message.Message):
-    __slots__ = ("engine", "model", "vllm", "state", "frames", "lost", "dropped", "requests_active", "last_seen_seconds", "lag_seconds")
+    __slots__ = ("engine", "model", "vllm", "state", "frames", "lost", "dropped", "requests_active", "last_seen_seconds", "lag_seconds", "drift")
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VLLM_FIELD_NUMBER: _ClassVar[int]
@@ -40,6 +40,7 @@ class EngineStatus(_message.Message):
     REQUESTS_ACTIVE_FIELD_NUMBER: _ClassVar[int]
     LAST_SEEN_SECONDS_FIELD_NUMBER: _ClassVar[int]
     LAG_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    DRIFT_FIELD_NUMBER: _ClassVar[int]
     engine: str
     model: str
     vllm: str
@@ -50,4 +51,5 @@ class EngineStatus(_message.Message):
     requests_active: int
     last_seen_seconds: float
     lag_seconds: float
-    def __init__(self, engine: _Optional[str] = ..., model: _Optional[str] = ..., vllm: _Optional[str] = ..., state: _Optional[_Union[_event_pb2.EngineState, str]] = ..., frames: _Optional[int] = ..., lost: _Optional[int] = ..., dropped: _Optional[int] = ..., requests_active: _Optional[int] = ..., last_seen_seconds: _Optional[float] = ..., lag_seconds: _Optional[float] = ...) -> None: ...
+    drift: float
+    def __init__(self, engine: _Optional[str] = ..., model: _Optional[str] = ..., vllm: _Optional[str] = ..., state: _Optional[_Union[_event_pb2.EngineState, str]] = ..., frames: _Optional[int] = ..., lost: _Optional[int] = ..., dropped: _Optional[int] = ..., requests_active: _Optional[int] = ..., last_seen_seconds: _Optional[float] = ..., lag_seconds: _Optional[float] = ..., drift: _Optional[float] = ...) -> None: ...

@@ -106,7 +106,7 @@ def test_every_literal_has_its_enum_value(literal):
 
 
 def test_status_mirrors_its_engines(monitor):
-    monitor.engines = [EngineStatus("engine-1", "tiny", "0.32.0", "lost", 5, 4, 3, 2, 1.5, 0.25)]
+    monitor.engines = [EngineStatus("engine-1", "tiny", "0.32.0", "lost", 5, 4, 3, 2, 1.5, 0.25, 0.125)]
     message = status_message(monitor.status())
     assert message.started.ToDatetime(UTC) == monitor.status().started
     assert (message.bundle_digest, message.policy_name) == (monitor.bundle.digest, "policy.yaml")

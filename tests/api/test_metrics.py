@@ -39,8 +39,8 @@ def registry(monitor):
     return registry
 
 
-def engine(name, state, *, model="tiny", lag=None, active=0):
-    return EngineStatus(name, model, "0.32.0", state, 10, 2, 1, active, 0.5, lag)
+def engine(name, state, *, model="tiny", lag=None, active=0, drift=None):
+    return EngineStatus(name, model, "0.32.0", state, 10, 2, 1, active, 0.5, lag, drift)
 
 
 def fill(monitor):
@@ -50,7 +50,7 @@ def fill(monitor):
         known = {"probe": "toxicity", "sent": True}
         family.counter(stats)[tuple(known.get(label, f"a-{label}") for label in family.labels)] = 3
     stats.observe_margins("tiny", [Reading(name, 9, 1.25, 1.0, None) for name in stats.probes])
-    monitor.engines = [engine("one", "connected", lag=0.002, active=4), engine("two", "lost")]
+    monitor.engines = [engine("one", "connected", lag=0.002, active=4, drift=0.01), engine("two", "lost")]
     monitor.publish_alert()
 
 
@@ -132,6 +132,23 @@ def test_engines_are_counted_and_never_named(monitor, registry):
     # An engine that is gone does not lag.
     assert sample("frame_lag_seconds", model_name="tiny") == 0.5
     assert b"three" not in generate_latest(registry)
+
+
+def test_an_engine_in_shadow_is_one_that_serves(monitor, registry):
+    monitor.engines = [
+        engine("one", "connected", lag=0.002, drift=0.02),
+        engine("two", "shadow", lag=0.5, drift=0.75),
+        engine("three", "lost", lag=9.0, drift=3.0),
+        engine("four", "shadow", model="untested"),
+    ]
+
+    def sample(name, model="tiny", **labels):
+        return registry.get_sample_value(f"plumbob_{name}", {"model_name": model, **labels})
+
+    assert sample("engines", state="shadow") == sample("engines", state="connected") == 1
+    assert sample("frame_lag_seconds") == 0.5
+    assert sample("self_test_drift_ratio") == 0.75, "the largest of those that serve"
+    assert sample("self_test_drift_ratio", "untested") is None
 
 
 def test_configuration(monitor, registry):

@@ -36,6 +36,10 @@ def line(event):
     ("event", "expected"),
     [
         (
+            events.EngineChanged("engine-1", "tiny", "shadow", "every rule is held to shadow: it drifts"),
+            "ENGINE tiny shadow: every rule is held to shadow: it drifts",
+        ),
+        (
             events.ProbeFired(REQUEST, "harm", 2.5, 1.5, 17, "assistant"),
             "FIRED  chat-1 harm 2.50 ≥ 1.50 at token 17 (assistant)",
         ),

@@ -34,10 +34,10 @@ def test_a_vllm_that_cannot_be_tapped_troubles_nobody_who_did_not_ask(monkeypatc
     def moved() -> None:
         raise ImportError("no module vllm.v1.moved")
 
-    monkeypatch.setattr(plugin, "_unfit", [])
+    monkeypatch.setattr(plugin, "_missing", {})
     monkeypatch.setattr(core, "install", moved)
     plugin.register()
-    assert [str(error) for error in plugin._unfit] == ["no module vllm.v1.moved"]
+    assert plugin._missing == {None: ["no module vllm.v1.moved"]}
     assert EngineArgs.create_engine_config is not None
 
 

@@ -64,8 +64,8 @@ class House:
         )
         self.stats = self.monitor.stats
 
-    def hello(self, engine="engine", digest=None):
-        message = Hello(VERSION, engine, "tiny", digest or self.bundle.digest, "0.32.0")
+    def hello(self, engine="engine", digest=None, **tested):
+        message = Hello(VERSION, engine, "tiny", digest or self.bundle.digest, "0.32.0", **tested)
         self.monitor.receive(Arrival(f"{engine}/core".encode(), message))
 
     def frame(self, *args, engine="engine", **options):
@@ -129,6 +129,47 @@ def test_enforcing_orders_the_engine_core_once(tiny_bundle, frame):
     house.source.away.add(b"engine/core")
     house.frame(1, rows([0], slot=1), 1.5, started=[started(1, "b")])
     assert [event.sent for event in house.events(Intervention)] == [True, False]
+
+
+def test_every_rule_is_held_to_shadow_for_an_engine_that_failed_its_self_test(tiny_bundle, frame):
+    house = House(tiny_bundle(), frame, STEERING)
+    house.hello(drift=0.75, shadow=True)
+    house.frame(0, rows([0]), 1.5, started=[started()])
+    (changed,) = house.events(EngineChanged)
+    assert changed.state == house.engine.state == "shadow" and house.engine.drift == 0.75
+    assert "drift of 0.750" in changed.detail
+    (intervention,), (alert,) = house.events(Intervention), house.events(Alert)
+    assert intervention.mode == alert.mode == "shadow" and not intervention.sent
+    assert intervention.reason.endswith("held to shadow: its self-test found a drift of 0.750 (0.2 is tolerated)")
+    assert [message for name, message in house.sent() if name == "core"] == []
+    assert house.stats.interventions == {("tiny", "rule", "sycophancy", "shadow", False): 1}
+    assert house.stats.alerts == {("tiny", "rule", "info", "shadow"): 1}
+
+
+def test_an_engine_leaves_shadow_when_it_is_tested_again(tiny_bundle, frame):
+    house = House(tiny_bundle(), frame, STEERING)
+    house.hello(drift=0.02)
+    house.hello(shadow=True)
+    house.frame(0, rows([0]), 1.5, started=[started()])
+    house.hello(drift=0.03)
+    house.hello(drift=0.03)
+    house.frame(1, rows([0], slot=1), 1.5, started=[started(1, "b")])
+    states = [(event.state, event.detail) for event in house.events(EngineChanged)]
+    assert states == [
+        ("connected", "vLLM 0.32.0, self-test drift 0.020"),
+        ("shadow", "every rule is held to shadow: its weights have changed since its self-test"),
+        ("connected", "vLLM 0.32.0, self-test drift 0.030"),
+    ]
+    assert [(event.mode, event.sent) for event in house.events(Intervention)] == [("shadow", False), ("enforce", True)]
+    orders = [message.key for name, message in house.sent() if name == "core"]
+    assert orders == ["b"]
+
+
+def test_an_engine_in_shadow_that_was_lost_is_still_in_shadow(house):
+    house.hello(drift=0.75, shadow=True)
+    house.pass_time(6)
+    house.hello(drift=0.75, shadow=True)
+    assert [event.state for event in house.events(EngineChanged)] == ["shadow", "lost", "shadow"]
 
 
 def test_an_engine_that_comes_back_is_not_steered_twice(tiny_bundle, frame):

@@ -66,6 +66,17 @@ def test_shadow_records_and_sends_nothing(actions, engine, sink, stats):
     assert stats.alerts == {("tiny", "rule", "critical", "shadow"): 1}
 
 
+def test_what_is_held_is_recorded_in_shadow_with_the_reason(actions, engine, sink):
+    actions.apply(fired(), [decision(), decision("alert", AlertAction("info")), decision("shadow")], held="it drifts")
+    assert engine.orders == []
+    assert [event.mode for event in sink.events] == ["shadow"] * 3
+    assert [event.reason for event in sink.events] == [
+        "because; held to shadow: it drifts",
+        "because; held to shadow: it drifts",
+        "because",
+    ]
+
+
 def test_an_order_that_does_not_arrive_is_not_recorded_as_sent(actions, engine, sink, caplog):
     engine.reachable = False
     actions.apply(fired(), [decision()])

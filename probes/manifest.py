@@ -1,0 +1,100 @@
+"""The types of ``bundle.json``: the model that a bundle belongs to, its probes and vectors, and their evidence."""
+
+from typing import Final
+
+import msgspec
+
+from probes.aggregate import Aggregate
+from probes.roles import Markers, Role
+
+FORMAT: Final = 1
+
+
+class ModelIdentity(msgspec.Struct, frozen=True):
+    """Which model a bundle belongs to."""
+
+    name: str
+    """As the user named it when fitting; for people, not compared."""
+    hidden: int
+    """Width of the residual stream."""
+    layers: int
+    """Number of decoder blocks."""
+    parts: dict[str, str]
+    """SHA-256 of ``config``, ``weights``, ``tokenizer`` and ``chat_template``."""
+
+
+class Calibration(msgspec.Struct, frozen=True):
+    """What a threshold stands on."""
+
+    false_positive_rate: float
+    """The rate a request that the threshold was set for."""
+    benign: int
+    """Held-back benign requests that it was set on."""
+    fired: int
+    """How many of them reach the threshold."""
+    interval: tuple[float, float]
+    """95% Clopper–Pearson interval of the rate that they show."""
+
+
+class Evaluation(msgspec.Struct, frozen=True):
+    """How a probe separates its contrast pairs, each scored by a probe that was not fitted on it."""
+
+    pairs: int
+    auroc: float
+    """Area under the ROC curve, positives against their matched negatives."""
+    auroc_text: float
+    """The same for a TF-IDF logistic regression on the text alone: what words give away."""
+    recall: float
+    """Share of positives that reach the threshold."""
+    paired: float
+    """Share of pairs in which the positive scores above its own matched negative."""
+
+
+class Probe(msgspec.Struct, frozen=True):
+    """A linear reader of the residual stream: score = weight · state + bias, in logits."""
+
+    name: str
+    layer: int
+    """It reads the output of block ``layer``, counted from 0."""
+    roles: list[str]
+    """Whose tokens it reads, names of :class:`probes.roles.Role` in lower case."""
+    threshold: float
+    """The aggregate at which it fires, in logits."""
+    aggregate: Aggregate
+    calibration: Calibration
+    evaluation: Evaluation
+
+    def reads(self, role: Role) -> bool:
+        """Whether tokens of this role are scored by the probe."""
+        return role.name.lower() in self.roles
+
+
+class Vector(msgspec.Struct, frozen=True):
+    """A steering vector: a direction at a layer, of unit norm, pointing to more of the concept."""
+
+    name: str
+    layer: int
+    """It is added to the output of block ``layer``, counted from 0."""
+    hidden_norm: float
+    """Median norm of the residual stream of that layer over response tokens; the unit of dose."""
+
+    def coefficient(self, dose: float) -> float:
+        """What to multiply the unit vector with, so that its norm is ``dose`` times the residual stream's."""
+        return dose * self.hidden_norm
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """``bundle.json``."""
+
+    format: int
+    plumbob: str
+    """Version that wrote it."""
+    created: str
+    """UTC, ISO 8601."""
+    model: ModelIdentity
+    markers: Markers
+    probes: list[Probe]
+    """In the order of the columns of scores: sorted by layer."""
+    vectors: list[Vector]
+    """Sorted by layer."""
+    tensors_sha256: str
