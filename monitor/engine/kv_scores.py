@@ -74,12 +74,18 @@ def find_group(kv_cache_config: Any) -> tuple[int, int] | None:
     return None
 
 
-def bytes_per_kv_byte(specs: dict[str, Any], probes: int) -> float:
-    """Bytes of scores for each byte of the KV cache.
+def share_of_kv_memory(specs: dict[str, Any], probes: int) -> float:
+    """How many bytes of scores go with a byte of the KV cache, at most.
+
+    Layers of different kinds share one pool of blocks, each block serving as many layers as the rarest kind has: a
+    hybrid model has more KV slots for the same memory than one whose layers are all alike.
 
     Args:
-        specs: Of each layer, as the model runner lists them.
+        specs: vLLM's ``KVCacheSpec`` of each layer.
         probes: Columns of scores.
     """
-    per_token = sum(spec.page_size_bytes / spec.block_size for spec in specs.values())
-    return 4 * probes / per_token if per_token else 0.0
+    per_slot: dict[Any, float] = {}
+    for spec in specs.values():
+        per_slot[spec] = per_slot.get(spec, 0.0) + spec.page_size_bytes / spec.block_size
+    smallest = min(per_slot.values(), default=0.0)
+    return 4 * probes / smallest if smallest else 0.0

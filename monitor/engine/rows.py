@@ -4,12 +4,13 @@ Two operations around the forward pass, outside the recorded graph. They need no
 runner has on the device already, so that a step whose positions only the device knows (speculative decoding, scheduling
 ahead) is described as exactly as any other.
 
-The references in torch, which serve the CPU, are here; :mod:`monitor.engine.kernels` serves CUDA.
+The references, which serve the CPU, are here; :mod:`monitor.engine.kernels` serves CUDA. They are of numpy, on the
+tensors' own memory: on so few numbers an operation of torch costs several times as much, and wakes threads.
 """
 
 from typing import Final
 
-import torch
+import numpy as np
 from torch import Tensor
 
 SEGMENTS: Final = 8
@@ -47,18 +48,20 @@ def map_rows(
         return kernels.map_rows(
             query_start, batch_slot, batch_first, segments, row_slot, row_position, row_entry, rows, requests
         )
-    row_slot[rows:] = -1
-    row_entry[rows:] = -1
-    row = torch.arange(rows, dtype=torch.int32)
-    request = torch.searchsorted(query_start[1 : requests + 1], row, right=True)
-    slot = batch_slot[request]
-    position = batch_first[request] + row - query_start[request]
-    row_slot[:rows] = slot
-    row_position[:rows] = position
-    first, end, entry = segments[slot.clamp(min=0)].unbind(-1)
-    at = position.unsqueeze(-1)
-    inside = (at >= first) & (at < end) & (slot >= 0).unsqueeze(-1)
-    row_entry[:rows] = torch.where(inside, entry, -1).amax(dim=-1)
+    starts = query_start.numpy()[: requests + 1]
+    row = np.arange(rows, dtype=np.int32)
+    request = np.repeat(np.arange(requests), np.diff(starts))
+    slot = batch_slot.numpy()[request]
+    position = batch_first.numpy()[request] + row - starts[request]
+    entry = np.full(rows, -1, np.int32)
+    if (steered := np.flatnonzero(slot >= 0)).size:
+        first, end, entries = np.moveaxis(segments.numpy()[slot[steered]], -1, 0)
+        at = position[steered, None]
+        entry[steered] = np.where((at >= first) & (at < end), entries, -1).max(axis=-1)
+    row_position.numpy()[:rows] = position
+    for target, values in ((row_slot, slot), (row_entry, entry)):
+        memory = target.numpy()
+        memory[:rows], memory[rows:] = values, -1
     return None
 
 
@@ -80,8 +83,11 @@ def commit(
         from monitor.engine import kernels
 
         return kernels.commit(scores, row_slot, kv_slots, kv_scores, staged, rows)
-    staged[:rows] = scores[:rows]
+    written = scores.numpy()[:rows]
+    staged.numpy()[:rows] = written
     if kv_slots is not None and kv_scores is not None:
-        scored = (row_slot[:rows] >= 0).unsqueeze(-1)
-        kv_scores[kv_slots[:rows]] = torch.where(scored, scores[:rows], torch.nan)
+        scored = row_slot.numpy()[:rows] >= 0
+        kv_scores.numpy()[kv_slots.numpy()[:rows]] = (
+            written if scored.all() else np.where(scored[:, None], written, np.float32(np.nan))
+        )
     return None
