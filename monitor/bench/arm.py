@@ -1,32 +1,21 @@
 """An engine in a process of its own (:mod:`monitor.engine.arm`), from the side that asks."""
 
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self, TypeVar
 
 import msgspec
 
+from monitor.engine.arm import Answer, Command, Done, Facts, Generate, Profile, Ready, Report
 from monitor.errors import EngineError
 
+KV_CACHE_BYTES: Final = 1 << 30
+"""Of an engine that is not told otherwise."""
 
-class Answer(msgspec.Struct, frozen=True):
-    """What an engine made of one batch."""
-
-    seconds: float
-    tokens: list[list[int]]
-    """Generated for each prompt."""
-    logprobs: list[list[float]] = []
-    """Of every token of each prompt but the first, where they were asked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Ready:
-    vocabulary: int
+_Reply = TypeVar("_Reply", bound=msgspec.Struct)
 
 
 class Arm:
@@ -36,18 +25,21 @@ class Arm:
         name: For errors.
         log: Where its output goes.
         settings: Arguments of ``vllm.LLM``.
+        environment: Variables of its process, beside those of this one.
     """
 
-    def __init__(self, name: str, log: Path, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, name: str, log: Path, settings: Mapping[str, Any], environment: Mapping[str, str] | None = None
+    ) -> None:
         self._name, self._log = name, log
-        environment = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_CPU_KVCACHE_SPACE": "1", **os.environ}
+        wanted = {"kv_cache_memory_bytes": KV_CACHE_BYTES, **settings}
         with log.open("wb") as stream:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "monitor.engine.arm", json.dumps(settings)],
+                [sys.executable, "-m", "monitor.engine.arm", msgspec.json.encode(wanted).decode()],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stream,
-                env=environment,
+                env={"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", **os.environ, **(environment or {})},
                 start_new_session=True,
             )
         self.vocabulary = 0
@@ -55,7 +47,7 @@ class Arm:
 
     def __enter__(self) -> Self:
         try:
-            self.vocabulary = msgspec.json.decode(self._read(), type=_Ready).vocabulary
+            self.vocabulary = self._read(Ready).vocabulary
         except BaseException:
             self.__exit__()
             raise
@@ -72,36 +64,57 @@ class Arm:
         if self._process.stdout is not None:
             self._process.stdout.close()
 
-    def generate(self, prompts: Sequence[Sequence[int]], tokens: int, *, logprobs: bool = False) -> Answer:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], tokens: int, *, logprobs: bool = False, fresh: bool = False
+    ) -> Answer:
         """Generate greedily for a batch of prompts.
 
         Args:
             prompts: Token ids of each.
             tokens: To generate for each; end of sequence is ignored.
             logprobs: Also tell the log-probability of each prompt's tokens.
+            fresh: Empty the prefix cache first.
 
         Raises:
             EngineError: The engine ended.
         """
-        self.ask(prompts, tokens, logprobs=logprobs)
+        self.ask(prompts, tokens, logprobs=logprobs, fresh=fresh)
         return self.answer()
 
-    def ask(self, prompts: Sequence[Sequence[int]], tokens: int, *, logprobs: bool = False) -> None:
+    def ask(
+        self, prompts: Sequence[Sequence[int]], tokens: int, *, logprobs: bool = False, fresh: bool = False
+    ) -> None:
         """Begin what :meth:`generate` does; :meth:`answer` ends it."""
-        if self._process.stdin is None:
-            raise RuntimeError("the engine has no input")
-        request = {"prompts": [list(prompt) for prompt in prompts], "tokens": tokens, "logprobs": logprobs}
-        self._process.stdin.write(json.dumps(request).encode() + b"\n")
-        self._process.stdin.flush()
+        self._write(Generate([list(prompt) for prompt in prompts], tokens, logprobs=logprobs, fresh=fresh))
 
     def answer(self) -> Answer:
         """What was asked for."""
-        return msgspec.json.decode(self._read(), type=Answer)
+        return self._read(Answer)
 
-    def _read(self) -> bytes:
+    def profile(self, *, on: bool) -> None:
+        """Start or stop torch's profiler; its trace is written by the time this returns from stopping it."""
+        self._write(Profile(on))
+        self._read(Done)
+
+    def report(self) -> Facts:
+        """What the engine is, and the memory it has taken so far."""
+        self._write(Report())
+        return self._read(Facts)
+
+    def _write(self, command: Command) -> None:
+        if self._process.stdin is None:
+            raise RuntimeError("the engine has no input")
+        try:
+            self._process.stdin.write(msgspec.json.encode(command) + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            # Whoever reads the answer finds out why.
+            return
+
+    def _read(self, kind: type[_Reply]) -> _Reply:
         line = self._process.stdout.readline() if self._process.stdout is not None else b""
         if not line:
             lines = self._log.read_text(errors="replace").splitlines()
             reason = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "no output")
             raise EngineError(f"The {self._name} engine ended before its time: {reason.strip()}")
-        return line
+        return msgspec.json.decode(line, type=kind)

@@ -1,9 +1,8 @@
-"""Tables of bundles and of benchmarks."""
+"""Tables of bundles."""
 
 from rich.table import Table
 from rich.text import Text
 
-from monitor.bench.result import Result
 from probes.bundle import Bundle
 
 
@@ -35,20 +34,4 @@ def bundle_table(bundle: Bundle) -> Table:
             f"{evaluation.recall:.0%}",
         )
     table.caption = "AUROC against matched negatives, cross-validated by pair; text alone: TF-IDF on the same folds."
-    return table
-
-
-def bench_table(result: Result) -> Table:
-    """Stock against tapped."""
-    table = Table(title=Text(f"{result.model}, {result.description}"), title_justify="left")
-    for column in ("arm", "tokens/s, median", "lowest", "highest"):
-        table.add_column(column)
-    for arm, rates in result.rates.items():
-        ordered = sorted(rates)
-        table.add_row(arm, f"{ordered[len(ordered) // 2]:.1f}", f"{ordered[0]:.1f}", f"{ordered[-1]:.1f}")
-    low, high = result.interval
-    table.caption = (
-        f"tapped / stock: {result.ratio:.4f} (95% interval {low:.4f} to {high:.4f}), "
-        f"median of {result.pairs} pairs in one run"
-    )
     return table

@@ -1,0 +1,246 @@
+"""The monitor beside a benchmark's engine: the real one, in a process of its own, told what to do for each arm.
+
+``python -m monitor.bench.beside BUNDLE ENDPOINT`` reads a :class:`Mode` from each line of stdin (``null``: go on as
+before) and answers with :class:`Counters`; it ends with stdin. :class:`Beside` is the side that asks.
+"""
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Self
+
+import msgspec
+
+from monitor.bench.bundle import idle_policy, steering_policy, streamed_layer
+from monitor.errors import EngineError
+from monitor.frames import Frame, Hello, StateBlock, Stream, encode_order
+from monitor.ingest import Arrival, LocalSource, Source, core_identity
+from monitor.runtime import Monitor
+from monitor.states import StateReader
+from probes.bundle import Bundle, load_bundle
+
+
+class Mode(msgspec.Struct, frozen=True):
+    """What the monitor does."""
+
+    listen: bool = True
+    """Otherwise there is none."""
+    steer: bool = False
+    """Steer every response, from its first rows on."""
+    stream: bool = False
+    """Have every row of one layer's activations streamed, and read it."""
+    delay: float = 0.0
+    """Seconds that it sleeps over each message, as one would that is overwhelmed."""
+
+
+class Counters(msgspec.Struct, frozen=True):
+    """What it has seen since it was started."""
+
+    sent: int = 0
+    """Frames that the engine has numbered, from the first one on that was read."""
+    frames: int = 0
+    """Read."""
+    lost: int = 0
+    """Sequence numbers that never arrived."""
+    steered: int = 0
+    """Rows downstream of steering."""
+    streamed: int = 0
+    """Rows of activations that were read."""
+
+    def __add__(self, other: "Counters") -> "Counters":
+        return Counters(*map(sum, zip(msgspec.structs.astuple(self), msgspec.structs.astuple(other), strict=True)))
+
+    def __sub__(self, other: "Counters") -> "Counters":
+        pairs = zip(msgspec.structs.astuple(self), msgspec.structs.astuple(other), strict=True)
+        return Counters(*(mine - theirs for mine, theirs in pairs))
+
+
+class Beside:
+    """The monitor's process; a context manager.
+
+    Args:
+        bundle: Directory of what the engine scores with.
+        endpoint: Where they meet.
+        log: Where its output goes.
+    """
+
+    def __init__(self, bundle: Path, endpoint: str, log: Path) -> None:
+        self._command = [sys.executable, "-m", "monitor.bench.beside", str(bundle), endpoint]
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+        self._past, self._seen = Counters(), Counters()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self.kill()
+
+    def set(self, mode: Mode) -> None:
+        """Do this from now on; starts the process where there is none."""
+        if self._process is None:
+            with self._log.open("ab") as log:
+                pipe = subprocess.PIPE
+                self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, stderr=log)
+        self._ask(mode)
+
+    def counters(self) -> Counters:
+        """What it has seen, all processes of it together."""
+        if self._process is not None:
+            self._ask(None)
+        return self._past + self._seen
+
+    def kill(self) -> None:
+        """End the process as a crash would."""
+        if (process := self._process) is not None:
+            self._process = None
+            process.kill()
+            process.communicate()
+            self._past, self._seen = self._past + self._seen, Counters()
+
+    def _ask(self, mode: Mode | None) -> None:
+        process = self._process
+        if process is None or process.stdin is None or process.stdout is None:
+            raise RuntimeError("the monitor was not started")
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(msgspec.json.encode(mode) + b"\n")
+            process.stdin.flush()
+        if not (line := process.stdout.readline()):
+            raise EngineError(f"The monitor ended before its time: {self._log.read_text(errors='replace').strip()}")
+        self._seen = msgspec.json.decode(line, type=Counters)
+
+
+class _Passage:
+    """A source whose messages are looked at, and slowed down, on their way to the monitor.
+
+    Args:
+        source: Where they come from.
+        layer: Whose activations are streamed when they are.
+    """
+
+    def __init__(self, source: Source, layer: int) -> None:
+        self._source, self._layer = source, layer
+        self._mode = Mode()
+        self._engines: set[str] = set()
+        self._rings: dict[str, StateReader] = {}
+        self._sequence: int | None = None
+        self.sent = 0
+        """Sequence numbers, from the first frame's to the latest one's."""
+        self.streamed = 0
+        """Rows of activations that were read."""
+
+    async def __aiter__(self) -> AsyncIterator[Arrival]:
+        async for arrival in self._source:
+            if self._mode.delay:
+                await asyncio.sleep(self._mode.delay)
+            match arrival.message:
+                case Hello(engine=engine) if engine not in self._engines:
+                    self._engines.add(engine)
+                    self._order(engine)
+                case Frame(header=header):
+                    self.sent += 1 if self._sequence is None else header.sequence - self._sequence
+                    self._sequence = header.sequence
+                    self.streamed += sum(map(self._read, header.states))
+                case _:
+                    pass
+            yield arrival
+
+    def switch(self, mode: Mode) -> None:
+        """Do this from now on."""
+        stream, self._mode = self._mode.stream, mode
+        if mode.stream != stream:
+            for engine in self._engines:
+                self._order(engine)
+
+    def send(self, identity: bytes, parts: list[bytes]) -> bool:
+        return self._source.send(identity, parts)
+
+    def close(self) -> None:
+        self._source.close()
+
+    def _order(self, engine: str) -> None:
+        order = Stream(self._layer, "all" if self._mode.stream else "none")
+        self._source.send(core_identity(engine), encode_order(order))
+
+    def _read(self, block: StateBlock) -> int:
+        if block.path not in self._rings:
+            self._rings[block.path] = StateReader(Path(block.path))
+        rows = self._rings[block.path].read(block.start, block.rows)
+        return 0 if rows is None else len(rows)
+
+
+class _Station:
+    """Where a monitor listens, or none does.
+
+    Args:
+        bundle: What engines score with.
+        endpoint: Where engines find the monitor.
+    """
+
+    def __init__(self, bundle: Bundle, endpoint: str) -> None:
+        self._bundle, self._endpoint = bundle, endpoint
+        self._monitor: Monitor | None = None
+        self._passage: _Passage | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._past = Counters()
+
+    @property
+    def counters(self) -> Counters:
+        """Of all monitors that have listened here."""
+        return self._past + self._present()
+
+    async def switch(self, mode: Mode) -> None:
+        """Let the monitor do this from now on."""
+        if mode.listen and self._monitor is None:
+            self._start()
+        if not mode.listen:
+            await self._stop()
+        if self._monitor is not None and self._passage is not None:
+            self._monitor.policy = steering_policy(self._bundle) if mode.steer else idle_policy()
+            self._passage.switch(mode)
+
+    def _start(self) -> None:
+        self._passage = _Passage(LocalSource(self._endpoint), streamed_layer(self._bundle))
+        self._monitor = Monitor(self._bundle, idle_policy(), self._passage)
+        self._running = asyncio.create_task(self._monitor.run())
+
+    async def _stop(self) -> None:
+        if self._monitor is None or self._running is None:
+            return
+        self._running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._running
+        self._past += self._present()
+        self._monitor.close()
+        self._monitor = self._running = self._passage = None
+
+    def _present(self) -> Counters:
+        if self._monitor is None or self._passage is None:
+            return Counters()
+        stats = self._monitor.stats
+        return Counters(
+            sent=self._passage.sent,
+            frames=stats.frames_received.total(),
+            lost=stats.frames_lost.total(),
+            steered=stats.tokens_steered.total(),
+            streamed=self._passage.streamed,
+        )
+
+
+async def _serve(bundle: Path, endpoint: str) -> None:
+    station = _Station(load_bundle(bundle), endpoint)
+    lines = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    while line := await lines.readline():
+        if (mode := msgspec.json.decode(line, type=Mode | None)) is not None:
+            await station.switch(mode)
+        sys.stdout.buffer.write(msgspec.json.encode(station.counters) + b"\n")
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(Path(sys.argv[1]), sys.argv[2]))
