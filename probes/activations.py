@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from probes.blocks import find_blocks
 from probes.chat import Conversation, encode, find_markers
 from probes.errors import ModelError, reason
 from probes.models import Progress, no_progress
@@ -84,9 +85,12 @@ class TransformersSource:
             )
         self.model.to(self._device).eval()
         text = self.model.config.get_text_config()
+        if getattr(text, "attn_logit_softcapping", None):
+            # transformers' fused attention, its default, leaves the cap out.
+            self.model.set_attn_implementation("eager")
         self.layers = int(text.num_hidden_layers)
         self.hidden = int(text.hidden_size)
-        self._blocks = _find_blocks(self.model, self.layers)
+        self._blocks = find_blocks(self.model, self.layers)
         self.markers = find_markers(self.tokenizer)
         self._roles = RoleReader(self.markers)
 
@@ -190,6 +194,12 @@ class TransformersSource:
         def hook(layer: int) -> Any:
             def read(_module: Any, _arguments: Any, output: Any) -> None:
                 state = output[0] if isinstance(output, tuple) else output
+                if state.ndim != 3 or state.shape[-1] != self.hidden:
+                    raise ModelError(
+                        f"Block {layer} of {type(self.model).__name__} returns states of shape {tuple(state.shape)}; "
+                        f"one of width {self.hidden} a token is needed.",
+                        "This model family is not supported.",
+                    )
                 states[layer] = state.float().cpu().numpy()
                 if layer == last:
                     raise _ReadEnough
@@ -206,16 +216,3 @@ class TransformersSource:
 
 class _ReadEnough(Exception):
     """Ends a forward pass whose last wanted layer has been read."""
-
-
-def _find_blocks(model: Any, layers: int) -> Any:
-    from torch import nn
-
-    found = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.ModuleList) and len(module) == layers and len({type(block) for block in module}) == 1
-    ]
-    if len(found) != 1:
-        raise ModelError(f"{type(model).__name__} has {len(found)} lists of {layers} decoder blocks; one is needed.")
-    return found[0]

@@ -5,10 +5,11 @@ import shutil
 import numpy as np
 import pytest
 
-from probes.activations import TransformersSource, _find_blocks
+from probes.activations import TransformersSource
 from probes.chat import Message
 from probes.errors import ModelError
 from probes.roles import Role, RoleReader
+from tests.models import tiny_model
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -166,21 +167,25 @@ def test_a_damaged_file_is_one_line_with_the_directory(tiny_model, tmp_path, fil
     assert "\n" not in str(caught.value) and len(caught.value.message) < 500
 
 
-def test_decoder_blocks_are_found_by_structure():
-    from torch import nn
+def gemma2(path, **config):
+    """A tiny Gemma 2, whose attention scores are capped, and its reader."""
+    tiny_model(path, "gemma2", **config)
+    return TransformersSource(path, dtype="float32")
 
-    class Model(nn.Module):
-        def __init__(self, *lists):
-            super().__init__()
-            self.lists = nn.ModuleList(lists)
 
-    def blocks(count):
-        return nn.ModuleList(nn.Linear(2, 2) for _ in range(count))
+def test_capped_attention_is_read_with_its_cap(tmp_path):
+    """transformers' default attention would read it as if there were none."""
+    ids = list(range(5, 95))
+    read = {
+        cap: gemma2(tmp_path / str(cap), attn_logit_softcapping=cap).read([ids], [3])[0].states for cap in (1.0, None)
+    }
+    assert not np.allclose(read[1.0], read[None], rtol=1e-2)
 
-    mixed = nn.ModuleList([nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 2)])
-    wanted = blocks(3)
-    assert _find_blocks(Model(blocks(2), wanted, mixed, blocks(4), blocks(5)), 3) is wanted
-    with pytest.raises(ModelError, match="Model has 2 lists of 3"):
-        _find_blocks(Model(blocks(3), blocks(3)), 3)
-    with pytest.raises(ModelError, match="Model has 0 lists of 7"):
-        _find_blocks(Model(blocks(3)), 7)
+
+def test_a_block_that_returns_several_states_a_token_is_refused(source, conversations, monkeypatch):
+    """Some families keep several residual streams side by side."""
+    block = source._blocks[1]
+    forward = block.forward
+    monkeypatch.setattr(block, "forward", lambda *args, **kwargs: torch.stack([forward(*args, **kwargs)] * 4))
+    with pytest.raises(ModelError, match=r"Block 1 of LlamaForCausalLM returns states of shape \(4, 1, \d+, 32\)"):
+        source.read(conversations[:1], [1])

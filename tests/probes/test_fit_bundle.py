@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from probes import fit as fitting
+from probes.activations import TransformersSource
 from probes.aggregate import Aggregate
 from probes.bundle import MANIFEST, TENSORS, load_bundle
+from probes.canaries import TOLERANCE, Canaries
 from probes.concepts import Benign, Concept
 from probes.errors import BundleError, ConceptError, ModelError
 from probes.models import identify
@@ -123,10 +125,19 @@ def test_a_bundle_is_fitted(tiny_model, tmp_path, concepts):
     for vector in bundle.manifest.vectors:
         assert vector.layer == next(probe.layer for probe in bundle.probes if probe.name == vector.name)
         assert vector.hidden_norm > 0
+    # Recorded with the probes that were saved: reading the same tokens again gives the same scores.
+    source = TransformersSource(tiny_model)
+    layers = [probe.layer for probe in bundle.probes]
+    states = [
+        np.stack([source.read([ids], [layer])[0].states[0] for layer in layers]) for ids in bundle.canaries.prompts
+    ]
+    again = Canaries.record(bundle.canaries.prompts, states, bundle.weight, bundle.bias)
+    assert bundle.canaries.drift(np.nan_to_num(again.reference)).max() < TOLERANCE / 2
     last = {what: (done, total) for what, done, total in told}
     assert set(last) == {
         *("answering benign prompts", "reading benign requests"),
         *("reading asked", "reading said", "fitting asked", "fitting said"),
+        "reading canaries",
     }
     assert all(done == total for done, total in last.values())
 
