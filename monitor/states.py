@@ -195,7 +195,7 @@ class StateReader:
 
     @property
     def reserved(self) -> int:
-        """The number that the next row will get; rows from ``reserved - capacity`` on are intact."""
+        """The number that the next row will get; rows before ``reserved - capacity`` are lost."""
         return self._reserved[0]
 
     def read(self, start: int, rows: int) -> NDArray[np.float32] | None:
@@ -212,7 +212,7 @@ class StateReader:
         Raises:
             RingError: The ring never held such rows: they are of another ring of this engine and layer.
         """
-        if not (0 <= rows <= self.capacity and self._first <= start and start + rows <= self.reserved):
+        if not self._first <= start <= start + rows <= self.reserved:
             raise RingError(f"{self.path} never held {rows} rows from number {start} on.")
         if self._intact(start):
             # bfloat16 is the upper half of float32: widened in the same pass, moved up when it is known to be good.
@@ -253,10 +253,13 @@ def sweep(directory: Path = DIRECTORY) -> list[Path]:
         except OSError:
             continue  # another user's, or gone
         try:
-            # A file that is just being created may not be held yet, but has no size before it is.
-            ours = os.fstat(descriptor).st_uid == os.geteuid()
-            if ours and _try_lock(descriptor, fcntl.LOCK_EX) and os.fstat(descriptor).st_size:
-                path.unlink(missing_ok=True)
+            if os.fstat(descriptor).st_uid != os.geteuid() or not _try_lock(descriptor, fcntl.LOCK_EX):
+                continue
+            # One that is just being created may not be held yet, but has no size before it is. One that was removed
+            # meanwhile may have a successor of the same name; while it is there, only who holds it removes it.
+            found = os.fstat(descriptor)
+            if found.st_size and found.st_nlink:
+                path.unlink()
                 removed.append(path)
         finally:
             os.close(descriptor)

@@ -1,3 +1,4 @@
+import fcntl
 import itertools
 import os
 import signal
@@ -61,6 +62,10 @@ def bits(values):
     assert values.dtype == np.float32
     assert not (values.view(np.uint32) & 0xFFFF).any()
     return (values.view(np.uint32) >> 16).astype(np.uint16)
+
+
+def descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @given(st.integers(1, 9), st.lists(st.integers(0, 12), max_size=12))
@@ -259,13 +264,29 @@ def test_a_writer_can_be_closed_twice_and_its_rows_outlive_it(directory):
     write(writer, 4)
 
 
+def test_nothing_stays_open(tmp_path):
+    (tmp_path / "plumbob-abandoned-3.states").write_bytes(b"x")
+    before = descriptors()
+    writer = StateWriter(next(engines), 3, 2, "bfloat16", 4, tmp_path)
+    reader = StateReader(writer.path)
+    block = write(writer, 2)
+    values = reader.read(*block)
+    del writer, reader
+    sweep(tmp_path)
+    assert np.array_equal(bits(values), patterns(*block, 2))
+    assert descriptors() == before
+
+
 def test_asking_whether_a_writer_lives_does_not_end_it(tmp_path):
     writer = StateWriter(next(engines), 3, 2, "bfloat16", 4, tmp_path)
-    readers = [StateReader(writer.path) for _ in range(2)]
-    assert all(reader.alive() for reader in readers * 2)
-    assert sweep(tmp_path) == []
-    writer.close()
-    assert not any(reader.alive() for reader in readers * 2)
+    reader = StateReader(writer.path)
+    with writer.path.open() as another:
+        assert reader.alive()
+        assert reader.alive()
+        assert sweep(tmp_path) == []
+        writer.close()
+        fcntl.flock(another, fcntl.LOCK_SH)  # another reader asks at the same moment
+        assert not reader.alive()
 
 
 def test_rows_of_a_ring_and_of_its_successor_are_told_apart(directory):
@@ -302,13 +323,12 @@ writer = StateWriter(sys.argv[1], 3, 2, "bfloat16", 4, Path(sys.argv[2]))
 if sys.argv[3] == "fork":
     child = os.fork()
     if not child:
-        sys.stdout.close()
+        print(os.getpid(), flush=True)
         time.sleep(60)
 elif sys.argv[3] == "exec":
-    child = subprocess.Popen(["sleep", "60"], close_fds=False, stdout=subprocess.DEVNULL).pid
+    print(subprocess.Popen(["sleep", "60"], close_fds=False).pid, flush=True)
 else:
-    child = 0
-print(child, flush=True)
+    print(0, flush=True)
 sys.stdin.read()
 """
 
@@ -370,6 +390,21 @@ def test_a_sweep_touches_nothing_but_abandoned_rings(tmp_path):
     assert sorted(tmp_path.iterdir()) == sorted([*kept, pipe, link])
 
 
+def test_a_sweep_spares_the_successor_of_a_ring_that_ends_meanwhile(tmp_path, monkeypatch):
+    engine, flock = next(engines), fcntl.flock
+    writers = [StateWriter(engine, 3, 2, "bfloat16", 4, tmp_path)]
+
+    def end_and_begin_anew(descriptor, mode):
+        monkeypatch.setattr("fcntl.flock", flock)
+        writers.pop().close()
+        writers.append(StateWriter(engine, 3, 2, "bfloat16", 4, tmp_path))
+        flock(descriptor, mode)
+
+    monkeypatch.setattr("fcntl.flock", end_and_begin_anew)
+    assert sweep(tmp_path) == []
+    assert StateReader(ring_path(engine, 3, tmp_path)).alive()
+
+
 def test_a_sweep_spares_what_is_another_users(tmp_path, monkeypatch):
     (tmp_path / "plumbob-abandoned-3.states").write_bytes(b"x")
     monkeypatch.setattr("os.geteuid", lambda: os.getuid() + 1)
@@ -404,11 +439,11 @@ def test_a_ring_whose_lock_cannot_be_had_is_refused_and_leaves_nothing(directory
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    engine, descriptors = next(engines), len(list(Path("/proc/self/fd").iterdir()))
+    engine, before = next(engines), descriptors()
     with pytest.raises(StreamError, match="not implemented"):
         StateWriter(engine, 3, 2, "bfloat16", 4, directory)
     assert not ring_path(engine, 3, directory).exists()
-    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+    assert descriptors() == before
 
 
 def test_a_ring_in_a_directory_that_is_not_there_is_refused(tmp_path):
