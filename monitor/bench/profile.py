@@ -1,8 +1,9 @@
 """What of a decode step is ours, from a trace of torch's profiler.
 
 vLLM marks every step of a worker with a span that says how many requests it prefilled and how many it decoded. Ours is
-what has ``plumbob`` in its name: the op, its kernels on a GPU, and spans around the Python parts. Profiling makes the
-host's part of everything slower, so that microseconds on the host are an upper bound; kernels are timed by the GPU.
+what has ``plumbob`` in its name, and what lies in it: the op, its kernels on a GPU, and spans around the Python parts.
+Profiling slows the host, so that microseconds there are an upper bound; kernels are timed by the GPU. The scheduler's
+process is not traced where it is another one, as on a CPU.
 """
 
 import gzip
@@ -80,15 +81,13 @@ def step_profile(spans: Iterable[Span], arm: str, batch: int) -> StepProfile:
     within = [span for span in spans if begin <= span.ts < end]
     step_timeline = begins[0].timeline
     calls, microseconds = defaultdict[tuple[str, str], int](int), defaultdict[tuple[str, str], float](float)
-    for span in outermost(span for span in within if OURS in span.name.lower()):
-        if span.cat in _ON_HOST:
-            where = "step" if span.timeline == step_timeline else "beside"
-        elif span.cat in (*_ON_DEVICE, _DEVICE_SPAN):
-            where = "device"
-        else:
-            continue
-        calls[span.name, where] += 1
-        microseconds[span.name, where] += span.dur
+    for span in outermost(span for span in within if span.cat in _ON_HOST and OURS in span.name):
+        key = span.name, "step" if span.timeline == step_timeline else "beside"
+        calls[key] += 1
+        microseconds[key] += span.dur
+    for name, span in ours_on_device(within):
+        calls[name, "device"] += 1
+        microseconds[name, "device"] += span.dur
     scopes = [
         Scope(name, where, calls[name, where] / steps, spent / steps) for (name, where), spent in microseconds.items()
     ]
@@ -113,6 +112,27 @@ def outermost(spans: Iterable[Span]) -> Iterator[Span]:
         if span.ts >= ends.get(span.timeline, float("-inf")):
             ends[span.timeline] = span.end
             yield span
+
+
+def ours_on_device(spans: Iterable[Span]) -> Iterator[tuple[str, Span]]:
+    """Kernels and copies that are ours by their own name, or by that of the span that they were started in.
+
+    Args:
+        spans: By time.
+
+    Yields:
+        The name that is ours, and the kernel or copy.
+    """
+    scopes: dict[tuple[int | str, int | str], Span] = {}
+    for span in spans:
+        if span.cat == _DEVICE_SPAN and OURS in span.name:
+            scopes[span.timeline] = span
+        elif span.cat in _ON_DEVICE:
+            scope = scopes.get(span.timeline)
+            if OURS in span.name:
+                yield span.name, span
+            elif scope is not None and span.ts < scope.end:
+                yield scope.name, span
 
 
 def _decodes(span: Span, batch: int) -> bool:

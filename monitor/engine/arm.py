@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 
 _EXTENSION: Final = "monitor.engine.arm.WorkerReport"
+_EMPTY_SECONDS: Final = 5.0
 _PEAK: Final = re.compile(r"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
 
 
@@ -146,8 +147,8 @@ def generate(llm: Any, command: Generate, names: Iterator[str]) -> Answer:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    if command.fresh and not llm.reset_prefix_cache():
-        raise RuntimeError("the prefix cache is in use")
+    if command.fresh:
+        _empty_prefix_cache(llm)
     sampling = SamplingParams(
         temperature=0.0,
         max_tokens=command.tokens,
@@ -180,6 +181,15 @@ def generate(llm: Any, command: Generate, names: Iterator[str]) -> Answer:
             if command.logprobs
         ],
     )
+
+
+def _empty_prefix_cache(llm: Any) -> None:
+    """Retried: with asynchronous scheduling, a step of the last batch may still hold its blocks."""
+    deadline = time.monotonic() + _EMPTY_SECONDS
+    while not llm.reset_prefix_cache():
+        if time.monotonic() > deadline:
+            raise RuntimeError("the prefix cache stays in use")
+        time.sleep(0.01)
 
 
 def report(llm: Any) -> Facts:

@@ -11,8 +11,8 @@ order, row by row, writes the scores and, where a row has an entry, steers it. T
 projection be of the row before steering without a barrier among programs.
 
 Products are on tensor cores in three TF32 terms, ``big·big + big·small + small·big`` (Ootomo and Yokota, 2022,
-`arXiv:2203.03341 <https://arxiv.org/abs/2203.03341>`_), with sums in float32: what is left out of a product is below
-2⁻²⁰ of it, less than what adding up 4,096 of them in float32 loses, where plain TF32 would lose 2⁻¹⁰.
+`arXiv:2203.03341 <https://arxiv.org/abs/2203.03341>`_), with sums in float32. Each number is cut into two of 11 bits;
+what the three terms leave out of a product is below 3 · 2⁻²⁰ of it, where plain TF32 loses up to 2⁻⁹.
 """
 # ruff: noqa: ANN001  A kernel's parameters are pointers and numbers, typed by Triton at each launch.
 # Triton's own types know neither the options of a launch nor that its loops unroll.
@@ -28,11 +28,12 @@ from torch import Tensor
 _MAX_SPLITS: Final = 32
 """The most programs that share a row's projections; ``_finish`` adds up that many at once."""
 _PROGRAMS: Final = 256
-"""Programs to aim at: two on each multiprocessor of an H100, so that one computes while the other waits for memory."""
+"""Programs to aim at: about two on each multiprocessor of an H100, so that one computes while the other waits."""
 _SHORT: Final = 256
 """Up to this many rows come in blocks of 16, the fewest that tensor cores take; beyond, in blocks of 64.
 
-Two configurations and no more: recording a server's graphs has compiled both, so that no request waits for it.
+Two configurations and no more: what a server runs before its first request, its largest step and the batches whose
+graphs it records, has compiled both.
 """
 _STEERED_AT_ONCE: Final = 4096
 """The part of a row that one program steers."""

@@ -7,10 +7,9 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from monitor.bench.result import Result
 from monitor.cli import app, console
 from monitor.cli.console import fail, print_table, progress
-from monitor.cli.report import bench_table, bundle_table
+from monitor.cli.report import bundle_table
 from monitor.errors import PolicyError
 from probes.errors import PlumbobError
 
@@ -60,8 +59,6 @@ def test_tables_show_names_as_they_are(tiny_bundle, capsys, name):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].strip() == f"probes of {name}"
     assert sum(name in line for line in lines) == 2
-    print_table(bench_table(Result(name, "8 requests", "m", {}, {"stock": [2.0], "tapped": [1.0]}, 0.5, (0.4, 0.6))))
-    assert f"{name}, 8 requests" in capsys.readouterr().out
 
 
 def test_a_bundle_without_probes_has_a_table(tiny_bundle, capsys):

