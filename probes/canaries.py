@@ -23,8 +23,9 @@ from probes.chat import Conversation, Message
 
 TOLERANCE: Final = 0.2
 """The drift up to which scores count as those that were fitted. On the demo model, for the worst of its probes: 0.02 in
-bfloat16, 0.03 with weights rounded to int8, 0.10 with weights rounded to FP8; 0.4 with weights in groups of 64 rounded
-to int4, or at the neighbouring layer; 1.4 and more for the token before or another probe."""
+bfloat16, 0.03 with weights rounded to int8, 0.10 with weights rounded to FP8; 0.2 with noise of 5% in every weight; 0.5
+with weights rounded to int4 in groups of 64, or at the neighbouring layer; more than 1 for the token before, or another
+probe. Of 192 random probes from an early to the last layer, the worst has 0.04 in bfloat16 and 0.19 in FP8."""
 
 MASSIVE: Final = 4.0
 """Times the median norm of its layer: a state beyond it is not compared."""

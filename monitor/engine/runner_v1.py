@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from monitor.engine.settings import switched_on
-from monitor.engine.tapped import RunnerTap, guarded, tap_of
+from monitor.engine.adapter import initialize_kv_cache, load_model
+from monitor.engine.tapped import guarded
 from monitor.engine.wrap import Method, wrap_once
 
 
@@ -31,36 +31,12 @@ def install() -> None:
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     for runner_class in (GPUModelRunner, CPUModelRunner):
-        wrap_once(runner_class, "load_model", _load_model)
-        wrap_once(runner_class, "initialize_kv_cache", _initialize_kv_cache)
+        wrap_once(runner_class, "load_model", load_model)
+        wrap_once(runner_class, "initialize_kv_cache", initialize_kv_cache)
         wrap_once(runner_class, "_update_states", _update_states)
         wrap_once(runner_class, "_prepare_inputs", _prepare_inputs)
         wrap_once(runner_class, "execute_model", _execute_model)
         wrap_once(runner_class, "_sample", _sample)
-
-
-def _load_model(method: Method) -> Method:
-    def load_model(self: Any, *args: Any, **kwargs: Any) -> Any:
-        loaded = method(self, *args, **kwargs)
-        # A failure here is a start that failed, not a request: it is not guarded.
-        if switched_on(self.vllm_config) and tap_of(self) is None:
-            exports = self.vllm_config.parallel_config.rank == 0
-            self.plumbob_tap = RunnerTap(
-                self.vllm_config, self.model, self.device, self.max_num_tokens, exports=exports
-            )
-        return loaded
-
-    return load_model
-
-
-def _initialize_kv_cache(method: Method) -> Method:
-    def initialize_kv_cache(self: Any, kv_cache_config: Any, *args: Any, **kwargs: Any) -> Any:
-        result = method(self, kv_cache_config, *args, **kwargs)
-        if (tap := tap_of(self)) is not None:
-            tap.bind_kv(kv_cache_config)
-        return result
-
-    return initialize_kv_cache
 
 
 def _update_states(method: Method) -> Method:

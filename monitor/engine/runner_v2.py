@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monitor.engine.settings import switched_on
-from monitor.engine.tapped import RunnerTap, guarded, tap_of
+from monitor.engine.adapter import initialize_kv_cache, load_model
+from monitor.engine.tapped import RunnerTap, guarded
 from monitor.engine.wrap import Method, wrap_once
 
 
@@ -28,36 +28,12 @@ def install() -> None:
     """Wrap Model Runner V2 of this process, once."""
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
-    wrap_once(GPUModelRunner, "load_model", _load_model)
-    wrap_once(GPUModelRunner, "initialize_kv_cache", _initialize_kv_cache)
+    wrap_once(GPUModelRunner, "load_model", load_model)
+    wrap_once(GPUModelRunner, "initialize_kv_cache", initialize_kv_cache)
     wrap_once(GPUModelRunner, "add_requests", _add_requests)
     wrap_once(GPUModelRunner, "prepare_inputs", _prepare_inputs)
     wrap_once(GPUModelRunner, "execute_model", _execute_model)
     wrap_once(GPUModelRunner, "sample", _sample)
-
-
-def _load_model(method: Method) -> Method:
-    def load_model(self: Any, *args: Any, **kwargs: Any) -> Any:
-        loaded = method(self, *args, **kwargs)
-        # A failure here is a start that failed, not a request: it is not guarded.
-        if switched_on(self.vllm_config) and tap_of(self) is None:
-            exports = self.vllm_config.parallel_config.rank == 0
-            self.plumbob_tap = RunnerTap(
-                self.vllm_config, self.model, self.device, self.max_num_tokens, exports=exports
-            )
-        return loaded
-
-    return load_model
-
-
-def _initialize_kv_cache(method: Method) -> Method:
-    def initialize_kv_cache(self: Any, kv_cache_config: Any, *args: Any, **kwargs: Any) -> Any:
-        result = method(self, kv_cache_config, *args, **kwargs)
-        if (tap := tap_of(self)) is not None:
-            tap.bind_kv(kv_cache_config)
-        return result
-
-    return initialize_kv_cache
 
 
 def _add_requests(method: Method) -> Method:
