@@ -212,7 +212,11 @@ def test_vllm_is_missing(refused, world, monkeypatch):
 
 def test_vllm_is_of_a_version_that_was_not_tested(refused, world, monkeypatch, plumbob):
     vllm_is(monkeypatch, "0.11.2+cpu")
-    refused(world.serve(), "vLLM 0.11.2+cpu for cpu is installed; the tap is tested on: 0.32.0 for cpu", "Install such a version")
+    refused(
+        world.serve(),
+        "vLLM 0.11.2+cpu for cpu is installed; the tap is tested on: 0.32.0 for cpu",
+        "Install such a version",
+    )
     with pytest.raises(AssertionError, match="started"):
         plumbob(*world.serve("--allow-untested"))
 
