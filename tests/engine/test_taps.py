@@ -32,6 +32,36 @@ class Summed(Split):
         return hidden + self.self_attn(hidden)
 
 
+class Leftover(Split):
+    """Returns the state, and a residual from its inside that nobody adds."""
+
+    def forward(self, hidden, residual):
+        residual = hidden
+        return residual + self.self_attn(hidden), residual
+
+
+class Batched(Split):
+    """Returns the states as a batch of one, as transformers' blocks do inside vLLM."""
+
+    def forward(self, hidden, _):
+        return hidden + self.self_attn(hidden if hidden.ndim == 3 else hidden[None])
+
+
+class Streams(Split):
+    """Keeps several residual streams."""
+
+    def forward(self, hidden, _):
+        return torch.stack([hidden, self.self_attn(hidden)])
+
+
+class Triple(Split):
+    """Leaves more than one addition to the next block."""
+
+    def forward(self, hidden, residual):
+        residual = hidden if residual is None else hidden + residual
+        return self.self_attn(residual), residual, hidden
+
+
 class Decoder(nn.Module):
     def __init__(self, block: type[nn.Module] = Split) -> None:
         super().__init__()
@@ -43,11 +73,14 @@ class Decoder(nn.Module):
         for layer in self.layers:
             output = layer(hidden, residual)
             hidden, residual = output if isinstance(output, tuple) else (output, None)
-            states.append(hidden if residual is None else hidden + residual)
+            if residual is None or isinstance(layer, Leftover):
+                states.append(hidden.reshape(-1, HIDDEN))
+            else:
+                states.append(hidden + residual)
         return states
 
 
-@pytest.mark.parametrize("block", [Split, Summed])
+@pytest.mark.parametrize("block", [Split, Summed, Leftover, Batched])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_reads_the_output_of_the_tapped_blocks(tiny_bundle, block, compiled):
     bundle = tiny_bundle()
@@ -62,16 +95,19 @@ def test_reads_the_output_of_the_tapped_blocks(tiny_bundle, block, compiled):
         np.testing.assert_allclose(taps.scores[:5, column], reference, rtol=1e-4, atol=1e-4)
 
 
-def test_steers_what_later_blocks_read(tiny_bundle):
+@pytest.mark.parametrize("block", [Split, Summed, Leftover, Batched])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_steers_what_later_blocks_read(tiny_bundle, block, compiled):
     bundle = tiny_bundle()
     torch.manual_seed(0)
-    model, rows = Decoder(), torch.randn(3, HIDDEN)
+    model, rows = Decoder(block), torch.randn(3, HIDDEN)
     with torch.no_grad():
         plain = model(rows.clone())
         taps = Taps(model, bundle, max_tokens=16, entries=2)
         taps.row_entry[1] = 0
         taps.layers[1].table[0, 0, 0] = 2.0
-        steered = model(rows.clone())
+        run = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
+        steered = run(rows.clone())
     change = (steered[1] - plain[1]).numpy()
     np.testing.assert_allclose(change[1], 2.0 * bundle.vectors[0], rtol=1e-4, atol=1e-5)
     assert not change[[0, 2]].any()
@@ -100,3 +136,21 @@ def test_a_layer_of_its_own_is_streamed_beside_the_bundle_s(tiny_bundle):
 def test_a_layer_that_the_model_does_not_have_cannot_be_streamed(tiny_bundle):
     with pytest.raises(EngineError, match=r"Layers \[4\] cannot be streamed: the model has 4"):
         Taps(Decoder(), tiny_bundle(), max_tokens=16, entries=2, stream=[3, 4])
+
+
+@pytest.mark.parametrize("block", [Streams, Triple])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_block_without_one_state_a_token_is_refused(tiny_bundle, block, compiled):
+    model = Decoder(block)
+    Taps(model, tiny_bundle(), max_tokens=16, entries=2)
+    tapped = model.layers[1]
+    run = torch.compile(tapped, backend="aot_eager", fullgraph=True) if compiled else tapped
+    with pytest.raises(RuntimeError, match=f"{block.__name__} does not return one state a token"):
+        run(torch.randn(5, HIDDEN), None)
+
+
+def test_a_block_with_a_forward_of_its_own_is_refused(tiny_bundle):
+    model = Decoder()
+    model.layers[1].forward = model.layers[1].forward
+    with pytest.raises(EngineError, match="Split has a forward of its own"):
+        Taps(model, tiny_bundle(), max_tokens=16, entries=2)

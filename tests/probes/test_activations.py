@@ -182,10 +182,15 @@ def test_capped_attention_is_read_with_its_cap(tmp_path):
     assert not np.allclose(read[1.0], read[None], rtol=1e-2)
 
 
-def test_a_block_that_returns_several_states_a_token_is_refused(source, conversations, monkeypatch):
-    """Some families keep several residual streams side by side."""
+@pytest.mark.parametrize(
+    ("joined", "shape"),
+    [(torch.stack, r"\(4, 1, \d+, 32\)"), (lambda states: torch.cat(states, -1), r"\(1, \d+, 128\)")],
+    ids=["stacked", "side by side"],
+)
+def test_a_block_that_returns_several_states_a_token_is_refused(source, conversations, monkeypatch, joined, shape):
+    """Some families keep several residual streams, one above or beside the other."""
     block = source._blocks[1]
     forward = block.forward
-    monkeypatch.setattr(block, "forward", lambda *args, **kwargs: torch.stack([forward(*args, **kwargs)] * 4))
-    with pytest.raises(ModelError, match=r"Block 1 of LlamaForCausalLM returns states of shape \(4, 1, \d+, 32\)"):
+    monkeypatch.setattr(block, "forward", lambda *args, **kwargs: joined([forward(*args, **kwargs)] * 4))
+    with pytest.raises(ModelError, match=f"Block 1 of LlamaForCausalLM returns states of shape {shape}"):
         source.read(conversations[:1], [1])
