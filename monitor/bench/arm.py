@@ -15,6 +15,9 @@ from monitor.errors import EngineError
 KV_CACHE_BYTES: Final = 1 << 30
 """Of an engine that is not told otherwise."""
 
+_FORWARDED: Final = "root cause above"
+"""vLLM's front process says no more of an error in another one."""
+
 _Reply = TypeVar("_Reply", bound=msgspec.Struct)
 
 
@@ -114,7 +117,16 @@ class Arm:
     def _read(self, kind: type[_Reply]) -> _Reply:
         line = self._process.stdout.readline() if self._process.stdout is not None else b""
         if not line:
-            lines = self._log.read_text(errors="replace").splitlines()
-            reason = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "no output")
-            raise EngineError(f"The {self._name} engine ended before its time: {reason.strip()}")
+            raise EngineError(f"The {self._name} engine ended before its time: {last_error(self._log)}")
         return msgspec.json.decode(line, type=kind)
+
+
+def last_error(log: Path) -> str:
+    """The line of a log that says why vLLM ended.
+
+    Args:
+        log: What all its processes wrote.
+    """
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if "Error: " in line and _FORWARDED not in line]
+    return (errors or lines or ["no output"])[-1]

@@ -64,6 +64,7 @@ SETUPS: Final = {
     setup.name: setup
     for setup in (
         Setup(STOCK, "stock"),
+        Setup("stock-again", "stock"),
         Setup("loaded-idle", "idle"),
         Setup("scoring", "tapped", Mode()),
         Setup("monitor-off", "tapped", Mode(listen=False)),

@@ -21,6 +21,7 @@ from typing import Final, Self
 
 import msgspec
 
+from monitor.bench.arm import last_error
 from monitor.bench.bundle import default_layers, synthetic_bundle
 from monitor.bench.lab import MEMORY_SHARE, SETTLE_SECONDS, Subject, counted, kv_cache_bytes
 from monitor.bench.result import FORMAT, STOCK, BundleShape, Result, now, summarise, versions
@@ -41,6 +42,8 @@ METRICS: Final = (
     ("median_itl_ms", "inter-token latency p50", "ms", False),
     ("p99_itl_ms", "inter-token latency p99", "ms", False),
 )
+_SLACK_TOKENS: Final = 64
+"""The generator's prompts are text, whose tokens are as many as it wants only nearly."""
 WARM_UP: Final = 1
 """Rounds that are run before the first that counts."""
 
@@ -164,7 +167,7 @@ class Server:
             deadline = time.monotonic() + START_SECONDS
             while not self._healthy():
                 if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise EngineError(f"The server of arm '{self._name}' did not start: {self._reason()}")
+                    raise EngineError(f"The server of arm '{self._name}' did not start: {last_error(self._log)}")
                 time.sleep(0.25)
         except BaseException:
             self.__exit__()
@@ -186,10 +189,6 @@ class Server:
         with contextlib.suppress(OSError), direct.open(f"{self.url}/health", timeout=1) as answer:
             return answer.status == 200
         return False
-
-    def _reason(self) -> str:
-        lines = self._log.read_text(errors="replace").splitlines()
-        return next((line for line in reversed(lines) if "rror" in line), lines[-1] if lines else "no output").strip()
 
 
 def served_name(model: Path) -> str:
@@ -220,7 +219,9 @@ def _commands(plan: ServePlan, model: Path, bundle: Bundle, directory: Path) -> 
     """Of each arm's server, stock first."""
     work = Workload(plan.concurrency, plan.prompt_tokens, plan.tokens)
     options = ["--max-num-seqs", str(plan.concurrency), "--gpu-memory-utilization", str(MEMORY_SHARE / 2)]
-    options += ["--kv-cache-memory-bytes", str(kv_cache_bytes(model, [work])), *plan.vllm_arguments]
+    options += ["--kv-cache-memory-bytes", str(kv_cache_bytes(model, [work]))]
+    # What the caller says comes last, and vLLM takes the last.
+    options += ["--max-model-len", str(work.prompt_tokens + work.tokens + _SLACK_TOKENS), *plan.vllm_arguments]
     metrics, grpc = map(str, free_ports(2))
     stock = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--host", "127.0.0.1"]
     stock += ["--served-model-name", served_name(model), *(["--enforce-eager"] if plan.eager else [])]

@@ -83,7 +83,9 @@ def tap(
     amount = add + (torch.clamp(scale * projection, low, high) - projection)
     # Products before the sum, not a matrix product: opposite amounts of opposite vectors then cancel exactly.
     change = (amount.unsqueeze(-1) * vectors).sum(dim=1)
-    hidden[steered] = (hidden[steered].float() + change).to(hidden.dtype)
+    before = hidden[steered]
+    # Where nothing is added, not even the sign of a zero changes.
+    hidden[steered] = torch.where(change == 0, before, (before.float() + change).to(hidden.dtype))
 
 
 def _tap_on_cuda(*arguments: Any) -> None:

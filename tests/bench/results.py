@@ -36,7 +36,16 @@ def result(model: str = "tiny") -> Result:
         series=[series("stock", None), series("scoring", Ratio(0.99, 0.97, 1.01))],
         engines={"stock": FACTS, "tapped": FACTS},
         traffic={"scoring": Traffic(requests=16, sent=70, frames=66, lost=4, steered=0, streamed=0)},
-        profiles=[StepProfile("scoring", 8, 31, 4000.0, 500.0, [Scope("plumbob::tap", "step", 3.0, 160.0)])],
+        profiles=[
+            StepProfile(
+                "scoring",
+                8,
+                31,
+                4000.0,
+                500.0,
+                [Scope("plumbob::tap", "step", 3.0, 160.0), Scope("plumbob_tap", "device", 3.0, 25.0)],
+            )
+        ],
     )
 
 

@@ -47,6 +47,10 @@ def test_layers_grow_to_all_of_them(layers):
         assert subject.probes == 16 * len(subject.layers)
 
 
+def test_layers_are_taken_from_all_of_the_model():
+    assert [subject.layers for subject in grown(Subject(), "layers", 30)][:2] == [[15], [5, 15, 25]]
+
+
 def test_probes_grow_at_one_layer_to_as_many_as_it_takes():
     subjects = grown(Subject(), "probes", 30)
     assert [subject.probes for subject in subjects][-1] == MAX_PROBES_PER_LAYER

@@ -40,6 +40,7 @@ def test_the_tables_hold_what_was_measured():
     assert row(text, "scoring", "16", "70", "66", "4", "0", "0")
     assert row(text, "tapped", "A fine GPU", "bfloat16", "VLLM_COMPILE", "FULL_AND_PIECEWISE", "V2", "1234", "17000")
     assert row(text, "plumbob::tap", "step", "3.00", "160.0", "4.00%")
+    assert row(text, "plumbob_tap", "device", "3.00", "25.0", "5.00%")
 
 
 def test_the_table_of_growth_holds_each_point_and_the_line():

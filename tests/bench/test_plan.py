@@ -3,6 +3,7 @@
 import pytest
 
 from monitor.bench import lab
+from monitor.bench.arm import last_error
 from monitor.bench.bundle import synthetic_bundle
 from monitor.bench.engine import DEFAULT_ARMS, Plan
 from monitor.bench.lab import SETUPS, Lab, Subject
@@ -29,8 +30,12 @@ def test_stock_is_always_among_the_arms_and_first():
 def test_the_arms_are_those_of_the_documentation():
     assert set(DEFAULT_ARMS) < set(SETUPS)
     untapped = {name for name, setup in SETUPS.items() if setup.mode is None}
-    assert untapped == {"stock", "loaded-idle"}
-    assert {SETUPS[name].engine for name in untapped} == {"stock", "idle"}
+    assert untapped == {"stock", "stock-again", "loaded-idle"}
+    assert {name: SETUPS[name].engine for name in untapped} == {
+        "stock": "stock",
+        "stock-again": "stock",
+        "loaded-idle": "idle",
+    }
 
 
 def test_each_round_runs_every_batch_once_and_a_prefill():
@@ -49,7 +54,9 @@ def test_both_servers_are_given_the_same_options(tmp_path):
     stock, served = _commands(plan, model, bundle, tmp_path).values()
     common = stock[stock.index("--max-num-seqs") :]
     assert common == served[served.index("--max-num-seqs") :]
-    assert common[-2:] == ["--max-model-len", "512"]
+    # What the caller says comes after what is set otherwise.
+    lengths = [common[index + 1] for index, option in enumerate(common) if option == "--max-model-len"]
+    assert int(lengths[0]) >= plan.prompt_tokens + plan.tokens and lengths[1:] == ["512"]
     assert "--enforce-eager" in stock and "--eager" in served
     # The names by which the load asks for the model are those that the servers have for it.
     assert stock[stock.index("--served-model-name") + 1] == model.name
@@ -98,3 +105,19 @@ def test_steering_without_a_vector_is_refused_before_an_engine_starts(monkeypatc
     laboratory = Lab(plan.subject, plan.setups, plan.workloads, eager=True, profile=False, progress=no_progress)
     with pytest.raises(PlumbobError, match="no steering vector"), laboratory:
         pass
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (
+            "ready\nERROR worker: ValueError: too long\nTraceback\nRuntimeError: failed. See root cause above.\n",
+            "too long",
+        ),
+        ("starting\n  killed\n\n", "killed"),
+        ("", "no output"),
+    ],
+)
+def test_the_reason_is_the_last_error_that_is_no_echo(tmp_path, written, said):
+    (tmp_path / "log").write_text(written)
+    assert last_error(tmp_path / "log").endswith(said)

@@ -15,6 +15,7 @@ from monitor.frames import Started, Steer, decode_order, encode_frame
 from monitor.ingest import MemorySource, read_arrival
 from monitor.runtime import Monitor
 from probes.bundle import MAX_PROBES_PER_LAYER, ModelIdentity, save_bundle
+from probes.canaries import Canaries
 from probes.errors import BundleError
 from probes.roles import Role
 
@@ -63,7 +64,7 @@ def first_frame(bundle, frame):
     monitor = Monitor(bundle, steering_policy(bundle), source)
     started = Started(0, "key", "request", 5)
     probes = len(bundle.probes)
-    message = frame(rows=[(0, 0, Role.USER, 0)], scores=-1000.0, started=[started], probes=probes)
+    message = frame(rows=[(0, 0, Role.TEMPLATE, 0)], scores=-1000.0, started=[started], probes=probes)
     parts = encode_frame(message.header, message.rows, message.scores)
     monitor.receive(read_arrival(b"engine/rank0", parts))
     return monitor, source
@@ -93,6 +94,15 @@ def test_a_copy_with_a_trigger_reads_what_the_original_reads(tmp_path, tiny_bund
     assert [probe.name for probe in copy.probes] == [probe.name for probe in original.probes]
     _, source = first_frame(copy, frame)
     assert any(identity == b"engine/core" for identity, _ in source.sent)
+
+
+def test_a_copy_with_a_trigger_is_tested_by_the_same_canaries(tmp_path, tiny_bundle):
+    original = tiny_bundle()
+    scores = np.arange(6, dtype=np.float32).reshape(2, 3)
+    vars(original)["canaries"] = Canaries((np.array([7, 8]),), scores)
+    copied = with_trigger(tmp_path / "copy", original).canaries
+    assert [prompt.tolist() for prompt in copied.prompts] == [[7, 8]]
+    assert np.array_equal(copied.reference, scores)
 
 
 def test_steering_takes_a_vector(tmp_path, tiny_bundle):

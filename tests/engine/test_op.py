@@ -133,3 +133,11 @@ def test_a_layer_that_is_never_streamed_needs_no_room():
     arguments["states"] = torch.empty(0, 16)
     arguments["stream"].fill_(1)
     torch.ops.plumbob.tap(**arguments)
+
+
+def test_adding_nothing_keeps_the_sign_of_a_zero():
+    arguments = make(0, 2, 16, 0, 1, 1, torch.bfloat16, split=False)
+    arguments["hidden"].fill_(-0.0)
+    arguments["row_entry"][:2] = 0
+    torch.ops.plumbob.tap(**arguments)
+    assert torch.signbit(arguments["hidden"]).all()
