@@ -100,9 +100,12 @@ class Streams:
 
     def close(self) -> None:
         """Stop streaming, and remove the rings."""
+        if self._side is not None:
+            # The memory may go as soon as nobody copies to it.
+            self._side.synchronize()
         for ring in self._rings.values():
             ring.tap.stream.fill_(0)
-            ring.writer.close()
+            ring.close()
         self._selected, self._rings = {}, {}
 
 
@@ -120,6 +123,12 @@ class _Ring:
             # So that copies from the device neither wait nor pass through a buffer of the driver's.
             runtime: Any = torch.cuda.cudart()
             torch.cuda.check_error(int(runtime.cudaHostRegister(self.memory.data_ptr(), view.nbytes, 0)))
+
+    def close(self) -> None:
+        if self.tap.states.is_cuda:
+            runtime: Any = torch.cuda.cudart()
+            torch.cuda.check_error(int(runtime.cudaHostUnregister(self.memory.data_ptr())))
+        self.writer.close()
 
     def write(self, states: Tensor, side: torch.cuda.Stream | None) -> StateBlock | None:
         start = self.writer.reserved
