@@ -17,7 +17,7 @@ from probes.models import DEMO, no_progress, resolve_model
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 ARMS = ("loaded-idle", "scoring", "monitor-off", "steering", "streaming", "monitor-killed")
-ROUNDS, BATCH, TOKENS, PREFILL = 2, 2, 48, 16
+ROUNDS, BATCH, TOKENS, PREFILL = 2, 2, 24, 16
 
 
 @pytest.fixture(scope="module")
