@@ -136,8 +136,8 @@ def test_engines_are_counted_and_never_named(monitor, registry):
 
 def test_an_engine_in_shadow_is_one_that_serves(monitor, registry):
     monitor.engines = [
-        engine("one", "connected", lag=0.002, drift=0.02),
-        engine("two", "shadow", lag=0.5, drift=0.75),
+        engine("one", "shadow", lag=0.5, drift=0.75),
+        engine("two", "connected", lag=0.002, drift=0.02),
         engine("three", "lost", lag=9.0, drift=3.0),
         engine("four", "shadow", model="untested"),
     ]

@@ -66,6 +66,14 @@ def test_massive_activations_are_not_compared(random):
     assert canaries.drift(scores)[1] > 0.9, "what is left still tells"
 
 
+def test_what_is_massive_is_told_by_the_norms_of_the_same_layer(random):
+    """Norms grow from layer to layer: late states are not massive beside early ones."""
+    states = [random.normal(size=(3, len(prompt), HIDDEN)) * [[[1.0]], [[1.0]], [[100.0]]] for prompt in PROMPTS]
+    states[1][0, 2] *= 2 * MASSIVE
+    canaries = Canaries.record(PROMPTS, states, random.normal(size=(3, HIDDEN)), np.zeros(3))
+    assert np.argwhere(np.isnan(canaries.reference)).tolist() == [[7, 0]]
+
+
 def test_where_nothing_can_be_compared_nothing_passes(recorded):
     canaries, scores = recorded
     for reference in (np.full_like(canaries.reference, np.nan), np.ones_like(canaries.reference)):
