@@ -40,7 +40,7 @@ class Counters(msgspec.Struct, frozen=True):
     """What it has seen since it was started."""
 
     sent: int = 0
-    """Frames that the engine has numbered, from the first one on that was read."""
+    """Frames that the engine has numbered since it started, as the latest one that was read says."""
     frames: int = 0
     """Read."""
     lost: int = 0
@@ -51,9 +51,12 @@ class Counters(msgspec.Struct, frozen=True):
     """Rows of activations that were read."""
 
     def __add__(self, other: "Counters") -> "Counters":
-        return Counters(*map(sum, zip(msgspec.structs.astuple(self), msgspec.structs.astuple(other), strict=True)))
+        """What two monitors of one engine have seen, one after the other."""
+        pairs = zip(msgspec.structs.astuple(self), msgspec.structs.astuple(other), strict=True)
+        return msgspec.structs.replace(Counters(*map(sum, pairs)), sent=max(self.sent, other.sent))
 
     def __sub__(self, other: "Counters") -> "Counters":
+        """What was seen since ``other``."""
         pairs = zip(msgspec.structs.astuple(self), msgspec.structs.astuple(other), strict=True)
         return Counters(*(mine - theirs for mine, theirs in pairs))
 
@@ -127,9 +130,8 @@ class _Passage:
         self._mode = Mode()
         self._engines: set[str] = set()
         self._rings: dict[str, StateReader] = {}
-        self._sequence: int | None = None
         self.sent = 0
-        """Sequence numbers, from the first frame's to the latest one's."""
+        """Frames that the engine had numbered by the latest one."""
         self.streamed = 0
         """Rows of activations that were read."""
 
@@ -142,8 +144,7 @@ class _Passage:
                     self._engines.add(engine)
                     self._order(engine)
                 case Frame(header=header):
-                    self.sent += 1 if self._sequence is None else header.sequence - self._sequence
-                    self._sequence = header.sequence
+                    self.sent = header.sequence + 1
                     self.streamed += sum(map(self._read, header.states))
                 case _:
                     pass

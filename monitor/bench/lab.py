@@ -217,9 +217,13 @@ class Lab:
         engine.ask(prompts, workload.tokens, fresh=True)
         if setup.killed:
             time.sleep(self._seconds / 2)
+            self._beside.counters()
             self._beside.kill()
         answer = engine.answer()
         self._seconds = answer.seconds
+        if setup.killed:
+            # Its successor says what was lost in between.
+            self._prepare(setup)
         seen = self._settled_counters() - before
         self._rest(setup)
         return answer, seen

@@ -49,9 +49,11 @@ def test_every_metric_of_every_arm_is_measured_once_a_round(result):
 
 def test_every_request_is_answered_and_every_frame_accounted_for(result):
     assert set(result.traffic) == set(ARMS) - {"loaded-idle"}
-    for seen in result.traffic.values():
+    for arm, seen in result.traffic.items():
         assert seen.requests == ROUNDS * (BATCH + 4)
-        assert seen.sent == seen.frames + seen.lost
+        accounted = seen.frames + seen.lost
+        assert accounted >= seen.sent if arm == "monitor-killed" else accounted == seen.sent
+    assert result.traffic["monitor-killed"].lost > 0
     assert result.traffic["monitor-off"].frames == 0
     for arm in ("scoring", "steering", "streaming"):
         assert result.traffic[arm].lost == 0
