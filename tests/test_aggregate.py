@@ -3,21 +3,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.aggregate import Aggregate, Aggregates, running_mean
+from probes.aggregate import Aggregate, Aggregates, running, running_mean
 
 
 class Reference:
-    """What one probe makes of one request, from :func:`running_mean` over everything that it read."""
+    """What one probe makes of one request, from :func:`running` over everything that it read."""
 
-    def __init__(self, scores, positions, read, half_life, min_tokens, threshold):
-        means = running_mean(scores[read], half_life)
-        ripe = np.arange(1, len(means) + 1) >= min_tokens
-        over = np.flatnonzero(ripe & (means >= threshold))
+    def __init__(self, scores, positions, read, aggregate, threshold):
+        means = running_mean(scores[read], aggregate.half_life, aggregate.window)
+        values = running(scores[read], aggregate)
+        over = np.flatnonzero(values >= threshold)
         self.count = len(means)
         self.mean = means[-1] if len(means) else np.nan
-        self.peak = means[ripe].max() if ripe.any() else -np.inf
+        self.peak = values.max(initial=-np.inf)
         self.fired_at = positions[read][over[0]] if len(over) else -1
-        self.fired_with = means[over[0]] if len(over) else np.nan
+        self.fired_with = values[over[0]] if len(over) else np.nan
+
+
+@st.composite
+def aggregate(draw):
+    agree_of = draw(st.integers(1, 6))
+    return Aggregate(
+        half_life=draw(st.floats(0.5, 60)),
+        min_tokens=draw(st.integers(1, 40)),
+        window=draw(st.sampled_from([1, 1, 2, 7, 16])),
+        agree=draw(st.integers(1, agree_of)),
+        agree_of=agree_of,
+    )
 
 
 @st.composite
@@ -28,7 +40,7 @@ def requests(draw):
     cuts = sorted(draw(st.lists(st.integers(1, tokens), max_size=6)))
     settings = [
         # A threshold that no average hits within a rounding error, so that both sides agree on the token.
-        (draw(st.floats(0.5, 60)), draw(st.integers(1, 40)), draw(st.floats(-1.5, 1.5)) + 1e-7 * np.pi)
+        (draw(aggregate()), draw(st.floats(-1.5, 1.5)) + 1e-7 * np.pi)
         for _ in range(probes)
     ]
     read = random.random((tokens, probes)) < draw(st.floats(0.1, 1.0))
@@ -37,8 +49,8 @@ def requests(draw):
 
 def aggregates_of(settings, capacity=1):
     return Aggregates(
-        [Aggregate(half_life, min_tokens) for half_life, min_tokens, _ in settings],
-        np.array([threshold for _, _, threshold in settings]),
+        [aggregate for aggregate, _ in settings],
+        np.array([threshold for _, threshold in settings]),
         capacity,
     )
 
@@ -108,14 +120,14 @@ def test_a_score_counts_half_after_a_half_life():
 
 
 def test_a_spike_before_min_tokens_does_not_fire_by_itself():
-    aggregates = aggregates_of([(2.0, 3, 1.0)])
+    aggregates = aggregates_of([(Aggregate(2.0, 3), 1.0)])
     for token, score in enumerate([100.0, -100.0, -100.0, -100.0]):
         assert not aggregates.update_each(np.array([0]), np.array([[score]]), np.array([token]), np.array([[True]]))
     assert aggregates.peak[0, 0] < 1.0
 
 
 def test_a_row_given_away_begins_anew_and_rows_grow():
-    aggregates = aggregates_of([(2.0, 1, 1.0)], capacity=1)
+    aggregates = aggregates_of([(Aggregate(2.0, 1), 1.0)], capacity=1)
     assert aggregates.update(0, np.array([[5.0]]), np.array([0]), np.array([[True]])) == [0]
     aggregates.reset(5)
     assert aggregates.capacity == 8
@@ -124,3 +136,21 @@ def test_a_row_given_away_begins_anew_and_rows_grow():
     assert aggregates.fired_at[0, 0] == -1 and aggregates.peak[0, 0] == -np.inf
     assert np.isnan(aggregates.fired_with[0, 0]) and np.isnan(aggregates.mean(0)[0])
     assert aggregates.update(0, np.array([[5.0]]), np.array([0]), np.array([[True]])) == [0]
+
+
+def test_one_high_average_is_not_enough_where_two_must_agree():
+    alone, twice = np.array([0.0, 9.0, 0.0, 0.0, 0.0]), np.array([0.0, 9.0, 0.0, 9.0, 0.0])
+    agreeing = Aggregate(half_life=0.01, min_tokens=1, agree=2, agree_of=3)
+    assert running(alone, agreeing).max() == pytest.approx(0.0)
+    assert running(twice, agreeing).max() == pytest.approx(9.0)
+    assert running(twice, agreeing)[0] == -np.inf, "two cannot have agreed yet"
+
+
+def test_a_window_averages_what_there_is():
+    means = running_mean(np.array([4.0, 2.0, 0.0, 0.0]), half_life=0.01, window=2)
+    assert means == pytest.approx([4.0, 3.0, 1.0, 0.0])
+
+
+def test_more_cannot_agree_than_there_are():
+    with pytest.raises(ValueError, match="3 of the last 2"):
+        Aggregate(agree=3, agree_of=2)

@@ -80,6 +80,9 @@ def probe_message(probe: bundle.Probe) -> probe_pb2.Probe:
         aggregate=probe_pb2.Aggregate(
             half_life=probe.aggregate.half_life,
             min_tokens=probe.aggregate.min_tokens,
+            window=probe.aggregate.window,
+            agree=probe.aggregate.agree,
+            agree_of=probe.aggregate.agree_of,
         ),
         calibration=probe_pb2.Calibration(
             false_positive_rate=probe.calibration.false_positive_rate,

@@ -25,12 +25,18 @@ class Probe(_message.Message):
     def __init__(self, name: _Optional[str] = ..., layer: _Optional[int] = ..., roles: _Optional[_Iterable[str]] = ..., threshold: _Optional[float] = ..., aggregate: _Optional[_Union[Aggregate, _Mapping]] = ..., calibration: _Optional[_Union[Calibration, _Mapping]] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ...) -> None: ...
 
 class Aggregate(_message.Message):
-    __slots__ = ("half_life", "min_tokens")
+    __slots__ = ("half_life", "min_tokens", "window", "agree", "agree_of")
     HALF_LIFE_FIELD_NUMBER: _ClassVar[int]
     MIN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    AGREE_FIELD_NUMBER: _ClassVar[int]
+    AGREE_OF_FIELD_NUMBER: _ClassVar[int]
     half_life: float
     min_tokens: int
-    def __init__(self, half_life: _Optional[float] = ..., min_tokens: _Optional[int] = ...) -> None: ...
+    window: int
+    agree: int
+    agree_of: int
+    def __init__(self, half_life: _Optional[float] = ..., min_tokens: _Optional[int] = ..., window: _Optional[int] = ..., agree: _Optional[int] = ..., agree_of: _Optional[int] = ...) -> None: ...
 
 class Calibration(_message.Message):
     __slots__ = ("false_positive_rate", "benign", "fired", "interval_low", "interval_high")

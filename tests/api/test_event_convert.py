@@ -119,8 +119,8 @@ def test_probes_carry_the_evidence_for_their_threshold(monitor):
     message = probe_message(probe)
     assert (message.name, message.layer, list(message.roles)) == (probe.name, probe.layer, probe.roles)
     assert message.threshold == probe.threshold
-    assert message.aggregate.half_life == probe.aggregate.half_life
-    assert message.aggregate.min_tokens == probe.aggregate.min_tokens
+    for field in message.aggregate.DESCRIPTOR.fields:
+        assert getattr(message.aggregate, field.name) == getattr(probe.aggregate, field.name)
     calibration = message.calibration
     assert (calibration.interval_low, calibration.interval_high) == probe.calibration.interval
     for name in ("false_positive_rate", "benign", "fired"):
