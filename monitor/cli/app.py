@@ -15,6 +15,7 @@ from rich.text import Text
 from monitor import __version__
 from monitor.cli.console import err, fail, out, print_table, progress
 from monitor.cli.serving import API_PORT, GRPC_PORT, METRICS_PORT, Drift, Plan, Serving, default_endpoint
+from monitor.cli.signing import keygen, sign, verify
 from probes.errors import PlumbobError
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ app = typer.Typer(
 )
 bench = typer.Typer(help="Measure what Plumbob costs.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
+for _command in (keygen, sign, verify):
+    app.command()(_command)
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A Hugging Face id, a local directory, or: demo")]
 BundlePath = Annotated[Path, typer.Option("--bundle", "-b", help="Bundle that was fitted to the model.")]
@@ -42,6 +45,10 @@ Host = Annotated[str, typer.Option(help="Interface to listen on; there is no aut
 MetricsPort = Annotated[int, typer.Option(min=1, max=65535, help="Prometheus metrics.")]
 GrpcPort = Annotated[int, typer.Option(min=1, max=65535, help="gRPC events and status.")]
 Endpoint = Annotated[str | None, typer.Option(help="Where engine and monitor meet: ipc://SOCKET")]
+Trust = Annotated[
+    list[Path] | None,
+    typer.Option("--trust", help="Public key that may have signed the bundle, else it is refused; may be repeated."),
+]
 Untested = Annotated[bool, typer.Option("--allow-untested", help="Start on a vLLM version the tap was not tested on.")]
 
 
@@ -128,6 +135,7 @@ def serve(
     on_drift: Annotated[
         Drift, typer.Option(help="When the self-test at start finds scores that are not the bundle's.")
     ] = Drift.REFUSE,
+    trust: Trust = None,
 ) -> None:
     """Serve a model with vLLM, tapped, with its monitor beside it. Unknown options go to vllm serve."""
     plan = Plan(
@@ -142,6 +150,7 @@ def serve(
         eager=eager,
         allow_untested=allow_untested,
         on_drift=on_drift,
+        trust=trust or (),
         vllm_arguments=context.args,
     )
     try:
@@ -163,6 +172,7 @@ def monitor(
     metrics_port: MetricsPort = METRICS_PORT,
     grpc_port: GrpcPort = GRPC_PORT,
     endpoint: Endpoint = None,
+    trust: Trust = None,
 ) -> None:
     """Run the monitor alone, beside an engine that is already running."""
     from monitor.cli.process import run_monitor
@@ -174,6 +184,7 @@ def monitor(
         host=host,
         metrics_port=metrics_port,
         grpc_port=grpc_port,
+        trust=trust or (),
     )
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -26,6 +27,7 @@ def run_monitor(
     host: str,
     metrics_port: int,
     grpc_port: int,
+    trust: Sequence[Path] = (),
 ) -> None:
     """Monitor until interrupted or terminated.
 
@@ -36,12 +38,17 @@ def run_monitor(
         host: Interface of both servers.
         metrics_port: Of ``/metrics``.
         grpc_port: Of the gRPC server.
+        trust: Public keys, one of which must have signed the bundle; none: it need not be signed.
 
     Raises:
         PlumbobError: A file is wrong or an address is in use; nothing is left running.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     bundle = load_bundle(bundle_path)
+    if trust:
+        from probes.signing import require_signature
+
+        require_signature(bundle, trust)
     policy = load_policy(policy_path, bundle) if policy_path else default_policy(bundle)
     asyncio.run(_monitor(bundle, policy, endpoint, host, metrics_port, grpc_port))
 

@@ -74,6 +74,8 @@ class Plan:
     eager: bool = False
     allow_untested: bool = False
     on_drift: Drift = Drift.REFUSE
+    trust: Sequence[Path] = ()
+    """Public keys, one of which must have signed the bundle; none: it need not be signed."""
     vllm_arguments: Sequence[str] = ()
     """Passed on to ``vllm serve``."""
 
@@ -114,6 +116,10 @@ class Plan:
                     "Run vllm serve with it yourself, and plumbob monitor beside it.",
                 )
         bundle = load_bundle(self.bundle)
+        if self.trust:
+            from probes.signing import require_signature
+
+            require_signature(bundle, self.trust)
         require_vllm(allow_untested=self.allow_untested)
         if not self.eager and "--enforce-eager" not in self.vllm_arguments:
             require_compiler()
@@ -223,6 +229,9 @@ class Serving:
         command += ["--metrics-port", str(plan.metrics_port), "--grpc-port", str(plan.grpc_port)]
         if plan.policy is not None:
             command += ["--policy", str(plan.policy)]
+        # Checked again by each monitor, which may be started long after the server.
+        for key in plan.trust:
+            command += ["--trust", str(key)]
         self.monitor = self._spawn(command)
         deadline = time.monotonic() + 30
         while not _listening(plan.host, plan.grpc_port):
