@@ -23,6 +23,23 @@ class ModelIdentity(msgspec.Struct, frozen=True):
     """SHA-256 of ``config``, ``weights``, ``tokenizer`` and ``chat_template``."""
 
 
+class Slice(msgspec.Struct, frozen=True):
+    """One kind of benign traffic, and what the probe's threshold does to it."""
+
+    name: str
+    """``source=NAME``, ``length=17-32`` (tokens that the probe reads), or a kind that the data name."""
+    benign: int
+    """Benign requests of this kind."""
+    fired: int
+    """How many of them reach the probe's threshold."""
+    threshold: float | None
+    """The threshold that this kind alone would set; ``None`` where too few of its requests have a verdict."""
+    interval: tuple[float, float]
+    """95% Clopper–Pearson interval of the rate that they show at the probe's threshold."""
+    certified: bool
+    """Whether they are enough to show the rate; if not, the kind has no say in the probe's threshold."""
+
+
 class Calibration(msgspec.Struct, frozen=True):
     """What a threshold stands on."""
 
@@ -34,6 +51,8 @@ class Calibration(msgspec.Struct, frozen=True):
     """How many of them reach the threshold."""
     interval: tuple[float, float]
     """95% Clopper–Pearson interval of the rate that they show."""
+    slices: list[Slice] = []
+    """The same for each kind of traffic; kinds overlap."""
 
 
 class Evaluation(msgspec.Struct, frozen=True):

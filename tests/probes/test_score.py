@@ -1,0 +1,292 @@
+"""Offline verdicts: those of a straightforward recomputation, and those of the monitor."""
+
+import shutil
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from monitor.frames import Started
+from monitor.verdicts import VerdictTable
+from probes import score as scoring
+from probes.activations import TransformersSource
+from probes.aggregate import Aggregate, running
+from probes.bundle import Bundle, Calibration, Evaluation, Probe, load_bundle, save_bundle
+from probes.chat import Message, find_markers
+from probes.errors import BundleError, ModelError
+from probes.models import identify
+from probes.requests import Request, RequestError
+from probes.roles import Role, RoleReader
+from probes.score import Scorer, Scores, open_scorer, score_requests
+from tests.conftest import make_bundle, make_frame
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+PROBES = (
+    ("asked", 1, ["user"], Aggregate(half_life=4.0, min_tokens=3)),
+    ("said", 3, ["assistant"], Aggregate(half_life=2.0, min_tokens=2, window=3, agree=2, agree_of=3)),
+    ("either", 3, ["user", "assistant"], Aggregate(half_life=8.0, min_tokens=1)),
+)
+
+
+def user(text):
+    return Message("user", text)
+
+
+def assistant(text):
+    return Message("assistant", text)
+
+
+REQUESTS = (
+    Request("question", (user("What do bees eat today?"),)),
+    Request(7, (user("Tell me about the little red boat."), assistant("It is warm in the red house."))),
+    Request("long", (user("Is it warm in the red house or the blue house? " * 6),)),
+    Request("plain", prompt="Tell me about the little blue boat. "),
+    Request("short", (user("It"), assistant("They eat nectar."))),
+    Request("turns", (Message("system", "You answer."), user("Thank you!"), assistant("Thank you!"), user("Is it?"))),
+)
+
+
+def bundle_for(model: Path, path: Path, threshold: float = 25.0) -> Bundle:
+    """Three random probes of a tiny model; about half of what they read makes them fire."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    identity = identify(model, str(model))
+    random = np.random.default_rng(3)
+    return save_bundle(
+        path,
+        version="0",
+        created="2026-01-01T00:00:00Z",
+        model=identity,
+        markers=find_markers(tokenizer),
+        probes=[
+            (
+                Probe(
+                    name=name,
+                    layer=layer,
+                    roles=roles,
+                    threshold=threshold,
+                    aggregate=aggregate,
+                    calibration=Calibration(0.01, 100, 1, (0.0, 0.05)),
+                    evaluation=Evaluation(50, 0.9, 0.6, 0.8, 0.9),
+                ),
+                random.normal(size=identity.hidden),
+                0.1,
+            )
+            for name, layer, roles, aggregate in PROBES
+        ],
+        vectors=[],
+    )
+
+
+@pytest.fixture(scope="module")
+def source(tiny_model):
+    return TransformersSource(tiny_model, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_model, tmp_path_factory):
+    return bundle_for(tiny_model, tmp_path_factory.mktemp("bundles") / "bundle")
+
+
+@pytest.fixture
+def scorer(bundle, source):
+    return Scorer(bundle, source, source.tokenizer)
+
+
+def recomputed(bundle, source, request, tokens=None):
+    """Token ids, roles and scores ``(tokens, probes)``: one request, alone, as the definitions say."""
+    if request.messages:
+        written = [{"role": message.role, "content": message.content} for message in request.messages]
+        answered = written[-1]["role"] == "assistant"
+        text = source.tokenizer.apply_chat_template(written, tokenize=False, add_generation_prompt=not answered)
+        ids = source.tokenizer(text, add_special_tokens=False)["input_ids"][:tokens]
+    else:
+        ids = source.tokenizer(request.prompt)["input_ids"][:tokens]
+    with torch.inference_mode():
+        states = source.model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
+    columns = [
+        states[probe.layer + 1][0].numpy().astype(np.float64) @ weight + bias
+        for probe, weight, bias in zip(bundle.probes, bundle.weight, bundle.bias, strict=True)
+    ]
+    return ids, RoleReader(bundle.manifest.markers).prompt(ids), np.stack(columns, axis=1)
+
+
+def expected(bundle, source, request, tokens=None):
+    """``(peak, tokens, fired_at)`` of each probe."""
+    _, roles, scores = recomputed(bundle, source, request, tokens)
+    found = []
+    for column, probe in enumerate(bundle.probes):
+        at = np.flatnonzero(np.isin(roles, [Role[name.upper()] for name in probe.roles]))
+        aggregate = running(scores[at, column], probe.aggregate)
+        over = np.flatnonzero(aggregate >= probe.threshold)
+        found.append((aggregate.max(initial=-np.inf), len(at), at[over[0]] if len(over) else -1))
+    return [np.array(column) for column in zip(*found, strict=True)]
+
+
+def assert_equal(scores: Scores, wanted):
+    for row, (peak, tokens, fired_at) in enumerate(wanted):
+        np.testing.assert_allclose(scores.peak[row], peak, rtol=1e-4, atol=1e-4)
+        assert scores.tokens[row].tolist() == tokens.tolist()
+        assert scores.fired_at[row].tolist() == fired_at.tolist()
+    assert len(scores) == len(wanted)
+
+
+def test_verdicts_are_those_of_a_recomputation(bundle, source, scorer):
+    wanted = [expected(bundle, source, request) for request in REQUESTS]
+    fired = np.array([fired_at for _, _, fired_at in wanted]) >= 0
+    peaks = np.array([peak for peak, _, _ in wanted])
+    assert fired.any(axis=0).all() and not fired.all(axis=0).any(), "the test would show little"
+    assert np.isinf(peaks).any() and np.isfinite(peaks).any(axis=0).all()
+    assert_equal(score_requests(scorer, REQUESTS), wanted)
+
+
+def test_verdicts_are_those_of_the_monitor(bundle, scorer, source):
+    """The same rows and scores in a frame give the same peaks, counts and tokens."""
+    scores = score_requests(scorer, REQUESTS)
+    table = VerdictTable(bundle)
+    for row, request in enumerate(REQUESTS):
+        ids, roles, measured = recomputed(bundle, source, request)
+        started = [Started(0, str(request.id), "", len(ids))]
+        # A step to compute half of the prompt, and one a token from there.
+        cuts = [0, len(ids) // 2, *range(len(ids) // 2 + 1, len(ids) + 1)]
+        for at, (begin, end) in enumerate(pairwise(cuts)):
+            rows = [(0, position, roles[position], 0) for position in range(begin, end)]
+            table.apply(make_frame(at, rows, measured[begin:end], started=started if not at else []), "tiny")
+        readings = table.apply(make_frame(99, finished=[0]), "tiny").finished[0].readings
+        assert [reading.tokens for reading in readings] == scores.tokens[row].tolist()
+        assert [-1 if reading.fired_at is None else reading.fired_at for reading in readings] == scores.fired_at[
+            row
+        ].tolist()
+        peaks = [-np.inf if reading.peak is None else reading.peak for reading in readings]
+        np.testing.assert_allclose(scores.peak[row], peaks, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("most", "room"), [(1, 1 << 30), (2, 1 << 30), (64, 1), (64, 2 * 4 * 32 * 60)])
+def test_chunks_change_nothing_and_hold_no_more_than_they_may(bundle, source, scorer, monkeypatch, most, room):
+    wanted = [expected(bundle, source, request) for request in REQUESTS]
+    monkeypatch.setattr(scoring, "_CHUNK_REQUESTS", most)
+    monkeypatch.setattr(scoring, "_CHUNK_BYTES", room)
+    read = []
+
+    def recording(conversations, layers, progress):
+        assert layers == [1, 3], "no more layers than are needed"
+        read.append([len(ids) for ids in conversations])
+        return source.read(conversations, layers, progress)
+
+    scorer._source = SimpleNamespace(read=recording)
+    assert_equal(score_requests(scorer, REQUESTS), wanted)
+    assert all(len(chunk) <= most for chunk in read)
+    assert all(len(chunk) == 1 or 4 * 2 * 32 * sum(chunk) <= room for chunk in read)
+    assert len(read) > 1 and sum(map(len, read)) == len(REQUESTS)
+
+
+def test_a_conversation_ends_where_the_answer_begins(scorer, source):
+    asked, answered, plain = (
+        source.tokenizer.decode(encoded.token_ids) for encoded in scorer.encode([REQUESTS[0], REQUESTS[1], REQUESTS[3]])
+    )
+    assert asked.endswith("<|im_end|>\n<|im_start|>assistant\n")
+    assert answered.endswith("red house.<|im_end|>\n")
+    assert plain == REQUESTS[3].prompt
+
+
+def test_a_text_longer_than_the_context_is_read_from_its_beginning(bundle, source):
+    context = 30
+    short = Scorer(bundle, source, source.tokenizer, context)
+    encoded = short.encode(REQUESTS)
+    lengths = [len(recomputed(bundle, source, request)[0]) for request in REQUESTS]
+    assert [one.truncated for one in encoded] == [length > context for length in lengths]
+    assert 0 < sum(one.truncated for one in encoded) < len(REQUESTS)
+    assert_equal(score_requests(short, REQUESTS), [expected(bundle, source, request, context) for request in REQUESTS])
+    exact = Scorer(bundle, source, source.tokenizer, lengths[0]).encode(REQUESTS[:1])
+    assert not exact[0].truncated and len(exact[0].token_ids) == lengths[0]
+
+
+def test_lines_say_what_has_no_verdict(scorer):
+    encoded = scorer.encode(REQUESTS)
+    scores = score_requests(scorer, REQUESTS)
+    lines = {
+        line.id: line.verdicts
+        for line in (scorer.describe(REQUESTS[row], encoded[row], scores, row) for row in range(len(REQUESTS)))
+    }
+    assert list(lines) == [request.id for request in REQUESTS] and list(lines[7]) == ["asked", "said", "either"]
+    absent, short = lines["question"]["said"], lines["short"]["asked"]
+    assert (absent.scored, absent.tokens, absent.score, absent.fired, absent.token) == (False, 0, None, False, None)
+    assert not short.scored and 0 < short.tokens < 3 and short.score is None and not short.fired
+    for name, probe in lines["turns"].items():
+        assert probe.scored and probe.score is not None and probe.threshold == 25.0
+        assert probe.fired == (probe.score >= 25.0) == (probe.token is not None), name
+
+
+def test_a_text_of_which_no_token_is_left_has_no_verdict(bundle, source):
+    tokenizer = lambda text: {"input_ids": source.tokenizer(text)["input_ids"] if text.strip() else []}  # noqa: E731
+    scorer = Scorer(bundle, source, tokenizer)
+    scores = score_requests(scorer, [Request(0, prompt=" "), REQUESTS[3], Request(2, prompt=" ")])
+    assert scores.tokens[[0, 2]].tolist() == [[0] * 3] * 2 and np.isinf(scores.peak[[0, 2]]).all()
+    assert_equal(
+        Scores(scores.peak[1:2], scores.tokens[1:2], scores.fired_at[1:2]), [expected(bundle, source, REQUESTS[3])]
+    )
+
+
+def test_a_conversation_that_the_template_refuses_is_named(scorer, source, monkeypatch):
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('No system role') }}{% endif %}{{ messages }}"
+    monkeypatch.setattr(source.tokenizer, "chat_template", refusing)
+    with pytest.raises(RequestError, match="Request 'turns' cannot be encoded for the model: No system role"):
+        scorer.encode(REQUESTS)
+
+
+def test_progress_is_told_of_all_tokens(scorer, monkeypatch):
+    monkeypatch.setattr(scoring, "_CHUNK_REQUESTS", 2)
+    told = []
+    score_requests(scorer, REQUESTS, lambda *step: told.append(step))
+    total = sum(len(encoded.token_ids) for encoded in scorer.encode(REQUESTS))
+    done = [step[1] for step in told]
+    assert {(what, all_of_it) for what, _, all_of_it in told} == {("scoring requests (tokens)", total)}
+    assert done == sorted(done) and done[-1] == total and len(done) >= 3
+
+
+def test_a_scorer_is_opened_with_the_model_of_its_bundle(bundle, tiny_model):
+    """By the name it was fitted under, in the precision and with the context of the model."""
+    scorer = open_scorer(bundle)
+    # The model of the fixture reads 512 tokens.
+    (long,) = scorer.encode([Request(0, prompt="bees " * 600)])
+    assert len(long.token_ids) == 512 and long.truncated
+    rough, exact = (
+        score_requests(one, REQUESTS).peak
+        for one in (scorer, Scorer(bundle, TransformersSource(tiny_model, "float32"), scorer._tokenizer))
+    )
+    finite = np.isfinite(exact)
+    assert np.array_equal(np.isfinite(rough), finite)
+    assert np.abs(rough[finite] - exact[finite]).max() < 0.1 * exact[finite].std()
+
+
+def test_another_model_is_refused_before_it_is_loaded(bundle, tiny_model, tmp_path, monkeypatch):
+    def loaded(*arguments, **options):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(scoring, "TransformersSource", loaded)
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    (other / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(BundleError, match=r"not to '.*other': chat_template differ"):
+        open_scorer(bundle, str(other))
+    with pytest.raises(ModelError, match="There is no model 'nosuch'"):
+        open_scorer(bundle, "nosuch")
+    with pytest.raises(AssertionError, match="was loaded"):
+        open_scorer(bundle)
+
+
+def test_a_bundle_without_probes_is_refused(source, tmp_path):
+    whole = make_bundle(tmp_path / "whole")
+    empty = save_bundle(
+        tmp_path / "empty",
+        version="0",
+        created="",
+        model=whole.manifest.model,
+        markers=whole.manifest.markers,
+        probes=[],
+        vectors=[],
+    )
+    with pytest.raises(BundleError, match="has no probes"):
+        Scorer(load_bundle(empty.path), source, source.tokenizer)
