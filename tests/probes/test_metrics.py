@@ -1,6 +1,7 @@
 """The arithmetic of reports agrees with its definitions, with scikit-learn, and with what was simulated."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -99,7 +100,7 @@ def test_a_short_curve_is_whole(positive, negative):
     best = {round(float(x), 9): round(float(y), 9) for x, y in zip(fpr, recall, strict=True)}
     assert {round(x, 9): round(y, 9) for x, y in points} == best
     assert points == sorted(points)
-    area = sum((b[0] - a[0]) * a[1] for a, b in zip(points, points[1:], strict=False))
+    area = sum((b[0] - a[0]) * a[1] for a, b in pairwise(points))
     assert area <= auroc(positive, negative) + 1e-9, "steps never flatter"
 
 

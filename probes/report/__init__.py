@@ -1,0 +1,47 @@
+"""What was measured of probes, as an auditor reads it: typed data, sentences that follow from it, and a page."""
+
+from probes.report.document import (
+    Baseline,
+    Causal,
+    Controls,
+    Heatmap,
+    Histogram,
+    ProbeReport,
+    Rate,
+    Reliability,
+    Report,
+    Roc,
+    Split,
+    SplitKind,
+    SweepPoint,
+)
+from probes.report.figures import require_figures
+from probes.report.files import HTML, JSON, ReportError, read, write
+from probes.report.page import render
+from probes.report.sentences import NO_EVIDENCE, concluded, sentences
+
+__all__ = [
+    "HTML",
+    "JSON",
+    "NO_EVIDENCE",
+    "Baseline",
+    "Causal",
+    "Controls",
+    "Heatmap",
+    "Histogram",
+    "ProbeReport",
+    "Rate",
+    "Reliability",
+    "Report",
+    "ReportError",
+    "Roc",
+    "Split",
+    "SplitKind",
+    "SweepPoint",
+    "concluded",
+    "read",
+    "render",
+    "require_figures",
+    "sentences",
+    "write",
+]

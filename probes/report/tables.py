@@ -1,0 +1,203 @@
+"""The tables of a report: every number with its n and interval, and what failed marked by a word and a colour."""
+
+from collections.abc import Sequence
+
+from probes.report.document import Causal, Controls, Histogram, ProbeReport, Roc, Split
+from probes.report.figures import best_by_layer, style
+from probes.report.markup import Markup, join, tag
+from probes.report.sentences import left_out, worst
+from probes.report.words import count, number, percent, rate_with_interval, with_interval
+
+
+def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
+    """A table whose first column names its rows."""
+    head = tag("tr", *(tag("th", text, scope="col") for text in heads))
+    body = [tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:])) for row in rows]
+    whole = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *body))
+    return tag("div", whole, class_="scroll")
+
+
+def summary(probes: Sequence[ProbeReport]) -> Markup:
+    """One row a probe: what an auditor must know before reading on."""
+    heads = (
+        "Probe",
+        "Left-out sources where it beats words and length",
+        "Worst split",
+        "Highest false-positive rate",
+        "Read at",
+        "In short",
+    )
+    rows: list[list[str]] = []
+    for index, probe in enumerate(probes, 1):
+        sources, lowest = left_out(probe), worst(probe)
+        beaten = sum(split.beats_baselines for split in sources)
+        highest = max(probe.false_positives, key=lambda rate: rate.interval.point, default=None)
+        rows.append(
+            [
+                tag("a", probe.name, href=f"#probe-{index}"),
+                _marked(f"{beaten} of {len(sources)}" if sources else "none was left out", bad=not beaten),
+                "none" if lowest is None else f"{lowest.name}: {_recall(lowest, probe.nominal)}",
+                "not measured"
+                if highest is None
+                else f"{rate_with_interval(highest.interval)}, {highest.source}, n {highest.requests:,}",
+                f"layer {probe.layer}, {probe.kind}",
+                probe.verdict_says[0],
+            ]
+        )
+    return table("Every probe. Ranges are 95% intervals.", heads, rows)
+
+
+def splits(probe: ProbeReport) -> Markup:
+    """Every split, with its baselines beside it."""
+    heads = (
+        "Split",
+        "Positives",
+        "Negatives",
+        "AUROC",
+        "AUROC of words",
+        "AUROC of length",
+        "Beats both",
+        "Recall at the threshold",
+        f"Recall of words at {percent(probe.nominal)}",
+        "Tokens to detect",
+    )
+    rows = [
+        [
+            split.name,
+            count(split.n_positive),
+            count(split.n_negative),
+            _marked(with_interval(split.auroc), bad=split.auroc.point < 0.5),
+            number(split.text.tfidf_auroc),
+            number(split.text.length_auroc),
+            _marked("yes" if split.beats_baselines else "no", bad=not split.beats_baselines),
+            _recall(split, probe.nominal, brief=True),
+            "not certifiable" if split.text.tfidf_recall is None else percent(split.text.tfidf_recall),
+            "never fired" if split.tokens_to_detect is None else f"{split.tokens_to_detect:,.1f}".removesuffix(".0"),
+        ]
+        for split in probe.splits
+    ]
+    caption = (
+        "Examples that the probe was not fitted on. Words: logistic regression on TF-IDF, learnt on the same examples "
+        "as the probe. Intervals are 95%, by resampling groups; a probe beats a baseline if its whole interval lies "
+        "above. Tokens to detect: median, over positives on which it fired."
+    )
+    return table(caption, heads, rows)
+
+
+def false_positives(probe: ProbeReport) -> Markup:
+    """Benign sources and slices."""
+    nominal = percent(probe.nominal)
+    heads = ("Benign source", "Requests", "Fired", "Rate (95% interval)", f"Against {nominal}", "In fitting")
+    rows = [
+        [
+            rate.source,
+            count(rate.requests),
+            count(rate.fired),
+            rate_with_interval(rate.interval),
+            _against(rate.interval.low, rate.interval.high, probe.nominal, certified=rate.certified),
+            "left out" if rate.left_out else "used",
+        ]
+        for rate in probe.false_positives
+    ]
+    return table(
+        f"How often it fires on benign requests; its threshold was set for {nominal}. Exact intervals (Clopper and "
+        "Pearson).",
+        heads,
+        rows,
+    )
+
+
+def curves(items: Sequence[Roc]) -> Markup:
+    """Key and numbers of the ROC figure."""
+    heads = ("Set", "Positives", "Negatives", "Rates it can show", "Recall at 0.1%", "at 1%", "at 10%")
+    rows = [
+        [
+            join([key(index), curve.split]),
+            count(curve.n_positive),
+            count(curve.n_negative),
+            f"from {percent(min(3 / curve.n_negative, 1.0))}",
+            *(
+                percent(curve.recall(rate)) if 3 / curve.n_negative <= rate * (1 + 1e-9) else "not certifiable"
+                for rate in (1e-3, 1e-2, 1e-1)
+            ),
+        ]
+        for index, curve in enumerate(items)
+    ]
+    return table(
+        "Recall where the threshold is set on the set's own negatives; thin where they are too few.", heads, rows
+    )
+
+
+def classes(scores: Histogram) -> Markup:
+    """Key and counts of the histogram."""
+    rows = [
+        [join([key(index), name]), count(sum(counts)), count(scores.silent.get(name, 0))]
+        for index, (name, counts) in enumerate(scores.counts.items())
+    ]
+    return table("The vertical line is the threshold.", ("Class", "Scored", "Too short for a score"), rows)
+
+
+def swept(probe: ProbeReport) -> Markup:
+    """Key and numbers of the layer sweep: of each kind, the best at each layer."""
+    heads = ("Kind", "Layer", "Penalty", f"Recall at {percent(probe.nominal)}", "AUROC", "Chosen")
+    rows = [
+        [
+            join([key(index), kind]),
+            count(point.layer),
+            "none" if point.penalty is None else f"{point.penalty:g}",
+            percent(point.recall),
+            number(point.auroc),
+            "chosen" if (point.layer, point.kind) == (probe.layer, probe.kind) else "",
+        ]
+        for index, (kind, points) in enumerate(best_by_layer(probe.sweep).items())
+        for point in points
+    ]
+    return table("Of each kind, the best penalty at each layer, on the development split.", heads, rows)
+
+
+def causal(check: Causal) -> Markup:
+    """What steering does to the behaviour."""
+    arms = {
+        "unsteered": check.unsteered,
+        "direction taken away": check.ablated,
+        "direction added": check.added,
+        "random direction added": check.random,
+    }
+    rows = [[name, "not tried" if arm is None else with_interval(arm)] for name, arm in arms.items()]
+    return table(f"Over {count(check.n, 'prompt')}.", ("Steering", f"{check.measure} (95% interval)"), rows)
+
+
+def controls(items: Controls) -> Markup:
+    """What there is to read where there is nothing."""
+    rows = [
+        ["Fitted to random labels, AUROC", with_interval(items.random_label)],
+        ["Selectivity: the probe's AUROC, less that", with_interval(items.selectivity)],
+        ["Random direction, AUROC", with_interval(items.random_direction)],
+    ]
+    return table(
+        f"Over {count(items.draws, 'draw')}, on the grouped split.", ("Control", "Figure (95% interval)"), rows
+    )
+
+
+def key(index: int) -> Markup:
+    """The line of that number in a figure."""
+    colour, dash = style(index)
+    return tag("span", class_="key", style=f"border-top-style:{dash};border-top-color:{colour}")
+
+
+def _recall(split: Split, nominal: float, *, brief: bool = False) -> str:
+    if split.recall is not None:
+        return f"{'' if brief else 'recall '}{rate_with_interval(split.recall)}"
+    return "not certifiable" if brief else f"AUROC {with_interval(split.auroc)}; recall not certifiable"
+
+
+def _against(low: float, high: float, nominal: float, *, certified: bool) -> str:
+    if low > nominal:
+        return _marked("above", bad=True)
+    if not certified:
+        return "not certified: too few"
+    return "below" if high <= nominal else "agrees"
+
+
+def _marked(text: str, *, bad: bool) -> Markup:
+    return tag("span", text, class_="bad" if bad else "good")
