@@ -11,6 +11,7 @@
 Requests are read in chunks, so that states of only so many are held at once.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from probes.activations import ActivationSource, TransformersSource
 from probes.aggregate import Aggregates
-from probes.bundle import Bundle
+from probes.bundle import Bundle, Probe
 from probes.chat import encode
 from probes.errors import BundleError, reason
 from probes.models import Progress, identify, no_progress, resolve_model
@@ -77,6 +78,9 @@ class Verdict(msgspec.Struct, frozen=True):
     scored: bool
     """Whether it has a verdict: false without tokens of its roles, and with fewer than it needs. The two are
     told apart by ``tokens``; neither means that the request is harmless."""
+    probability: float | msgspec.UnsetType | None = msgspec.UNSET
+    """That the request shows the concept, for the mixture that the bundle names; ``None`` without a verdict, or where
+    none was fitted. Left out unless asked for."""
 
 
 class ScoredRequest(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -158,7 +162,9 @@ class Scorer:
             scores[:, columns] = np.asarray(state, np.float32) @ self.bundle.weight[columns].T
         return scores + self.bundle.bias
 
-    def describe(self, request: Request, encoded: Encoded, scores: Scores, row: int) -> ScoredRequest:
+    def describe(
+        self, request: Request, encoded: Encoded, scores: Scores, row: int, *, probability: bool = False
+    ) -> ScoredRequest:
         """The line of output of one request.
 
         Args:
@@ -166,17 +172,20 @@ class Scorer:
             encoded: What was read of it.
             scores: The chunk that it is in.
             row: Its row there.
+            probability: Whether to give probabilities, too.
         """
         verdicts: dict[str, Verdict] = {}
         for column, probe in enumerate(self.bundle.probes):
             peak, fired_at = float(scores.peak[row, column]), int(scores.fired_at[row, column])
+            score = peak if peak > -np.inf else None
             verdicts[probe.name] = Verdict(
-                score=peak if peak > -np.inf else None,
+                score=score,
                 threshold=probe.threshold,
                 fired=fired_at >= 0,
                 token=fired_at if fired_at >= 0 else None,
                 tokens=int(scores.tokens[row, column]),
-                scored=peak > -np.inf,
+                scored=score is not None,
+                probability=_probability(probe, score) if probability else msgspec.UNSET,
             )
         return ScoredRequest(request.id, verdicts, encoded.truncated)
 
@@ -222,6 +231,13 @@ class Scorer:
             tokens=aggregates.count[rows].copy(),
             fired_at=aggregates.fired_at[rows].copy(),
         )
+
+
+def _probability(probe: Probe, score: float | None) -> float | None:
+    if probe.probability is None or score is None:
+        return None
+    # By way of tanh, which does not overflow.
+    return 0.5 * (1.0 + math.tanh(0.5 * (probe.probability.scale * score + probe.probability.offset)))
 
 
 def open_scorer(

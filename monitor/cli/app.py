@@ -14,6 +14,7 @@ from rich.text import Text
 
 from monitor import __version__
 from monitor.cli.console import err, fail, out, print_table, progress
+from monitor.cli.offline import calibrate, score
 from monitor.cli.serving import API_PORT, GRPC_PORT, METRICS_PORT, Drift, Plan, Serving, default_endpoint
 from monitor.cli.signing import keygen, sign, verify
 from probes.errors import PlumbobError
@@ -32,7 +33,7 @@ app = typer.Typer(
 )
 bench = typer.Typer(help="Measure what Plumbob costs.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
-for _command in (keygen, sign, verify):
+for _command in (score, calibrate, keygen, sign, verify):
     app.command()(_command)
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A Hugging Face id, a local directory, or: demo")]

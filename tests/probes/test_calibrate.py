@@ -128,7 +128,7 @@ def probe(name):
         threshold=7.0,
         aggregate=Aggregate(),
         calibration=Calibration(0.01, 100, 1, (0.0, 0.05)),
-        evaluation=Evaluation(50, 0.9, 0.6, 0.8, 0.9),
+        evaluation=Evaluation(positives=50, negatives=50, auroc=0.9, auroc_text=0.6, recall=0.8),
     )
 
 

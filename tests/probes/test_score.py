@@ -1,10 +1,12 @@
 """Offline verdicts: those of a straightforward recomputation, and those of the monitor."""
 
+import dataclasses
 import shutil
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -16,11 +18,12 @@ from probes.aggregate import Aggregate, running
 from probes.bundle import Bundle, Calibration, Evaluation, Probe, load_bundle, save_bundle
 from probes.chat import Message, find_markers
 from probes.errors import BundleError, ModelError
+from probes.manifest import Probability
 from probes.models import identify
 from probes.requests import Request, RequestError
 from probes.roles import Role, RoleReader
 from probes.score import Scorer, Scores, open_scorer, score_requests
-from tests.conftest import make_bundle, make_frame
+from tests.conftest import make_frame
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -70,7 +73,7 @@ def bundle_for(model: Path, path: Path, threshold: float = 25.0) -> Bundle:
                     threshold=threshold,
                     aggregate=aggregate,
                     calibration=Calibration(0.01, 100, 1, (0.0, 0.05)),
-                    evaluation=Evaluation(50, 0.9, 0.6, 0.8, 0.9),
+                    evaluation=Evaluation(positives=50, negatives=50, auroc=0.9, auroc_text=0.6, recall=0.8),
                 ),
                 random.normal(size=identity.hidden),
                 0.1,
@@ -220,6 +223,25 @@ def test_lines_say_what_has_no_verdict(scorer):
         assert probe.fired == (probe.score >= 25.0) == (probe.token is not None), name
 
 
+def test_a_probability_is_given_where_it_was_fitted_and_is_asked_for(bundle, source):
+    """It is the logistic function of the aggregate."""
+    sure, unsure = Probability(scale=0.1, offset=-1.0, ece=0.0), Probability(scale=1e6, offset=0.0, ece=0.0)
+    probes = [
+        msgspec.structs.replace(probe, probability=fitted)
+        for probe, fitted in zip(bundle.probes, (sure, None, unsure), strict=True)
+    ]
+    manifest = msgspec.structs.replace(bundle.manifest, probes=probes)
+    scorer = Scorer(dataclasses.replace(bundle, manifest=manifest), source, source.tokenizer)
+    scores = Scores(np.array([[30.0, 30.0, -1.0], [-np.inf] * 3]), np.ones((2, 3), int), np.full((2, 3), -1))
+    encoded = scorer.encode(REQUESTS[:2])
+    given, none = (scorer.describe(REQUESTS[row], encoded[row], scores, row, probability=True) for row in (0, 1))
+    assert given.verdicts["asked"].probability == pytest.approx(1 / (1 + np.exp(-2.0)))
+    assert given.verdicts["said"].probability is None and given.verdicts["either"].probability == 0.0
+    assert [verdict.probability for verdict in none.verdicts.values()] == [None] * 3
+    plain = scorer.describe(REQUESTS[0], encoded[0], scores, 0)
+    assert b"probability" in msgspec.json.encode(given) and b"probability" not in msgspec.json.encode(plain)
+
+
 def test_a_text_of_which_no_token_is_left_has_no_verdict(bundle, source):
     tokenizer = lambda text: {"input_ids": source.tokenizer(text)["input_ids"] if text.strip() else []}  # noqa: E731
     scorer = Scorer(bundle, source, tokenizer)
@@ -277,14 +299,13 @@ def test_another_model_is_refused_before_it_is_loaded(bundle, tiny_model, tmp_pa
         open_scorer(bundle)
 
 
-def test_a_bundle_without_probes_is_refused(source, tmp_path):
-    whole = make_bundle(tmp_path / "whole")
+def test_a_bundle_without_probes_is_refused(bundle, source, tmp_path):
     empty = save_bundle(
         tmp_path / "empty",
         version="0",
         created="",
-        model=whole.manifest.model,
-        markers=whole.manifest.markers,
+        model=bundle.manifest.model,
+        markers=bundle.manifest.markers,
         probes=[],
         vectors=[],
     )

@@ -1,0 +1,214 @@
+"""``plumbob score`` and ``plumbob calibrate``: a bundle on requests that are in a file.
+
+Whatever can be wrong with the files is found before the model is loaded, and what is written is written whole or not at
+all.
+"""
+
+import os
+import secrets
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Annotated
+
+import msgspec
+import numpy as np
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from monitor import __version__
+from monitor.cli.console import err, out, print_table, progress
+from probes.bundle import SIGNATURE, Bundle, Probe, load_bundle, require_destination, save_bundle
+from probes.errors import PlumbobError
+
+_BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle that was fitted to the model.")]
+_Model = Annotated[
+    str | None, typer.Option("--model", "-m", help="Where the model is now, if not where it was fitted from.")
+]
+_BatchTokens = Annotated[int, typer.Option(min=1, help="Padded tokens that the model reads at once.")]
+
+
+def score(
+    bundle: _BundleArgument,
+    requests: Annotated[Path, typer.Option("--in", "-i", help="Requests, one JSON object a line.")],
+    scored: Annotated[Path, typer.Option("--out", "-o", help="Verdicts, one line for each; replaced if there.")],
+    model: _Model = None,
+    batch_tokens: _BatchTokens = 2048,
+    probability: Annotated[
+        bool, typer.Option("--probability", help="Give the probability beside the score, where the bundle has it.")
+    ] = False,
+) -> None:
+    """Score requests of a file as the monitor would: one line in, one line out, in the same order."""
+    from probes.requests import read_requests
+    from probes.score import open_scorer
+
+    _quiet()
+    loaded = load_bundle(bundle)
+    rows = read_requests(requests, [probe.name for probe in loaded.probes])
+    target = _destination(scored, requests)
+    with progress() as report:
+        scorer = open_scorer(loaded, model, batch_tokens, report)
+        encoded = scorer.encode(rows)
+        tally = np.zeros((2, len(loaded.probes)), np.int64)
+        with _whole(target) as stream:
+            done = 0
+            for chunk in scorer.score(encoded, report):
+                for row in range(len(chunk)):
+                    at = done + row
+                    line = scorer.describe(rows[at], encoded[at], chunk, row, probability=probability)
+                    _write(stream, target, msgspec.json.encode(line) + b"\n")
+                done += len(chunk)
+                tally += [(chunk.fired_at >= 0).sum(axis=0), (chunk.peak > -np.inf).sum(axis=0)]
+    table = Table("probe", "fired", "scored", "without verdict")
+    for probe, fired, read in zip(loaded.probes, *tally.tolist(), strict=True):
+        table.add_row(Text(probe.name), str(fired), str(read), str(len(rows) - read))
+    print_table(table)
+    if truncated := sum(request.truncated for request in encoded):
+        err.print(
+            Text(f"{truncated} of {len(rows)} requests exceed the model's context: only their beginning was read")
+        )
+    out.print(Text(f"{len(rows)} requests scored in {target}"))
+
+
+def calibrate(
+    bundle: _BundleArgument,
+    benign: Annotated[
+        Path, typer.Option("--benign", help="Requests on which nothing should fire, as score takes them.")
+    ],
+    rate: Annotated[
+        float, typer.Option("--fpr", min=0.0001, max=0.5, help="Share of benign requests on which a probe may fire.")
+    ] = 0.01,
+    made: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write the bundle here instead of replacing it.")
+    ] = None,
+    model: _Model = None,
+    batch_tokens: _BatchTokens = 2048,
+) -> None:
+    """Set a bundle's thresholds on your own benign traffic, without fitting its probes again."""
+    from probes.calibrate import may_fire, recalibrate, traffic_slices
+    from probes.requests import read_requests
+    from probes.score import open_scorer, score_requests
+
+    _quiet()
+    loaded = load_bundle(bundle)
+    rows = read_requests(benign, [probe.name for probe in loaded.probes])
+    for number, row in enumerate(rows, 1):
+        if shown := sorted(probe for probe, label in row.labels.items() if label):
+            raise PlumbobError(
+                f"{benign}, line {number}: is labelled as {shown[0]}, which is not benign.", "Leave the line out."
+            )
+    may_fire(len(rows), rate)
+    traffic_slices(np.ones(len(rows), np.int64), [row.source for row in rows], [row.slices for row in rows])
+    target = require_destination(made or bundle)
+    with progress() as report:
+        scores = score_requests(open_scorer(loaded, model, batch_tokens, report), rows, report)
+    probes, kept = recalibrate(loaded.probes, rows, scores, rate)
+    if len(kept) == len(probes):
+        raise PlumbobError(f"No threshold can be set on {benign}: {next(iter(kept.values()))}")
+    stale = [*loaded.manifest.files, *([SIGNATURE] if (loaded.path / SIGNATURE).exists() else [])]
+    written = save_bundle(
+        target,
+        version=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        model=loaded.manifest.model,
+        markers=loaded.manifest.markers,
+        probes=list(zip(probes, loaded.weight, loaded.bias.tolist(), strict=True)),
+        vectors=list(zip(loaded.manifest.vectors, loaded.vectors, strict=True)),
+        canaries=loaded.canaries,
+        provenance=loaded.manifest.provenance,
+    )
+    print_table(calibration_table(loaded, probes, kept))
+    for name, why in kept.items():
+        err.print(Text(f"{name} keeps its threshold. {why}"))
+    if stale:
+        err.print(Text(f"left out, since of the earlier thresholds: {', '.join(stale)}. Evaluate and sign it again."))
+    out.print(Text(f"bundle {written.path} ({written.digest[:12]})"))
+
+
+def calibration_table(before: Bundle, probes: list[Probe], kept: dict[str, str]) -> Table:
+    """What each threshold stands on, slice by slice."""
+    table = Table("probe", "traffic", "requests", "fired (95% interval)", "its own threshold", "certified")
+    for old, probe in zip(before.probes, probes, strict=True):
+        if probe.name in kept:
+            table.add_row(Text(probe.name), "", "", "", f"{old.threshold:.2f} (kept)", "")
+            continue
+        found = probe.calibration
+        now = f"{probe.threshold:.2f} (was {old.threshold:.2f})"
+        table.add_row(
+            Text(probe.name), "all", str(found.benign), _share(found.fired, found.benign, found.interval), now
+        )
+        for part in found.slices:
+            own = "none" if part.threshold is None else f"{part.threshold:.2f}"
+            share = _share(part.fired, part.benign, part.interval)
+            table.add_row("", Text(part.name), str(part.benign), share, own, "yes" if part.certified else "no")
+    table.caption = (
+        "A probe's threshold is the largest of all requests' and of the certified sources'. "
+        "The recall in the bundle is that at the threshold it was fitted with."
+    )
+    return table
+
+
+def _share(fired: int, count: int, interval: tuple[float, float]) -> str:
+    return f"{fired} ({interval[0]:.1%} to {interval[1]:.1%})" if count else "0"
+
+
+def _quiet() -> None:
+    # transformers' warnings would stand between the progress and the error that says the same in one line.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def _destination(path: Path, source: Path) -> Path:
+    """Where a file may be written, resolved.
+
+    Raises:
+        PlumbobError: It is the file that is read, no file, or in no directory that may be written to.
+    """
+    resolved, another = path.expanduser().resolve(), "Name another file with --out."
+    if resolved == source.expanduser().resolve():
+        raise PlumbobError(f"{path} is the file that is read.", another)
+    if resolved.exists() and not resolved.is_file():
+        raise PlumbobError(f"{path} exists and is not a file.", another)
+    if not resolved.parent.is_dir() or not os.access(resolved.parent, os.W_OK | os.X_OK):
+        raise PlumbobError(
+            f"{path} cannot be written: {resolved.parent} is not a directory that you may write to.", another
+        )
+    return resolved
+
+
+@contextmanager
+def _whole(path: Path) -> Generator[IO[bytes]]:
+    """A file that takes the place of ``path`` when all of it is on the disk, and is gone if that fails."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with _writing(path):
+            stream = temporary.open("xb")
+        try:
+            yield stream
+            with _writing(path):
+                stream.flush()
+                os.fsync(stream.fileno())
+        finally:
+            # What a full disk left in the buffer fails once more.
+            with _writing(path):
+                stream.close()
+        with _writing(path):
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write(stream: IO[bytes], path: Path, content: bytes) -> None:
+    with _writing(path):
+        stream.write(content)
+
+
+@contextmanager
+def _writing(path: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise PlumbobError(
+            f"{path} cannot be written: {error.strerror}. Nothing was kept.", "Free space, or change --out."
+        ) from error

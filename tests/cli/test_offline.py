@@ -1,0 +1,332 @@
+"""``plumbob score`` and ``plumbob calibrate``, as a user meets them."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+from contextlib import contextmanager
+
+import msgspec
+import numpy as np
+import pytest
+
+from probes import score as scoring
+from probes.bundle import MANIFEST, SIGNATURE, TENSORS, load_bundle, save_bundle
+from probes.calibrate import calibrate
+from probes.manifest import Provenance
+from probes.requests import read_requests
+from probes.score import Scorer, open_scorer, score_requests
+from tests.cli.conftest import assert_one_error
+from tests.models import tiny_model
+from tests.probes.conftest import one_thread  # noqa: F401  (a fixture: so small a model is slower on several threads)
+from tests.probes.test_score import bundle_for
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+CONTEXT = 48
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("models") / "tiny", "llama", max_position_embeddings=CONTEXT)
+
+
+@pytest.fixture(scope="module")
+def fitted(model, tmp_path_factory):
+    return bundle_for(model, tmp_path_factory.mktemp("bundles") / "bundle", threshold=5.0)
+
+
+@pytest.fixture
+def folder(tmp_path, fitted):
+    """A directory of a bundle, to be written to."""
+    shutil.copytree(fitted.path, tmp_path / "bundle")
+    return tmp_path
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Whatever is wrong must be found before the model is touched: it may take minutes to load."""
+
+    def touched(*arguments, **options):
+        raise AssertionError("the model was touched")
+
+    monkeypatch.setattr(scoring, "open_scorer", touched)
+
+
+def line(index, **more):
+    """A request, now of a user alone, now with an answer, now a prompt, some of them long."""
+    text = f"Is it warm in {'the ' * (index % 7 + 13 * (index % 11 == 10))}house number {index} today?"
+    messages = [{"role": "user", "content": text}]
+    if index % 3 == 2:
+        return {"id": f"p{index}", "prompt": text, **more}
+    if index % 3 == 1:
+        messages.append({"role": "assistant", "content": f"They eat nectar, {index} {index * index}."})
+    return {"id": index, "messages": messages, **more}
+
+
+def write(path, rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def files(folder):
+    return sorted(entry.name for entry in folder.iterdir() if entry.name != "cache")
+
+
+@contextmanager
+def room(size):
+    """No file may grow beyond so many bytes: what a full disk says to whoever writes to it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def score(folder, *options):
+    return ["score", folder / "bundle", "--in", folder / "in.jsonl", "--out", folder / "out.jsonl", *options]
+
+
+def test_a_line_in_is_a_line_out_in_the_same_order(plumbob, folder, fitted):
+    requests = write(folder / "in.jsonl", map(line, range(70)))
+    result = plumbob(*score(folder, "--batch-tokens", 300))
+    assert result.code == 0, result.err
+    written = [json.loads(text) for text in (folder / "out.jsonl").read_text().splitlines()]
+    rows = read_requests(requests)
+    assert [one["id"] for one in written] == [row.id for row in rows]
+
+    scorer = open_scorer(fitted)
+    wanted, encoded = score_requests(scorer, rows), scorer.encode(rows)
+    for at, one in enumerate(written):
+        assert list(one) == (["id", "verdicts", "truncated"] if encoded[at].truncated else ["id", "verdicts"])
+        assert one.get("truncated", True) is True
+        assert list(one["verdicts"]) == ["asked", "said", "either"]
+        for column, verdict in enumerate(one["verdicts"].values()):
+            assert list(verdict) == ["score", "threshold", "fired", "token", "tokens", "scored"]
+            assert verdict["threshold"] == 5.0 and verdict["tokens"] == wanted.tokens[at, column]
+            assert verdict["scored"] == (verdict["score"] is not None) == np.isfinite(wanted.peak[at, column])
+            if verdict["scored"]:
+                # Batches of another size are rounded otherwise, in bfloat16.
+                assert verdict["score"] == pytest.approx(wanted.peak[at, column], rel=0.05, abs=0.5)
+                assert verdict["fired"] == (verdict["score"] >= 5.0) == (verdict["token"] is not None)
+            else:
+                assert not verdict["fired"] and verdict["token"] is None
+    truncated = sum(one.truncated for one in encoded)
+    assert 0 < truncated < 70
+    assert f"{truncated} of 70 requests exceed the model's context: only their beginning was read" in result.err
+    fired = sum(one["verdicts"]["asked"]["fired"] for one in written)
+    row = next(text for text in result.out.splitlines() if "asked" in text)
+    assert [part.strip() for part in row.strip("│").split("│")] == ["asked", str(fired), "70", "0"]
+    assert result.out.endswith(f"70 requests scored in {folder / 'out.jsonl'}\n")
+    assert "scoring requests (tokens): " in result.err
+    assert files(folder) == ["bundle", "in.jsonl", "out.jsonl"]
+
+
+def test_another_place_of_the_model_may_be_named(plumbob, folder, model):
+    write(folder / "in.jsonl", [line(0)])
+    moved = shutil.copytree(model, folder / "moved")
+    assert plumbob(*score(folder, "--model", moved)).code == 0
+    (moved / "chat_template.jinja").write_text("{{ messages }}")
+    (folder / "out.jsonl").write_text("earlier\n")
+    assert_one_error(plumbob(*score(folder, "--model", moved)), f"not to '{moved}': chat_template differ")
+    assert (folder / "out.jsonl").read_text() == "earlier\n"
+
+
+@pytest.mark.parametrize("command", ["score", "calibrate"])
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ("{nope", "line 3: not JSON"),
+        ('{"id": 0, "prompt": "x"}', "line 3: id 0 is that of line 1 already"),
+        ('{"id": 9, "prompt": "x", "labels": {"tone": 1}}', "line 3: has a label for 'tone'; the probes are: asked,"),
+    ],
+)
+def test_a_malformed_line_leaves_nothing(plumbob, folder, no_model, command, bad, said):
+    requests = write(folder / "in.jsonl", [line(0), line(1), bad, line(3)])
+    before = load_bundle(folder / "bundle").digest
+    commands = {
+        "score": score(folder),
+        "calibrate": ["calibrate", folder / "bundle", "--benign", requests, "--out", folder / "new"],
+    }
+    assert_one_error(plumbob(*commands[command]), f"{requests}, {said}")
+    assert files(folder) == ["bundle", "in.jsonl"]
+    assert load_bundle(folder / "bundle").digest == before
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("in.jsonl", "is the file that is read"),
+        ("bundle", "exists and is not a file"),
+        ("gone/out.jsonl", "is not a directory that you may write to"),
+        ("in.jsonl/out.jsonl", "is not a directory that you may write to"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(plumbob, folder, no_model, out, said):
+    requests = write(folder / "in.jsonl", [line(0)])
+    result = plumbob("score", folder / "bundle", "--in", requests, "--out", folder / out)
+    assert_one_error(result, str(folder / out), said, "Name another file with --out.")
+    assert files(folder) == ["bundle", "in.jsonl"]
+
+
+@pytest.mark.parametrize("size", [0, 300, 20_000], ids=["at once", "in the first lines", "late"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(plumbob, folder, size):
+    """Nothing of this file; an earlier one is still there."""
+    write(folder / "in.jsonl", map(line, range(70)))
+    (folder / "out.jsonl").write_text("earlier\n")
+    with room(size):
+        result = plumbob(*score(folder))
+    errors = [text for text in result.err.splitlines() if text.startswith("error: ")]
+    assert (result.code, errors) == (
+        2,
+        [
+            f"error: {folder / 'out.jsonl'} cannot be written: File too large. Nothing was kept. "
+            "Free space, or change --out."
+        ],
+    )
+    assert "Traceback" not in result.err
+    assert files(folder) == ["bundle", "in.jsonl", "out.jsonl"]
+    assert (folder / "out.jsonl").read_text() == "earlier\n"
+
+
+def test_the_disk_of_that_test_would_be_large_enough_empty(plumbob, folder):
+    write(folder / "in.jsonl", map(line, range(70)))
+    with room(100_000):
+        assert plumbob(*score(folder)).code == 0
+    assert (folder / "out.jsonl").stat().st_size > 20_000
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_run_leaves_nothing(plumbob, folder, monkeypatch, number):
+    write(folder / "in.jsonl", map(line, range(70)))
+    describe, seen = Scorer.describe, []
+
+    def interrupted(*arguments, **options):
+        seen.append(files(folder))
+        if len(seen) == 40:
+            os.kill(os.getpid(), number)
+        return describe(*arguments, **options)
+
+    monkeypatch.setattr(Scorer, "describe", interrupted)
+    assert plumbob(*score(folder)).code == {signal.SIGTERM: 143, signal.SIGINT: 130}[number]
+    assert len(seen[-1]) == 3, "it was being written"
+    assert files(folder) == ["bundle", "in.jsonl"]
+
+
+def benign(folder, count=120):
+    sources = ("docs", "chat", "code")
+    return write(
+        folder / "benign.jsonl",
+        [
+            line(index, source=sources[index % 3 if index % 4 else 0], slices={"even": index % 2 == 0})
+            for index in range(count)
+        ],
+    )
+
+
+def test_thresholds_are_set_on_traffic(plumbob, folder, fitted):
+    rows = read_requests(benign(folder))
+    before = load_bundle(folder / "bundle")
+    result = plumbob(
+        "calibrate", folder / "bundle", "--benign", folder / "benign.jsonl", "--fpr", "0.05", "--out", folder / "new"
+    )
+    assert result.code == 0, result.err
+    made = load_bundle(folder / "new")
+    assert load_bundle(folder / "bundle").digest == before.digest, "the bundle itself is as it was"
+    assert np.array_equal(made.weight, before.weight) and np.array_equal(made.bias, before.bias)
+    assert made.manifest.model == before.manifest.model and made.manifest.markers == before.manifest.markers
+    assert [msgspec.structs.replace(probe, threshold=5.0, calibration=None) for probe in made.probes] == [
+        msgspec.structs.replace(probe, calibration=None) for probe in before.probes
+    ]
+
+    scores = score_requests(open_scorer(fitted), rows)
+    for column, probe in enumerate(made.probes):
+        read = scores.tokens[:, column] > 0
+        found = {part.name: part for part in probe.calibration.slices}
+        assert probe.calibration.false_positive_rate == 0.05
+        assert probe.calibration.benign == read.sum() == (40 if probe.name == "said" else 120)
+        assert probe.calibration.fired == (scores.peak[:, column] >= probe.threshold).sum()
+        pooled = calibrate(scores.peak[read, column], 0.05)[0]
+        certified = [part.threshold for part in found.values() if part.certified and part.name.startswith("source=")]
+        assert probe.threshold == max([pooled, *certified])
+        assert sum(part.benign for part in found.values() if part.name.startswith("length=")) == read.sum()
+        assert sum(part.benign for part in found.values() if part.name.startswith("source=")) == read.sum()
+        for name, part in found.items():
+            if part.certified and name.startswith("source="):
+                assert part.fired <= 0.05 * part.benign
+        even = [row.slices["even"] == "true" for row in rows]
+        assert found["even=true"].benign == (read & even).sum()
+    docs = next(part for part in made.probes[0].calibration.slices if part.name == "source=docs")
+    assert docs.certified and not made.probes[1].calibration.slices[0].certified
+    assert "source=docs" in result.out and "even=false" in result.out
+    assert f"{made.probes[0].threshold:.2f} (was 5.00)" in result.out
+
+
+def test_a_bundle_is_calibrated_in_place_and_what_cannot_be_is_kept(plumbob, folder):
+    """Traffic without answers says nothing of a probe of answers."""
+    write(folder / "benign.jsonl", [line(index) for index in range(120) if index % 3 != 1])
+    result = plumbob("calibrate", folder / "bundle", "--benign", folder / "benign.jsonl", "--fpr", "0.05")
+    assert result.code == 0, result.err
+    made = {probe.name: probe for probe in load_bundle(folder / "bundle").probes}
+    assert made["asked"].threshold != 5.0 and made["asked"].calibration.benign == 80
+    assert made["said"].threshold == 5.0 and made["said"].calibration.benign == 100
+    assert "said keeps its threshold. Of 80 requests, 0 have tokens that it reads." in result.err
+    assert "5.00 (kept)" in result.out
+    assert files(folder) == ["benign.jsonl", "bundle"]
+
+
+def test_what_vouches_for_the_earlier_thresholds_is_left_out(plumbob, folder, fitted):
+    def save(path, **more):
+        manifest = fitted.manifest
+        return save_bundle(
+            path,
+            version="0",
+            created="2026-01-01T00:00:00Z",
+            model=manifest.model,
+            markers=manifest.markers,
+            probes=list(zip(fitted.probes, fitted.weight, fitted.bias.tolist(), strict=True)),
+            vectors=[],
+            **more,
+        )
+
+    provenance = {"asked": [Provenance("shipped", "Apache-2.0", {}, 3)]}
+    bundle = save(folder / "bundle", files={"report.json": b"{}"}, provenance=provenance)
+    (bundle.path / SIGNATURE).write_text("{}")
+    result = plumbob("calibrate", bundle.path, "--benign", benign(folder), "--fpr", "0.05")
+    assert result.code == 0, result.err
+    assert "left out, since of the earlier thresholds: report.json, signature.json. Evaluate and sign" in result.err
+    made = load_bundle(bundle.path)
+    assert sorted(entry.name for entry in made.path.iterdir()) == [MANIFEST, TENSORS]
+    assert made.manifest.provenance == provenance
+
+
+def test_traffic_too_small_for_the_rate_is_refused_before_any_work(plumbob, folder, no_model):
+    result = plumbob("calibrate", folder / "bundle", "--benign", benign(folder, 60))
+    assert_one_error(result, "rate of 0.01 cannot be set on 60 benign requests. It takes 99;")
+
+
+def test_traffic_that_is_labelled_as_harmful_is_refused_before_any_work(plumbob, folder, no_model):
+    write(folder / "benign.jsonl", [line(0, labels={"said": 0}), line(1, labels={"asked": 0, "said": 1})])
+    result = plumbob("calibrate", folder / "bundle", "--benign", folder / "benign.jsonl", "--fpr", "0.5")
+    assert_one_error(result, "benign.jsonl, line 2: is labelled as said, which is not benign")
+
+
+def test_a_slice_for_each_request_is_refused_before_any_work(plumbob, folder, no_model):
+    write(folder / "benign.jsonl", [line(index, slices={"user": str(index)}) for index in range(300)])
+    result = plumbob("calibrate", folder / "bundle", "--benign", folder / "benign.jsonl")
+    assert_one_error(result, "The requests have 301 sources and slices; a calibration holds 256.")
+
+
+def test_where_no_threshold_can_be_set_nothing_is_written(plumbob, folder):
+    """No probe reads a system message."""
+    rows = [{"id": index, "messages": [{"role": "system", "content": "You answer."}]} for index in range(30)]
+    write(folder / "benign.jsonl", rows)
+    result = plumbob(
+        "calibrate", folder / "bundle", "--benign", folder / "benign.jsonl", "--fpr", "0.1", "--out", folder / "new"
+    )
+    assert result.code == 2 and "error: No threshold can be set on" in result.err
+    assert "Of 30 requests, 0 have tokens that it reads." in result.err
+    assert files(folder) == ["benign.jsonl", "bundle"]
