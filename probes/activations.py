@@ -94,6 +94,11 @@ class TransformersSource:
         self.markers = find_markers(self.tokenizer)
         self._roles = RoleReader(self.markers)
 
+    @property
+    def blocks(self) -> Sequence[Any]:
+        """The decoder blocks, modules of torch, in order: what a hook on one sees is what :meth:`read` returns."""
+        return self._blocks
+
     def encode(self, conversation: Conversation, *, respond: bool = False) -> list[int]:
         """A conversation's tokens; with ``respond``, up to where the answer begins."""
         return encode(self.tokenizer, conversation, respond=respond)

@@ -58,6 +58,16 @@ class Aggregate(msgspec.Struct, frozen=True):
         """The weight that a score keeps from one token to the next."""
         return float(0.5 ** (1.0 / self.half_life))
 
+    def describe(self) -> str:
+        """In words, for people."""
+        scores = "scores" if self.window == 1 else f"means of {self.window} scores"
+        text = (
+            f"moving average of {scores} with a half-life of {self.half_life:g} tokens, from token {self.min_tokens} on"
+        )
+        return (
+            text if self.agree_of == 1 else f"{text}; {self.agree} of the last {self.agree_of} must reach the threshold"
+        )
+
 
 def running_mean(values: NDArray[np.floating], half_life: float, window: int = 1) -> NDArray[np.float64]:
     """The bias-corrected exponential moving average of window means after each row: the reference.
@@ -124,7 +134,8 @@ class Aggregates:
         probes = len(aggregates)
         self.weighted = np.zeros((capacity, probes))
         self.weight = np.zeros((capacity, probes))
-        # The last scores and averages of each request and probe, the newest last: what windows and agreement look back on.
+        # The last scores and averages of each request and probe, the newest last: what windows and agreement look back
+        # on.
         self._scores = np.zeros((capacity, probes, max(self._window, default=1) - 1))
         self._means = np.full((capacity, probes, max(self._agree_of, default=1) - 1), -np.inf)
         self.count = np.zeros((capacity, probes), np.int64)
@@ -282,9 +293,7 @@ class Aggregates:
         self.fired_with[row, probes[fired]] = mean[first, fired]
         return probes[fired].tolist()
 
-    def _windowed_block(
-        self, row: int, probes: NDArray[np.intp], scores: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
+    def _windowed_block(self, row: int, probes: NDArray[np.intp], scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """The window mean after each of a run of tokens, shape ``(tokens, probes)``; ``probes`` aggregate alike."""
         back, window = self._scores.shape[2], int(self._window[probes[0]])
         if not back:

@@ -6,37 +6,42 @@
       bundle.json          the manifest: model, probes, vectors, thresholds with their evidence
       tensors.safetensors  probes.weight (probes, hidden), probes.bias (probes,), vectors (vectors, hidden), float32;
                            canaries.tokens and canaries.lengths, int64, canaries.reference (tokens, probes), float32
+      report.json, .html   what the probes are worth, where the bundle was evaluated
+      signature.json       who vouches for it (:mod:`probes.signing`)
 
-The manifest names the SHA-256 of the tensors, and the bundle's digest is the SHA-256 of the manifest, so that one
-digest stands for all of it. A bundle is bound to one model by the fingerprint of its configuration, weights,
-tokenizer and chat template; its canaries show whether an engine computes that model. Nothing here needs torch, and
-nothing is pickled.
+The manifest names the SHA-256 of every other file, the signature excepted, and the bundle's digest is the SHA-256 of
+the manifest, so that one digest stands for all of it. A file that it does not name is refused: it would pass for a
+part. A bundle is bound to one model by the fingerprint of its configuration, weights, tokenizer and chat template; its
+canaries show whether an engine computes that model. Nothing here needs torch, and nothing is pickled.
 """
 
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
+from typing import Final
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
 from probes.canaries import Canaries
 from probes.errors import BundleError
-from probes.manifest import FORMAT, Calibration, Evaluation, Manifest, ModelIdentity, Probe, Vector
+from probes.manifest import FORMAT, Calibration, Evaluation, Manifest, ModelIdentity, Probe, Provenance, Vector
 from probes.roles import Markers, Role
 
 __all__ = [
     "MANIFEST",
     "MAX_PROBES_PER_LAYER",
     "MAX_VECTORS_PER_LAYER",
+    "SIGNATURE",
     "TENSORS",
     "Bundle",
     "Calibration",
@@ -52,6 +57,9 @@ __all__ = [
 
 MANIFEST = "bundle.json"
 TENSORS = "tensors.safetensors"
+SIGNATURE = "signature.json"
+_OPTIONAL: Final = ("report.json", "report.html")
+"""Further files that a bundle may have."""
 
 MAX_PROBES_PER_LAYER = 64
 MAX_VECTORS_PER_LAYER = 8
@@ -137,6 +145,8 @@ def save_bundle(
     probes: Sequence[tuple[Probe, NDArray[np.floating], float]],
     vectors: Sequence[tuple[Vector, NDArray[np.floating]]],
     canaries: Canaries | None = None,
+    files: Mapping[str, bytes] = MappingProxyType({}),
+    provenance: Mapping[str, Sequence[Provenance]] = MappingProxyType({}),
 ) -> Bundle:
     """Write a bundle, whole or not at all.
 
@@ -149,6 +159,8 @@ def save_bundle(
         probes: Each with its weight, shape ``(hidden,)``, and bias.
         vectors: Each with its direction, shape ``(hidden,)``, normalised here.
         canaries: With scores in the order of ``probes``; ``None`` where an engine is not to be tested.
+        files: Further files, by name: a report.
+        provenance: What each probe, and ``benign``, was made from.
 
     Returns:
         The bundle, read back.
@@ -180,12 +192,16 @@ def save_bundle(
         probes=[probe for probe, _, _ in ordered],
         vectors=[vector for vector, _ in directions],
         tensors_sha256=hashlib.sha256(blob).hexdigest(),
+        files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+        provenance={name: list(sets) for name, sets in provenance.items()},
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         temporary.chmod(0o755)
         (temporary / TENSORS).write_bytes(blob)
+        for name, content in files.items():
+            (temporary / name).write_bytes(content)
         (temporary / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
         # What cannot be read back does not replace what can.
         load_bundle(temporary)
@@ -208,7 +224,7 @@ def require_destination(path: Path) -> Path:
     """
     path = path.expanduser().resolve()
     another = "Name another directory with --out."
-    if path.exists() and not (path.is_dir() and {entry.name for entry in path.iterdir()} <= {MANIFEST, TENSORS}):
+    if path.exists() and not (path.is_dir() and {entry.name for entry in path.iterdir()} <= _NAMES):
         raise BundleError(f"{path} exists and is not a bundle.", another)
     folder = next(parent for parent in path.parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
@@ -242,10 +258,9 @@ def load_bundle(path: Path | str) -> Bundle:
         if (found := msgspec.json.decode(encoded, type=_Versioned).format) != FORMAT:
             raise BundleError(f"Bundle {path} has format {found}; this plumbob reads format {FORMAT}.", refit)
         manifest = msgspec.json.decode(encoded, type=Manifest)
-        blob_digest = hashlib.sha256((path / TENSORS).read_bytes()).hexdigest()
-        if blob_digest != manifest.tensors_sha256:
-            raise BundleError(f"Bundle {path} is damaged: {TENSORS} does not match its manifest.", refit)
-        tensors = load_file(path / TENSORS)
+        blob = (path / TENSORS).read_bytes()
+        _require_files(path, manifest, blob)
+        tensors = load(blob)
         bundle = Bundle(
             manifest=manifest,
             digest=hashlib.sha256(encoded).hexdigest(),
@@ -258,14 +273,33 @@ def load_bundle(path: Path | str) -> Bundle:
                 np.asarray(tensors["canaries.reference"], np.float32),
             ),
         )
-    except (msgspec.MsgspecError, SafetensorError, OSError, KeyError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, SafetensorError, OSError, KeyError) as error:
         raise BundleError(f"Bundle {path} cannot be read: {error}.", refit) from error
     _check(bundle)
     return bundle
 
 
+_NAMES: Final = {MANIFEST, TENSORS, SIGNATURE, *_OPTIONAL}
+
+
 class _Versioned(msgspec.Struct):
     format: int
+
+
+def _require_files(path: Path, manifest: Manifest, blob: bytes) -> None:
+    """Check every file's digest, and that there is none beside them."""
+    again = "Fit it again with: plumbob fit MODEL --out BUNDLE"
+    if unknown := sorted(set(manifest.files) - set(_OPTIONAL)):
+        raise BundleError(f"Bundle {path} names a file that no bundle has: {unknown[0]}.", again)
+    contents = {TENSORS: blob, **{name: (path / name).read_bytes() for name in manifest.files}}
+    for name, content in contents.items():
+        wanted = manifest.tensors_sha256 if name == TENSORS else manifest.files[name]
+        if hashlib.sha256(content).hexdigest() != wanted:
+            raise BundleError(f"Bundle {path} is damaged: {name} does not match its manifest.", again)
+    if stray := sorted({entry.name for entry in path.iterdir()} - {MANIFEST, SIGNATURE, *contents}):
+        raise BundleError(
+            f"Bundle {path} has a file that its manifest does not name: {stray[0]}.", "Move it elsewhere."
+        )
 
 
 def _stack(rows: list[NDArray[np.floating]], hidden: int) -> NDArray[np.float32]:

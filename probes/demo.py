@@ -33,7 +33,7 @@ def demo_bundle(version: str, progress: Progress) -> Bundle:
 def _origin(version: str) -> str:
     """What the bundle is made of: data and code."""
     here = Path(__file__).parent
-    files = [benign_path(), *(concept.path for concept in CONCEPTS), *sorted(here.glob("*.py"))]
+    files = [benign_path(), *(concept.path for concept in CONCEPTS), *sorted(here.rglob("*.py"))]
     digest = hashlib.sha256(version.encode())
     for file in files:
         digest.update(file.read_bytes())

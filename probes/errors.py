@@ -4,6 +4,8 @@
     ├── ModelError              a model that cannot be found, read, or tapped
     ├── BundleError             a bundle that is damaged, or of another model
     ├── ConceptError            contrast data that cannot be used
+    ├── (probes.requests)       RequestError, a file of requests that cannot be used
+    ├── (probes.report)         ReportError, a report that is damaged or cannot be written
     └── (monitor.errors)        PolicyError, PrerequisiteError, PortError, EngineError
 
 The command line prints one line for each of them, without a traceback, and exits with 2.

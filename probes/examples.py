@@ -57,11 +57,14 @@ class Pair(msgspec.Struct, frozen=True):
     """A finer class of the contrast, reported as a slice."""
 
     def examples(self, concept: str, source: str = "shipped") -> tuple[Example, Example]:
-        """The positive and the negative, in one group."""
-        group, tags = f"{source}:{self.id}", [self.kind] if self.kind else []
+        """The positive and the negative.
+
+        Pairs of one topic are one group: two of them may state the same fact the other way round.
+        """
+        name, group, tags = f"{source}:{self.id}", f"{source}:{concept}:{self.topic}", [self.kind] if self.kind else []
         return (
-            Example(f"{group}+", source, group, self.topic, True, self.positive, tags),
-            Example(f"{group}-", source, group, self.topic, False, self.negative, tags),
+            Example(f"{name}+", source, group, self.topic, True, self.positive, tags),
+            Example(f"{name}-", source, group, self.topic, False, self.negative, tags),
         )
 
 

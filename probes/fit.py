@@ -1,16 +1,23 @@
 """From a model to a bundle.
 
-1. Read the residual stream of every contrast pair and benign request at candidate layers, in the middle of the model,
-   where concepts are most linear. Benign requests are read with the model's own answer, since probes of assistant
-   tokens must be set on what the model really writes.
-2. Halve the benign requests: one half teaches what is ordinary, the other sets thresholds and is seen by no probe.
-3. For each concept choose layer and penalty by cross-validation on pairs and the first half (:mod:`probes.linear`),
-   fit on all of them, and set the threshold on the second half (:mod:`probes.calibrate`).
-4. Take the mean difference of the pairs at that layer as steering vector (contrastive activation addition, Rimsky et
-   al., arXiv 2312.06681), with the median norm of the residual stream over response tokens as the unit of dose.
-5. Record what the probes read in the canaries (:mod:`probes.canaries`), by which an engine is tested later.
+1. Gather each concept's examples and the benign requests, choose among them within a token budget
+   (:mod:`probes.corpus`), let the model answer some of the benign ones, and read the residual stream of all of them at
+   candidate layers (:mod:`probes.material`). What was read stays on disk until the bundle is written, so that an
+   interrupted fit goes on where it was.
+2. For each concept choose layer, kind and penalty by leaving out whole data sets (:mod:`probes.selection`), fit on all
+   of the data, and set the threshold on benign requests that no probe has seen (:mod:`probes.calibrate`).
+3. Measure it on what was left out, beside baselines and controls (:mod:`probes.evaluate`), and ask whether the model
+   uses what the probe reads (:mod:`probes.causal`).
+4. Take the mean difference of the contrast pairs at that layer as steering vector (contrastive activation addition,
+   Rimsky et al., arXiv 2312.06681), with the median norm of the residual stream over response tokens as the unit of
+   dose.
+5. Record what the probes read in the canaries (:mod:`probes.canaries`), by which an engine is tested later, and write
+   bundle and report.
 """
 
+import hashlib
+import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,34 +27,44 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from probes.activations import Reading, TransformersSource
-from probes.aggregate import Aggregate
-from probes.bundle import Bundle, Evaluation, Probe, Vector, require_destination, save_bundle
-from probes.calibrate import calibrate, may_fire
+from probes.activations import TransformersSource
+from probes.bundle import Bundle, require_destination, save_bundle
+from probes.calibrate import calibrate, may_fire, traffic_slices
 from probes.canaries import CONVERSATIONS, Canaries
-from probes.concepts import CONCEPTS, Concept, load_benign
-from probes.errors import ConceptError, ModelError
-from probes.linear import PENALTIES, Linear, averaged, cross_validate, fit, text_auroc
+from probes.causal import check
+from probes.concepts import CONCEPTS, Concept, benign_path, load_benign
+from probes.corpus import MAX_TOKENS
+from probes.errors import ModelError
+from probes.evaluate import evaluate, sweep
+from probes.linear import Linear, Spans, fit
+from probes.manifest import Evaluation, Probability, Probe, Provenance, Vector
+from probes.material import CALIBRATING, Material, gather
 from probes.models import Progress, identify, no_progress, resolve_model
+from probes.report.document import ProbeReport, Rate, Report
+from probes.report.files import HTML, JSON, decode, encode
+from probes.report.page import render
+from probes.report.sentences import concluded
 from probes.roles import Role
+from probes.selection import Candidate, choose, leave_out, leave_sources_out
+from probes.sources import provenance
+from probes.store import Store
 
-CANDIDATE_DEPTHS: Final = (0.4, 0.5, 0.6)
-"""Depths at which layers are tried, as shares of the model's layers."""
-ANSWERED_TRAINING: Final = 50
-"""Benign requests of the training half that are read with the model's own answer; the others are read without."""
-ANSWERED_CALIBRATION: Final = 150
-"""The same of the calibration half. The threshold of a probe that reads the assistant's tokens is set on these alone: a
-request without its answer would be quieter than any that is served."""
-ANSWER_TOKENS: Final = 40
-"""Length of those answers at most."""
+DEPTHS: Final = (0.3, 0.4, 0.5, 0.6, 0.7)
+"""Depths at which layers are tried, as shares of the model's layers: concepts are most linear in the middle."""
+PENALTIES: Final = (1e-4, 1e-3, 1e-2)
+"""Inverse penalties C of the logistic regression: strong, since probes must hold beyond the data they saw."""
+TOKENS: Final = 600_000
+"""Read at most, unless told otherwise; some ten minutes for a model of 135M on two cores."""
 
 
 @dataclass(frozen=True)
-class _Benign:
-    """Benign requests as read, in two halves."""
+class _Fitted:
+    """A concept's probe, with everything about it."""
 
-    training: list[Reading]
-    calibration: list[Reading]
+    probe: Probe
+    linear: Linear
+    vector: tuple[Vector, NDArray[np.floating]]
+    report: ProbeReport
 
 
 def fit_bundle(
@@ -55,84 +72,72 @@ def fit_bundle(
     out: Path,
     *,
     version: str,
+    data: Path | None = None,
     false_positive_rate: float = 0.01,
     concepts: Sequence[Concept] = CONCEPTS,
-    aggregate: Aggregate = Aggregate(),  # noqa: B008  (frozen)
+    tokens: int = TOKENS,
+    command: str = "",
     progress: Progress = no_progress,
 ) -> Bundle:
-    """Fit, calibrate and write a bundle.
+    """Fit, calibrate, evaluate and write a bundle.
 
     Args:
         model: A Hugging Face id, a local directory, or ``demo``.
-        out: Directory of the bundle.
+        out: Directory of the bundle. What is read on the way is kept beside it until the bundle is written.
         version: Of plumbob, for the manifest.
-        false_positive_rate: Share of benign requests on which each probe may fire.
+        data: Directory of public data sets; ``None`` for the pairs that ship with Plumbob alone.
+        false_positive_rate: Share of benign requests on which each probe may fire; of a family of probes, together.
         concepts: What to fit.
-        aggregate: How token scores become verdicts.
+        tokens: Read at most.
+        command: That the user gave, for the report.
         progress: Told about slow work.
 
     Returns:
         The bundle.
 
     Raises:
-        PlumbobError: The model or the data cannot be used; nothing was written.
+        PlumbobError: The model or the data cannot be used; no bundle was written.
     """
     # What would fail at the end of minutes of work fails here.
     out = require_destination(out)
-    pairs = {concept.name: concept.pairs for concept in concepts}
-    may_fire(len(load_benign()) // 2, false_positive_rate)
+    rates = {concept.name: _rate(concept, concepts, false_positive_rate) for concept in concepts}
+    for concept in concepts:
+        _ = concept.pairs
+    may_fire(int(len(load_benign()) * CALIBRATING * 0.9), min(rates.values()))
     path = resolve_model(model, progress)
     identity = identify(path, model)
     source = TransformersSource(path)
     _require_roles(source, model, concepts)
-    layers = sorted({min(round(depth * source.layers), source.layers - 1) for depth in CANDIDATE_DEPTHS})
-    benign = _read_benign(source, layers, progress)
-    fitted: list[tuple[Probe, NDArray[np.floating], float]] = []
-    vectors: list[tuple[Vector, NDArray[np.floating]]] = []
-    for concept in concepts:
-        sides = [[source.encode(side) for side in (pair.positive, pair.negative)] for pair in pairs[concept.name]]
-        readings = source.read(
-            [ids for side in sides for ids in side], layers, _named(f"reading {concept.name}", progress)
-        )
-        contrast = _Contrast(concept, layers, readings[0::2], readings[1::2], benign, aggregate)
-        probe, linear = contrast.probe(false_positive_rate, progress)
-        fitted.append((probe, linear.weight, linear.bias))
-        vectors.append(contrast.vector(probe.layer))
-    return save_bundle(
+    layers = sorted({min(round(depth * source.layers), source.layers - 1) for depth in DEPTHS})
+    work = out.parent / f".{out.name}.fitting"
+    store = Store(work, source, identity.parts["weights"], layers)
+    materials = gather(source, store, concepts, data, tokens, progress)
+    fitted = [_Fit(material, layers, rates[material.concept.name]).run(source, progress) for material in materials]
+    report = Report(
+        plumbob=version,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        model=model,
+        command=command,
+        probes=[item.report for item in fitted],
+        fingerprint=identity.parts,
+        notes=_notes(materials, data, tokens),
+    )
+    encoded = encode(concluded(report))
+    probes = [(item.probe, item.linear.weight, item.linear.bias) for item in fitted]
+    bundle = save_bundle(
         out,
         version=version,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=report.created,
         model=identity,
         markers=source.markers,
-        probes=fitted,
-        vectors=vectors,
-        canaries=record_canaries(source, fitted, progress),
+        probes=probes,
+        vectors=[item.vector for item in fitted],
+        canaries=record_canaries(source, probes, progress),
+        provenance=_provenance(concepts, data),
+        files={JSON: encoded, HTML: render(decode(encoded, "The report")).encode()},
     )
-
-
-def _require_roles(source: TransformersSource, model: str, concepts: Sequence[Concept]) -> None:
-    """Check that the chat template marks what the probes read, and answers, which are the unit of dose."""
-    needed = {Role.ASSISTANT}.union(*(concept.roles for concept in concepts))
-    missing = sorted(role for role in needed if role.name.lower() not in source.markers.headers)
-    if missing:
-        raise ModelError(
-            f"Model '{model}' has no chat template that marks messages of: "
-            f"{', '.join(role.name.lower() for role in missing)}.",
-            "Fit a model that was tuned for conversations.",
-        )
-
-
-def _read_benign(source: TransformersSource, layers: Sequence[int], progress: Progress) -> _Benign:
-    prompts = [source.encode(request.messages, respond=True) for request in load_benign()]
-    # Shuffled, so that either half and the answered ones are alike.
-    order = np.random.default_rng(0).permutation(len(prompts)).tolist()
-    training, calibration = ([prompts[index] for index in order[half::2]] for half in (0, 1))
-    asked = [*training[:ANSWERED_TRAINING], *calibration[:ANSWERED_CALIBRATION]]
-    answered = source.respond(asked, ANSWER_TOKENS, progress)
-    training[:ANSWERED_TRAINING] = answered[: len(training[:ANSWERED_TRAINING])]
-    calibration[:ANSWERED_CALIBRATION] = answered[len(training[:ANSWERED_TRAINING]) :]
-    readings = source.read([*training, *calibration], layers, _named("reading benign requests", progress))
-    return _Benign(training=readings[: len(training)], calibration=readings[len(training) :])
+    shutil.rmtree(work, ignore_errors=True)
+    return bundle
 
 
 def record_canaries(
@@ -151,7 +156,7 @@ def record_canaries(
     prompts = [source.encode(conversation) for conversation in CONVERSATIONS]
     layers = [probe.layer for probe, _, _ in probes]
     read = sorted(set(layers))
-    readings = source.read(prompts, read, _named("reading canaries", progress))
+    readings = source.read(prompts, read, lambda _, done, total: progress("reading canaries", done, total))
     return Canaries.record(
         prompts,
         [reading.states[[read.index(layer) for layer in layers]] for reading in readings],
@@ -160,130 +165,203 @@ def record_canaries(
     )
 
 
-def _named(what: str, progress: Progress) -> Progress:
-    """The same report under another name: one bar for each reading."""
-    return lambda _, done, total: progress(what, done, total)
-
-
-class _Contrast:
-    """One concept's data at the candidate layers.
+class _Fit:
+    """One concept, from its conversations to its probe.
 
     Args:
-        concept: What is fitted.
-        layers: In the order of the readings' states.
-        positive: Readings of the positives.
-        negative: Readings of the matched negatives.
-        benign: Readings of the benign requests.
-        aggregate: How scores are averaged.
+        material: The conversations.
+        layers: Candidates.
+        rate: The false-positive rate of the threshold.
     """
 
-    def __init__(
-        self,
-        concept: Concept,
-        layers: Sequence[int],
-        positive: Sequence[Reading],
-        negative: Sequence[Reading],
-        benign: _Benign,
-        aggregate: Aggregate,
-    ) -> None:
-        self._concept, self._layers, self._aggregate = concept, list(layers), aggregate
-        self._positive, self._negative, self._benign = positive, negative, benign
-        shortest = min(int(last_message(reading.roles).sum()) for reading in [*positive, *negative])
-        if shortest < aggregate.min_tokens:
-            raise ConceptError(
-                f"A message of concept '{concept.name}' has {shortest} tokens.",
-                f"Write {aggregate.min_tokens} at least.",
-            )
+    def __init__(self, material: Material, layers: Sequence[int], rate: float) -> None:
+        self._material, self._concept, self._rate = material, material.concept, rate
+        self._candidates = [
+            Candidate(layer, kind, penalty, self._concept.aggregate)
+            for layer in layers
+            for kind in self._concept.kinds
+            for penalty in (PENALTIES if kind == "logistic" else (1.0,))
+        ]
+        self._spans: dict[tuple[int, str], Spans] = {}
+        self._quiet: dict[tuple[int, str], tuple[Spans, NDArray[np.bool_]]] = {}
 
-    def probe(self, rate: float, progress: Progress) -> tuple[Probe, Linear]:
-        """Choose, fit and calibrate."""
-        concept, minimum = self._concept, self._aggregate.min_tokens
-        what, total = f"fitting {concept.name}", len(self._layers) * len(PENALTIES) + 1
-        choices = []
-        for layer in self._layers:
-            spans = self._spans(layer)
-            for penalty in PENALTIES:
-                choices.append(cross_validate(layer, penalty, *spans, minimum, rate))
-                progress(what, len(choices), total)
-        best = max(choices, key=lambda choice: choice.informedness)
-        linear = fit(*self._spans(best.layer), best.penalty, minimum)
-        calibration_set = self._benign.calibration
-        if Role.ASSISTANT in concept.roles:
-            calibration_set = calibration_set[:ANSWERED_CALIBRATION]
-        quiet = linear.verdicts(self._ordinary(calibration_set, best.layer), minimum)
-        threshold, calibration = calibrate(quiet, rate)
-        progress(what, total, total)
-        return (
-            Probe(
-                name=concept.name,
-                layer=best.layer,
-                roles=[role.name.lower() for role in concept.roles],
-                threshold=threshold,
-                aggregate=self._aggregate,
-                calibration=calibration,
-                evaluation=Evaluation(
-                    pairs=len(best.positive),
-                    auroc=_auroc(best.positive, best.negative),
-                    auroc_text=text_auroc(
-                        [pair.positive[-1].content for pair in concept.pairs],
-                        [pair.negative[-1].content for pair in concept.pairs],
-                    ),
-                    # Scores of probes that have not seen the pair, against the threshold that is deployed.
-                    recall=float((best.positive >= threshold).mean()),
-                    paired=float((best.positive > best.negative).mean()),
-                ),
+    def run(self, source: TransformersSource, progress: Progress) -> _Fitted:
+        """Choose, fit, calibrate, evaluate."""
+        material, concept, data = self._material, self._concept, self._material.data
+        folds = leave_sources_out(data)
+        total = (len(self._candidates) + 1) * len(folds) + 8
+        count = 0
+
+        def done() -> None:
+            nonlocal count
+            count += 1
+            progress(f"fitting {concept.name}", min(count, total), total)
+
+        table = leave_out(material.rows, concept.roles, data, self._candidates, folds, self._rate, done)
+        best = choose(table)
+        evaluated = evaluate(material, self.spans, self.quiet, table, folds, self._rate, done)
+        spans = self.spans(best)
+        linear = fit(spans, data.training(np.ones(len(data.labels), bool)), best.kind, best.penalty)
+        quiet, which = self.quiet(best)
+        threshold, calibration = calibrate(
+            quiet.peaks(linear), self._rate, traffic_slices(quiet.counts, material.ordinary.sources[which].tolist())
+        )
+        vector = self._vector(best.layer, spans)
+        outside = [split for split in evaluated.splits if split.kind in ("leave-source", "leave-topic")]
+        probe = Probe(
+            name=concept.name,
+            layer=best.layer,
+            roles=[role.name.lower() for role in concept.roles],
+            threshold=threshold,
+            aggregate=best.aggregate,
+            calibration=calibration,
+            evaluation=Evaluation(
+                positives=int(data.labels.sum()),
+                negatives=int((~data.labels & ~data.benign).sum()),
+                auroc=float(np.mean([split.auroc.point for split in outside])),
+                auroc_text=float(np.mean([split.text.auroc for split in outside])),
+                recall=float(np.mean([split.recall.point if split.recall else 0.0 for split in outside])),
             ),
-            linear,
+            definition=concept.definition,
+            kind=best.kind,
+            probability=Probability(
+                evaluated.probability[0],
+                evaluated.probability[1] - evaluated.probability[0] * threshold,
+                evaluated.reliability.ece,
+            )
+            if evaluated.probability and evaluated.reliability
+            else None,
+        )
+        causal = check(source, probe, linear.weight, vector[0].hidden_norm, concept.pairs, progress=progress)
+        written = ProbeReport(
+            name=concept.name,
+            definition=concept.definition,
+            layer=best.layer,
+            kind=best.kind,
+            roles=probe.roles,
+            threshold=threshold,
+            nominal=self._rate,
+            aggregate=probe.aggregate.describe(),
+            splits=evaluated.splits,
+            false_positives=[*evaluated.rates, *_in_calibration(probe)],
+            sweep=sweep(table),
+            roc=evaluated.roc,
+            scores=evaluated.scores,
+            heatmaps=[],
+            causal=causal,
+            controls=evaluated.controls,
+            calibration=evaluated.reliability,
+            seconds_a_token=evaluated.seconds_a_token,
+            remarks=[text for text in (concept.limits, _cut(material)) if text],
+        )
+        progress(f"fitting {concept.name}", total, total)
+        self._spans.clear()
+        self._quiet.clear()
+        return _Fitted(probe, linear, vector, written)
+
+    def spans(self, candidate: Candidate) -> Spans:
+        """The concept's rows as a candidate reads them."""
+        key = candidate.layer, repr(candidate.aggregate)
+        if key not in self._spans:
+            self._spans.clear()
+            self._spans[key] = Spans(self._material.rows(candidate.layer), self._concept.roles, candidate.aggregate)
+        return self._spans[key]
+
+    def quiet(self, candidate: Candidate) -> tuple[Spans, NDArray[np.bool_]]:
+        """The calibrating benign requests' rows as a candidate reads them."""
+        key = candidate.layer, repr(candidate.aggregate)
+        if key not in self._quiet:
+            self._quiet.clear()
+            rows, which = self._material.calibration_rows(candidate.layer)
+            self._quiet[key] = Spans(rows, self._concept.roles, candidate.aggregate), which
+        return self._quiet[key]
+
+    def _vector(self, layer: int, spans: Spans) -> tuple[Vector, NDArray[np.floating]]:
+        """The mean difference of the contrast pairs, over the messages that differ."""
+        data = self._material.data
+        shipped = ~data.benign & (data.sources == "shipped")
+        sides = [
+            [spans.message(index).mean(axis=0) for index in np.flatnonzero(shipped & (data.labels == side)).tolist()]
+            for side in (True, False)
+        ]
+        means = [np.mean(side, axis=0) for side in sides]
+        norms = np.linalg.norm(self._material.ordinary.answer_states(layer), axis=-1)
+        return Vector(self._concept.name, layer, float(np.median(norms))), means[0] - means[1]
+
+
+def _rate(concept: Concept, concepts: Sequence[Concept], rate: float) -> float:
+    """A family's budget, split evenly (Bonferroni)."""
+    family = [other for other in concepts if other.family and other.family == concept.family]
+    return rate / max(1, len(family))
+
+
+def _require_roles(source: TransformersSource, model: str, concepts: Sequence[Concept]) -> None:
+    """Check that the chat template marks what the probes read, and answers, which are the unit of dose."""
+    needed = {Role.ASSISTANT}.union(*(concept.roles for concept in concepts))
+    missing = sorted(role for role in needed if role.name.lower() not in source.markers.headers)
+    if missing:
+        raise ModelError(
+            f"Model '{model}' has no chat template that marks messages of: "
+            f"{', '.join(role.name.lower() for role in missing)}.",
+            "Fit a model that was tuned for conversations.",
         )
 
-    def vector(self, layer: int) -> tuple[Vector, NDArray[np.floating]]:
-        """The mean difference of the pairs, over the tokens that differ in the concept."""
-        at = self._layers.index(layer)
-        means = [
-            np.mean([reading.states[at, last_message(reading.roles)].mean(axis=0) for reading in side], axis=0)
-            for side in (self._positive, self._negative)
-        ]
-        answers = [
-            np.linalg.norm(reading.states[at, reading.roles == Role.ASSISTANT], axis=-1)
-            for reading in [*self._benign.training, *self._benign.calibration]
-        ]
-        norm = float(np.median(np.concatenate(answers)))
-        return Vector(name=self._concept.name, layer=layer, hidden_norm=norm), means[0] - means[1]
 
-    def _spans(
-        self, layer: int
-    ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]], list[NDArray[np.float32]]]:
-        at = self._layers.index(layer)
-        positive, negative = (
-            [averaged(reading.states[at, last_message(reading.roles)], self._aggregate) for reading in side]
-            for side in (self._positive, self._negative)
-        )
-        return positive, negative, self._ordinary(self._benign.training, layer)
-
-    def _ordinary(self, readings: Sequence[Reading], layer: int) -> list[NDArray[np.float32]]:
-        """Benign requests that have tokens for this probe to read."""
-        at = self._layers.index(layer)
-        masks = [np.isin(reading.roles, self._concept.roles) for reading in readings]
-        return [
-            averaged(reading.states[at, mask], self._aggregate)
-            for reading, mask in zip(readings, masks, strict=True)
-            if mask.any()
-        ]
+def _in_calibration(probe: Probe) -> list[Rate]:
+    """What the threshold does to the requests that it was set on, by kind."""
+    calibration = probe.calibration
+    pooled = Rate.of(
+        "all requests that set the threshold",
+        calibration.fired,
+        calibration.benign,
+        calibration.false_positive_rate,
+        left_out=False,
+    )
+    return [
+        pooled,
+        *(
+            Rate.of(part.name, part.fired, part.benign, calibration.false_positive_rate, left_out=False)
+            for part in calibration.slices
+        ),
+    ]
 
 
-def last_message(roles: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Which tokens belong to the last message, shape ``(tokens,)``: the one that a pair differs in."""
-    content = np.flatnonzero(roles != Role.TEMPLATE)
-    mask = np.zeros(len(roles), bool)
-    if len(content):
-        end = content[-1]
-        other = np.flatnonzero(roles[:end] != roles[end])
-        mask[(other[-1] + 1 if len(other) else 0) : end + 1] = True
-    return mask
+def _cut(material: Material) -> str:
+    sample = material.sample
+    text = f"{len(sample.items):,} of {sample.available:,} examples were read."
+    if sample.cut:
+        text += f" {sample.cut} were longer than {MAX_TOKENS} tokens and cut there."
+    if sample.dropped:
+        text += f" {sample.dropped} were left out, since the cut took away what they are labelled for."
+    return text
 
 
-def _auroc(positive: NDArray[np.floating], negative: NDArray[np.floating]) -> float:
-    from sklearn.metrics import roc_auc_score
+def _notes(materials: Sequence[Material], data: Path | None, tokens: int) -> list[str]:
+    ordinary = materials[0].ordinary
+    by_source = Counter(ordinary.sources.tolist())
+    listed = ", ".join(f"{name} {count}" for name, count in sorted(by_source.items()))
+    return [
+        f"At most {tokens:,} tokens were read; each data set of a concept has an equal share of them, in whole groups.",
+        f"Benign requests, by source: {listed}. {CALIBRATING:.0%} of them set thresholds, and no probe has seen these; "
+        f"{int(ordinary.answered.sum())} were read with the model's own answer.",
+        "Only what ships with Plumbob was fitted on: its sets were written by few authors."
+        if data is None
+        else "A split that leaves a source out makes the probe without it: layer, kind, penalty, weights, threshold.",
+        "A probe can read what the model does not use. It is evidence, and no verdict on what the model intends.",
+    ]
 
-    scores = np.nan_to_num(np.concatenate([positive, negative]), neginf=-1e30)
-    return float(roc_auc_score(np.arange(len(scores)) < len(positive), scores))
+
+def _provenance(concepts: Sequence[Concept], data: Path | None) -> dict[str, list[Provenance]]:
+    """Which files each concept, and the benign requests, come from."""
+
+    def shipped(path: Path) -> Provenance:
+        content = path.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        return Provenance("shipped", "Apache-2.0", {path.name: digest}, len(content.splitlines()))
+
+    found = {concept.name: [shipped(concept.path)] for concept in concepts}
+    found["benign"] = [shipped(benign_path())]
+    if data is not None:
+        for name, sets in found.items():
+            sets += provenance(name, data)
+    return found

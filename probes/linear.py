@@ -1,30 +1,41 @@
-"""Linear probes: logistic regression on averaged states, standardised, with the scale folded back into the weights.
+"""Linear probes: how they are fitted and read, on the rows of many conversations at one layer.
 
-Each side of a contrast pair gives one example: the running mean of the state (:mod:`probes.aggregate`) at the end of
-the last message, which is what the verdict will average. Benign requests of the training half give up to three
-examples each, along their length, all negative, weighted as much as the pairs' negatives together. Layer and penalty
-are chosen by grouped cross-validation: pairs stay whole, and whatever is reported of a pair comes from a probe that
-has not seen it.
+A probe is fitted on what its verdict averages: the running mean of the states (:mod:`probes.aggregate`) at the end of
+each message, and then, since the verdict is the *highest* mean of a request, on those places too where the probe fitted
+so far is highest (hard examples, mined twice; Felzenszwalb et al. 2010, section 4, for the procedure). Of a negative
+this is the place that would have raised a false alarm; of a positive, the one that shows the concept best.
+
+Three ways to a direction:
+
+* ``logistic``: logistic regression on standardised means, the scale folded back into the weights;
+* ``mean_difference``: from the mean of the negatives to that of the positives, without (mass-mean; Marks and Tegmark,
+  arXiv 2310.06824) regard to how the states vary;
+* ``two_direction``: truth and its interaction with polarity (TTPD; Bürger et al., arXiv 2407.12831), for concepts whose
+  sign negation would turn: a regression on the label and on label times polarity, whose first direction is read, with
+  the second one projected out.
+
+All of them end as ``score = weight · state + bias`` in logits: a column of the engine's matrix.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from probes.aggregate import Aggregate, running_mean
-from probes.calibrate import calibrate
+from probes.aggregate import Aggregate
+from probes.store import Rows
 
-FOLDS: Final = 5
-PENALTIES: Final = (3e-4, 3e-3, 3e-2)
-"""Inverse penalties C of the logistic regression: strong, since there are more dimensions than pairs."""
-BENIGN_POINTS: Final = 3
-"""Examples that one benign request gives."""
+Kind = Literal["logistic", "mean_difference", "two_direction"]
+"""Ways to fit a linear probe."""
 
-Spans = Sequence[NDArray[np.floating]]
-"""Running means of the states that a probe reads in each conversation, ``(tokens, hidden)`` each."""
+MINED: Final = 2
+"""Rounds in which places are added where the probe is highest."""
+BENIGN_POINTS: Final = 2
+"""Places of each benign request that are ordinary from the start."""
+_FORGOTTEN: Final = 8.0
+"""Half-lives after which a state no longer counts in a mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,126 +45,212 @@ class Linear:
     weight: NDArray[np.float64]
     bias: float
 
-    def verdicts(self, spans: Spans, min_tokens: int) -> NDArray[np.float64]:
-        """The verdict's peak of each conversation: its highest running score once ``min_tokens`` were read.
 
-        The mean of scores is the score of the mean, so that running means of states are scored directly. Conversations
-        that are shorter can never fire: −inf.
+class Spans:
+    """The rows that a probe reads in each of many conversations, at one layer.
+
+    Args:
+        rows: Of all conversations.
+        roles: Whose rows it reads.
+        aggregate: How its scores are averaged.
+    """
+
+    def __init__(self, rows: Rows, roles: Sequence[int], aggregate: Aggregate) -> None:
+        read = np.isin(rows.roles, roles)
+        self.states = rows.states if read.all() else rows.states[read]
+        before = np.concatenate([[0], np.cumsum(read)])
+        self.offsets: NDArray[np.int64] = before[rows.offsets]
+        self.last = rows.last[read]
+        self.aggregate = aggregate
+        counts = np.diff(self.offsets)
+        self.counts: NDArray[np.int64] = counts
+        """Rows of each conversation, shape ``(conversations,)``."""
+        self._row = np.repeat(np.arange(len(counts)), counts)
+        self._column = np.arange(len(self.last)) - self.offsets[self._row]
+
+    def message(self, conversation: int) -> NDArray[np.float32]:
+        """The states of a conversation's last message, shape ``(tokens, hidden)``."""
+        part = slice(self.offsets[conversation], self.offsets[conversation + 1])
+        return self.states[part][self.last[part]]
+
+    def means(self, points: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The running mean of the states at some rows, shape ``(points, hidden)``.
+
+        Args:
+            points: Rows of :attr:`states`.
         """
-        return np.array(
-            [
-                (span[min_tokens - 1 :] @ self.weight).max() + self.bias if len(span) >= min_tokens else -np.inf
-                for span in spans
-            ]
-        )
+        decay = self.aggregate.decay
+        back = int(np.ceil(_FORGOTTEN * self.aggregate.half_life)) + self.aggregate.window
+        begins = np.maximum(self.offsets[self._row[points]], points + 1 - back)
+        means = np.empty((len(points), self.states.shape[1]), np.float32)
+        for index, (begin, end) in enumerate(zip(begins.tolist(), (points + 1).tolist(), strict=True)):
+            weights = decay ** np.arange(end - begin - 1, -1, -1, dtype=np.float64)
+            if self.aggregate.window > 1:
+                weights = _through_windows(weights, self.aggregate.window)
+            means[index] = (weights / weights.sum()).astype(np.float32) @ self.states[begin:end]
+        return means
+
+    def running(self, probe: Linear) -> NDArray[np.float64]:
+        """The aggregate after each row, conversations in rows and their tokens in columns; −inf beyond and before.
+
+        Equal to :func:`probes.aggregate.running` on each conversation.
+        """
+        from scipy.signal import lfilter as untyped
+
+        lfilter: Any = untyped
+        aggregate = self.aggregate
+        scores = self.states @ probe.weight.astype(np.float32) + probe.bias
+        width = int(self.counts.max(initial=1))
+        padded = np.zeros((len(self.counts), width))
+        padded[self._row, self._column] = scores
+        if aggregate.window > 1:
+            sums = lfilter(np.ones(aggregate.window), [1.0], padded, axis=1)
+            padded = sums / np.minimum(np.arange(1, width + 1), aggregate.window)
+        weighted = lfilter([1.0], [1.0, -aggregate.decay], padded, axis=1)
+        means = weighted / lfilter([1.0], [1.0, -aggregate.decay], np.ones(width))
+        if aggregate.agree_of > 1:
+            before = np.full((len(means), aggregate.agree_of - 1), -np.inf)
+            views = np.lib.stride_tricks.sliding_window_view(np.hstack([before, means]), aggregate.agree_of, axis=1)
+            means = np.sort(views, axis=-1)[..., -aggregate.agree]
+        columns = np.arange(width)
+        unripe = (columns < aggregate.min_tokens - 1) | (columns >= self.counts[:, None])
+        return np.where(unripe, -np.inf, means)
+
+    def peaks(self, probe: Linear) -> NDArray[np.float64]:
+        """The verdict's peak of each conversation, shape ``(conversations,)``; −inf where it has none."""
+        return self.running(probe).max(axis=1, initial=-np.inf)
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
-    """A choice of layer and penalty, with what cross-validation showed of it."""
+class Training:
+    """What a probe learns from: conversations of some :class:`Spans`.
 
-    layer: int
-    penalty: float
-    positive: NDArray[np.float64]
-    """Peak of each positive, by the probe that did not see it, shape ``(pairs,)``."""
-    negative: NDArray[np.float64]
-    """The same of its matched negative."""
-    threshold: float
-    """Of those probes, on benign requests that they did not see; for choosing only."""
+    Each array has one element a conversation.
+    """
 
-    @property
-    def informedness(self) -> float:
-        """Share of positives that fire, minus share of matched negatives that do."""
-        return float((self.positive >= self.threshold).mean() - (self.negative >= self.threshold).mean())
-
-
-def averaged(states: NDArray[np.floating], aggregate: Aggregate) -> NDArray[np.float32]:
-    """Running means of states, ``(tokens, hidden)``, as the verdict takes them of scores."""
-    return running_mean(states, aggregate.half_life).astype(np.float32)
+    chosen: NDArray[np.int64]
+    """Conversations."""
+    labels: NDArray[np.bool_]
+    """Whether each shows the concept."""
+    weights: NDArray[np.float64]
+    """How much each counts."""
+    polarity: NDArray[np.float64]
+    """−1 where the statement is negated, otherwise 1."""
+    benign: NDArray[np.bool_]
+    """Whether it is an ordinary request, all of whose rows are ordinary; of the others, the last message is
+    labelled."""
 
 
-def fit(positive: Spans, negative: Spans, benign: Spans, penalty: float, min_tokens: int) -> Linear:
+def fit(spans: Spans, training: Training, kind: Kind, penalty: float) -> Linear:
     """Fit one probe.
 
     Args:
-        positive: Of conversations that show the concept.
-        negative: Of conversations that do not.
-        benign: Of ordinary requests.
-        penalty: C of the logistic regression.
-        min_tokens: Shorter spans of benign requests are left out.
+        spans: Rows of the conversations.
+        training: Which of them, and what they are.
+        kind: How.
+        penalty: The inverse penalty C of the logistic regression.
     """
+    index, points = _first_points(spans, training)
+    states = spans.means(points)
+    probe = _fit_points(states, training, index, kind, penalty)
+    for _ in range(MINED):
+        more = _highest(spans, training, probe)
+        fresh = more >= 0
+        seen = set(zip(index.tolist(), points.tolist(), strict=True))
+        fresh &= np.array([(at, point) not in seen for at, point in enumerate(more.tolist())])
+        if not fresh.any():
+            break
+        index, points = np.concatenate([index, np.flatnonzero(fresh)]), np.concatenate([points, more[fresh]])
+        states = np.concatenate([states, spans.means(more[fresh])])
+        probe = _fit_points(states, training, index, kind, penalty)
+    return probe
+
+
+def _first_points(spans: Spans, training: Training) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The end of each conversation, and places along the benign ones: index into the training, and row."""
+    first = spans.aggregate.min_tokens - 1
+    index, points = list[int](), list[int]()
+    for at, conversation in enumerate(training.chosen.tolist()):
+        begin, end = int(spans.offsets[conversation]), int(spans.offsets[conversation + 1]) - 1
+        if end - begin < first:
+            continue
+        places = np.linspace(end, begin + first, BENIGN_POINTS).astype(int).tolist() if training.benign[at] else [end]
+        index += [at] * len(set(places))
+        points += sorted(set(places))
+    return np.array(index, np.int64), np.array(points, np.int64)
+
+
+def _highest(spans: Spans, training: Training, probe: Linear) -> NDArray[np.int64]:
+    """The row where each conversation's aggregate peaks within what is labelled; −1 where it has none."""
+    running = spans.running(probe)
+    width = running.shape[1]
+    labelled = np.zeros((len(spans.counts), width), bool)
+    labelled[spans._row, spans._column] = spans.last
+    labelled[training.chosen[training.benign]] = True
+    chosen = np.where(labelled, running, -np.inf)[training.chosen]
+    best = chosen.argmax(axis=1)
+    found = np.isfinite(chosen[np.arange(len(chosen)), best])
+    return np.where(found, spans.offsets[training.chosen] + best, -1)
+
+
+def _fit_points(
+    states: NDArray[np.float32], training: Training, index: NDArray[np.int64], kind: Kind, penalty: float
+) -> Linear:
+    labels, polarity = training.labels[index], training.polarity[index]
+    # A conversation counts as much however many places it gives.
+    weights = training.weights[index] / np.bincount(index, minlength=len(training.chosen))[index]
+    for side in (labels, ~labels):
+        weights[side] /= weights[side].sum()
+    weights *= len(index)
+    mean = np.average(states, axis=0, weights=weights)
+    scale = np.sqrt(np.average(np.square(states - mean), axis=0, weights=weights)) + 1e-6
+    standard = (states - mean) / scale
+    if kind == "logistic":
+        direction, bias = _logistic(standard, labels, weights, penalty)
+    else:
+        direction = _direction(standard, labels, polarity, weights, kind)
+        gain, bias = _logistic((standard @ direction)[:, None], labels, weights, 1.0)
+        direction = direction * gain[0]
+    weight = direction / scale
+    return Linear(weight, float(bias - mean @ weight))
+
+
+def _direction(
+    standard: NDArray[np.floating],
+    labels: NDArray[np.bool_],
+    polarity: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    kind: Kind,
+) -> NDArray[np.float64]:
+    """A unit direction in standardised states."""
+    sign = np.where(labels, 1.0, -1.0)
+    if kind == "mean_difference":
+        direction = (standard * (weights * sign)[:, None]).sum(axis=0)
+    else:
+        # Least squares of the states on label, label times polarity, and polarity.
+        design = np.stack([sign, sign * polarity, polarity, np.ones_like(sign)], axis=1)
+        root = np.sqrt(weights)[:, None]
+        effects = np.linalg.lstsq(design * root, standard * root, rcond=None)[0]
+        truth, other = effects[0].astype(np.float64), effects[1].astype(np.float64)
+        norm = float(other @ other)
+        direction = truth - other * (truth @ other) / norm if norm > 0 else truth
+    return direction / max(float(np.linalg.norm(direction)), 1e-12)
+
+
+def _logistic(
+    states: NDArray[np.floating], labels: NDArray[np.bool_], weights: NDArray[np.float64], penalty: float
+) -> tuple[NDArray[np.float64], float]:
     from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
-    points: list[NDArray[np.floating]] = []
-    weights: list[float] = []
-    read = [span for span in benign if len(span) >= min_tokens]
-    for span in read:
-        chosen = np.unique(np.linspace(min_tokens - 1, len(span) - 1, BENIGN_POINTS).astype(int))
-        points.append(span[chosen])
-        weights += [len(negative) / len(read) / len(chosen)] * len(chosen)
-    examples = np.concatenate([[span[-1] for span in positive], [span[-1] for span in negative], *points])
-    labels = np.arange(len(examples)) < len(positive)
-    model: Any = make_pipeline(
-        StandardScaler(), LogisticRegression(C=penalty, class_weight="balanced", max_iter=2000)
-    ).fit(
-        examples,
-        labels,
-        logisticregression__sample_weight=np.array([1.0] * (len(positive) + len(negative)) + weights),
-    )
-    scaler, logistic = model[0], model[1]
-    weight = logistic.coef_[0] / scaler.scale_
-    return Linear(weight, float(logistic.intercept_[0] - scaler.mean_ @ weight))
+    model: Any = LogisticRegression(C=penalty, max_iter=1000, tol=1e-3)
+    model.fit(states, labels, sample_weight=weights)
+    return model.coef_[0].astype(np.float64), float(model.intercept_[0])
 
 
-def cross_validate(
-    layer: int, penalty: float, positive: Spans, negative: Spans, benign: Spans, min_tokens: int, rate: float
-) -> Selection:
-    """What a choice is worth, on pairs and benign requests that each probe has not seen.
-
-    The threshold of the choice is set on the benign requests left out of each fold, at ``rate``, pooled over folds:
-    the half of the benign requests that the final threshold is set on is not touched.
-    """
-    peaks = np.full((2, len(positive)), -np.inf)
-    quiet = np.full(len(benign), -np.inf)
-    pair_folds, benign_folds = _folds(len(positive)), _folds(len(benign))
-    for fold in range(FOLDS):
-        pairs_in, benign_in = np.flatnonzero(pair_folds != fold), np.flatnonzero(benign_folds != fold)
-        pairs_out, benign_out = np.flatnonzero(pair_folds == fold), np.flatnonzero(benign_folds == fold)
-        probe = fit(
-            [positive[index] for index in pairs_in],
-            [negative[index] for index in pairs_in],
-            [benign[index] for index in benign_in],
-            penalty,
-            min_tokens,
-        )
-        peaks[0, pairs_out] = probe.verdicts([positive[index] for index in pairs_out], min_tokens)
-        peaks[1, pairs_out] = probe.verdicts([negative[index] for index in pairs_out], min_tokens)
-        quiet[benign_out] = probe.verdicts([benign[index] for index in benign_out], min_tokens)
-    # Choosing needs no certified rate: where the requests are too few for it, the strictest that they can set will do.
-    threshold, _ = calibrate(quiet, max(rate, 1 / (len(quiet) + 1)))
-    return Selection(layer, penalty, peaks[0], peaks[1], threshold)
-
-
-def text_auroc(positive: Sequence[str], negative: Sequence[str]) -> float:
-    """How well words alone tell positives from their negatives: TF-IDF and logistic regression, on the same folds."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import roc_auc_score
-    from sklearn.pipeline import make_pipeline
-
-    texts = np.array([*positive, *negative])
-    labels = np.arange(len(texts)) < len(positive)
-    folds = np.tile(_folds(len(positive)), 2)
-    scores = np.zeros(len(texts))
-    for fold in range(FOLDS):
-        model: Any = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10.0))
-        model.fit(texts[folds != fold], labels[folds != fold])
-        scores[folds == fold] = model.decision_function(texts[folds == fold])
-    return float(roc_auc_score(labels, scores))
-
-
-def _folds(count: int) -> NDArray[np.int64]:
-    """A fold for each item, shuffled the same way every time."""
-    return np.random.default_rng(0).permutation(np.arange(count) % FOLDS)
+def _through_windows(weights: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    """The weight of each state in an average of window means, from the weights of those means."""
+    spread = np.zeros(len(weights))
+    for end, weight in enumerate(weights):
+        begin = max(0, end + 1 - window)
+        spread[begin : end + 1] += weight / (end + 1 - begin)
+    return spread

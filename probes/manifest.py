@@ -7,7 +7,7 @@ import msgspec
 from probes.aggregate import Aggregate
 from probes.roles import Markers, Role
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 
 class ModelIdentity(msgspec.Struct, frozen=True):
@@ -56,17 +56,40 @@ class Calibration(msgspec.Struct, frozen=True):
 
 
 class Evaluation(msgspec.Struct, frozen=True):
-    """How a probe separates its contrast pairs, each scored by a probe that was not fitted on it."""
+    """How a probe does on data sets that it was made without, as a mean over them; the report has all of it."""
 
-    pairs: int
+    positives: int
+    """Examples that show the concept, of all sets together."""
+    negatives: int
+    """Examples that do not, the benign requests excepted."""
     auroc: float
-    """Area under the ROC curve, positives against their matched negatives."""
+    """Area under the ROC curve."""
     auroc_text: float
-    """The same for a TF-IDF logistic regression on the text alone: what words give away."""
+    """The same of the better one of two baselines: TF-IDF with logistic regression, and length."""
     recall: float
     """Share of positives that reach the threshold."""
-    paired: float
-    """Share of pairs in which the positive scores above its own matched negative."""
+
+
+class Probability(msgspec.Struct, frozen=True):
+    """probability = sigmoid(scale · score + offset), for the mixture of examples that it was fitted on (Platt 1999)."""
+
+    scale: float
+    offset: float
+    ece: float
+    """Expected calibration error on examples that neither it nor the probe was fitted on."""
+
+
+class Provenance(msgspec.Struct, frozen=True):
+    """Where examples come from."""
+
+    source: str
+    """The set: the name of its folder, or ``shipped``."""
+    licence: str
+    """As the set states it."""
+    files: dict[str, str]
+    """Each file read, as it is named on disk, to the SHA-256 of its bytes."""
+    rows: int
+    """Records in these files, before any is left out."""
 
 
 class Probe(msgspec.Struct, frozen=True):
@@ -82,6 +105,12 @@ class Probe(msgspec.Struct, frozen=True):
     aggregate: Aggregate
     calibration: Calibration
     evaluation: Evaluation
+    definition: str = ""
+    """What a high score means, and what it does not."""
+    kind: str = "logistic"
+    """How it was fitted, one of :data:`probes.linear.Kind`."""
+    probability: Probability | None = None
+    """Of the aggregate; ``None`` where there was too little to fit it on."""
 
     def reads(self, role: Role) -> bool:
         """Whether tokens of this role are scored by the probe."""
@@ -117,3 +146,7 @@ class Manifest(msgspec.Struct, frozen=True):
     vectors: list[Vector]
     """Sorted by layer."""
     tensors_sha256: str
+    files: dict[str, str] = {}
+    """Further files of the bundle, such as its report, to the SHA-256 of their bytes."""
+    provenance: dict[str, list[Provenance]] = {}
+    """What each probe, and ``benign``, was made from."""

@@ -38,10 +38,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-from probes.bundle import Bundle
+from probes.bundle import SIGNATURE, Bundle
 from probes.errors import BundleError, reason
 
-SIGNATURE: Final = "signature.json"
 CLOCK_SKEW: Final = timedelta(minutes=5)
 """How far the clocks of the machines that fit, sign and verify may be apart."""
 

@@ -43,7 +43,7 @@ def make_bundle(path: Path, *, min_tokens: int = 1, half_life: float = 4.0, seed
                     threshold=threshold,
                     aggregate=Aggregate(half_life=half_life, min_tokens=min_tokens),
                     calibration=Calibration(0.01, 100, 1, (0.0, 0.05)),
-                    evaluation=Evaluation(50, 0.9, 0.6, 0.8, 0.9),
+                    evaluation=Evaluation(50, 60, 0.9, 0.6, 0.8),
                 ),
                 random.normal(size=HIDDEN),
                 0.25,

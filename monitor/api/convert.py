@@ -92,11 +92,11 @@ def probe_message(probe: bundle.Probe) -> probe_pb2.Probe:
             interval_high=high,
         ),
         evaluation=probe_pb2.Evaluation(
-            pairs=probe.evaluation.pairs,
+            positives=probe.evaluation.positives,
+            negatives=probe.evaluation.negatives,
             auroc=probe.evaluation.auroc,
             auroc_text=probe.evaluation.auroc_text,
             recall=probe.evaluation.recall,
-            paired=probe.evaluation.paired,
         ),
     )
 

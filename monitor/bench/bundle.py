@@ -140,7 +140,7 @@ def _probe(name: str, layer: int) -> Probe:
         threshold=_OUT_OF_REACH,
         aggregate=Aggregate(),
         calibration=Calibration(0.0, 0, 0, (0.0, 1.0)),
-        evaluation=Evaluation(0, 0.5, 0.5, 0.0, 0.5),
+        evaluation=Evaluation(0, 0, 0.5, 0.5, 0.0),
     )
 
 

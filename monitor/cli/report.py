@@ -33,5 +33,8 @@ def bundle_table(bundle: Bundle) -> Table:
             f"{evaluation.auroc_text:.3f}",
             f"{evaluation.recall:.0%}",
         )
-    table.caption = "AUROC against matched negatives, cross-validated by pair; text alone: TF-IDF on the same folds."
+    table.caption = (
+        "AUROC and recall on data sets (or topics) that the probe was made without, as a mean over them; "
+        "text alone: the better of TF-IDF and length on the same."
+    )
     return table

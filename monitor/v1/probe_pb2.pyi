@@ -53,18 +53,18 @@ class Calibration(_message.Message):
     def __init__(self, false_positive_rate: _Optional[float] = ..., benign: _Optional[int] = ..., fired: _Optional[int] = ..., interval_low: _Optional[float] = ..., interval_high: _Optional[float] = ...) -> None: ...
 
 class Evaluation(_message.Message):
-    __slots__ = ("pairs", "auroc", "auroc_text", "recall", "paired")
-    PAIRS_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("positives", "negatives", "auroc", "auroc_text", "recall")
+    POSITIVES_FIELD_NUMBER: _ClassVar[int]
+    NEGATIVES_FIELD_NUMBER: _ClassVar[int]
     AUROC_FIELD_NUMBER: _ClassVar[int]
     AUROC_TEXT_FIELD_NUMBER: _ClassVar[int]
     RECALL_FIELD_NUMBER: _ClassVar[int]
-    PAIRED_FIELD_NUMBER: _ClassVar[int]
-    pairs: int
+    positives: int
+    negatives: int
     auroc: float
     auroc_text: float
     recall: float
-    paired: float
-    def __init__(self, pairs: _Optional[int] = ..., auroc: _Optional[float] = ..., auroc_text: _Optional[float] = ..., recall: _Optional[float] = ..., paired: _Optional[float] = ...) -> None: ...
+    def __init__(self, positives: _Optional[int] = ..., negatives: _Optional[int] = ..., auroc: _Optional[float] = ..., auroc_text: _Optional[float] = ..., recall: _Optional[float] = ...) -> None: ...
 
 class Vector(_message.Message):
     __slots__ = ("name", "layer", "hidden_norm")

@@ -1,9 +1,23 @@
 """Concepts: what a probe is to read, whose tokens it reads, and the contrast data that teaches it.
 
 A concept's data are pairs of conversations, alike in topic, words, style and length, that differ in the concept; the
-probe is taught on the last message of each. ``benign`` are ordinary requests, on which thresholds are set.
+probe is taught on the last message of each. ``benign`` are ordinary requests, on which thresholds are set. Two more
+concepts, for models large enough to have them, are files beside this one: ``sandbagging.yaml`` and
+``situational_awareness.yaml``.
 """
 
-from probes.concepts._concept import CONCEPTS, Benign, Concept, Pair, benign_path, load_benign
+from typing import Final
 
-__all__ = ["CONCEPTS", "Benign", "Concept", "Pair", "benign_path", "load_benign"]
+from probes.concepts import deception, harmful_intent, refusal, sycophancy, toxicity
+from probes.concepts.concept import Concept, benign_path, load_benign, load_concept
+
+CONCEPTS: Final = (
+    harmful_intent.CONCEPT,
+    refusal.CONCEPT,
+    toxicity.CONCEPT,
+    sycophancy.CONCEPT,
+    *deception.CONCEPTS,
+)
+"""What ships, in the order in which it is fitted."""
+
+__all__ = ["CONCEPTS", "Concept", "benign_path", "load_benign", "load_concept"]

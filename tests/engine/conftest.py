@@ -72,7 +72,7 @@ def random_bundle(
             threshold=threshold,
             aggregate=Aggregate(),
             calibration=Calibration(0.01, 100, 0, (0.0, 0.04)),
-            evaluation=Evaluation(10, 0.5, 0.5, 0.5, 0.5),
+            evaluation=Evaluation(10, 10, 0.5, 0.5, 0.5),
         )
         probes.append((probe, weight / np.linalg.norm(weight), 0.5))
     vectors = [

@@ -123,7 +123,7 @@ def random_bundle(path: Path, model: Path, source: TransformersSource) -> Bundle
             threshold=1e9,
             aggregate=Aggregate(),
             calibration=Calibration(0.01, 100, 0, (0.0, 0.04)),
-            evaluation=Evaluation(10, 0.5, 0.5, 0.5, 0.5),
+            evaluation=Evaluation(10, 10, 0.5, 0.5, 0.5),
         )
         for layer in TAPPED
     ]

@@ -93,7 +93,7 @@ def test_there_may_be_none():
 
 
 def probe(layer: int, index: int) -> Probe:
-    calibration, evaluation = Calibration(0.1, 10, 1, (0.0, 0.5)), Evaluation(10, 0.9, 0.6, 0.8, 0.9)
+    calibration, evaluation = Calibration(0.1, 10, 1, (0.0, 0.5)), Evaluation(10, 10, 0.9, 0.6, 0.8)
     return Probe(f"probe-{layer}-{index}", layer, ["user"], 0.0, Aggregate(), calibration, evaluation)
 
 

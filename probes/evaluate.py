@@ -1,0 +1,402 @@
+"""What a probe is worth, shown on data that it was not fitted on.
+
+For each fold of :mod:`probes.selection` the probe is made as it would have been without the data that the fold leaves
+out: layer, kind and penalty chosen by the other folds, fitted on their data, its threshold set on the calibrating half
+of the other benign sources. On what was left out are then measured: the area under the ROC curve, recall at that
+threshold, tokens to detect, the false-positive rate of the benign source, and what words and length alone would have
+shown. Beside it stand controls: labels drawn at random, directions drawn at random.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from probes.baselines import text_of, text_scores
+from probes.calibrate import calibrate
+from probes.errors import ConceptError
+from probes.linear import Linear, Spans, Training, fit
+from probes.material import Material
+from probes.metrics import (
+    Interval,
+    auroc,
+    auroc_interval,
+    certifiable,
+    expected_calibration_error,
+    platt,
+    recall_at,
+    recall_interval,
+    roc_points,
+)
+from probes.report.document import (
+    Baseline,
+    Controls,
+    Histogram,
+    Rate,
+    Reliability,
+    Roc,
+    Split,
+    SplitKind,
+    SweepPoint,
+)
+from probes.selection import Candidate, Fold, Table, choose
+
+SMALLEST: Final = 20
+"""Examples of either label below which a slice is not reported."""
+DRAWS: Final = 5
+"""Of random labels."""
+DIRECTIONS: Final = 20
+"""Drawn at random."""
+GROUPED: Final = 5
+"""Folds of the split within the distribution."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What :func:`evaluate` found."""
+
+    splits: list[Split]
+    rates: list[Rate]
+    roc: list[Roc]
+    scores: Histogram
+    controls: Controls
+    reliability: Reliability | None
+    probability: tuple[float, float] | None
+    """Scale and offset of the Platt probability."""
+    seconds_a_token: float
+
+
+def evaluate(
+    material: Material,
+    spans: Callable[[Candidate], Spans],
+    quiet: Callable[[Candidate], tuple[Spans, NDArray[np.bool_]]],
+    table: Table,
+    folds: Sequence[Fold],
+    rate: float,
+    done: Callable[[], None] = lambda: None,
+) -> Evaluated:
+    """Measure a concept's probe.
+
+    Args:
+        material: The concept's conversations.
+        spans: Their rows, as a candidate reads them.
+        quiet: The rows of the calibrating benign requests, and which of all benign requests they are.
+        table: What every candidate showed in every fold.
+        folds: What they leave out.
+        rate: The false-positive rate that thresholds are set for.
+        done: Called after each fold.
+    """
+    judged = _Judge(material, spans, quiet, rate)
+    kind: SplitKind = (
+        "leave-source" if len(np.unique(material.data.sources[~material.data.benign])) > 1 else "leave-topic"
+    )
+    for number, fold in enumerate(folds):
+        judged.take(choose(table, without=number), fold, kind)
+        done()
+    grouped = _grouped(material)
+    best = choose(table)
+    for fold in grouped:
+        judged.take(best, fold, None)
+        done()
+    controls = _controls(spans(best), material, grouped, best)
+    return judged.found(controls)
+
+
+class _Judge:
+    """Gathers what folds show."""
+
+    def __init__(
+        self,
+        material: Material,
+        spans: Callable[[Candidate], Spans],
+        quiet: Callable[[Candidate], tuple[Spans, NDArray[np.bool_]]],
+        rate: float,
+    ) -> None:
+        self._material, self._spans, self._quiet, self._rate = material, spans, quiet, rate
+        self._data = material.data
+        self._texts = [
+            *(text_of(item.messages, material.concept) for item in material.sample.items),
+            *(
+                text_of(material.ordinary.sample.items[index].messages, material.concept)
+                for index in np.flatnonzero(
+                    ~material.ordinary.calibrating & material.ordinary.read_by(material.concept)
+                )
+            ),
+        ]
+        self._tags = [frozenset(item.tags) for item in material.sample.items]
+        self._splits: list[Split] = []
+        self._rates: dict[str, tuple[int, int]] = {}
+        self._roc: list[Roc] = []
+        self._within: list[tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.str_]]] = []
+        self._margins: dict[str, list[NDArray[np.float64]]] = {"shows the concept": [], "does not": [], "benign": []}
+        self._seconds: list[float] = []
+
+    def take(self, candidate: Candidate, fold: Fold, kind: SplitKind | None) -> None:
+        """Make the probe without what the fold leaves out, and judge it there.
+
+        Args:
+            candidate: How it is made.
+            fold: What it is made without.
+            kind: Of split; ``None`` for a part of the grouped one.
+        """
+        data, spans = self._data, self._spans(candidate)
+        training = data.training(fold.fitted)
+        probe = fit(spans, training, candidate.kind, candidate.penalty)
+        begin = time.perf_counter()
+        running = spans.running(probe)
+        self._seconds.append((time.perf_counter() - begin) / max(1, int(spans.counts.sum())))
+        peaks = running.max(axis=1, initial=-np.inf)
+        threshold = self._threshold(candidate, probe, fold)
+        positive, negative = fold.test & data.labels, fold.test & ~data.labels & ~data.benign
+        for name, mask in (
+            ("shows the concept", positive),
+            ("does not", negative),
+            ("benign", fold.test & data.benign),
+        ):
+            self._margins[name].append(peaks[mask] - threshold)
+        if kind is None:
+            tested = fold.test & ~data.benign
+            self._within.append((peaks[tested] - threshold, data.labels[tested], data.groups[tested]))
+            return
+        against = negative if negative.any() else fold.test & data.benign
+        if not positive.any() or not against.any():
+            return
+        text = self._text(fold, training, positive, against)
+        # The first token where it fires; of requests on which it does not, nothing is read.
+        detected = (running >= threshold).argmax(axis=1) + 1
+        self._splits.append(
+            self._split(f"{kind}: {fold.name}", kind, peaks, threshold, positive, against, text, detected)
+        )
+        self._slices(fold, peaks, threshold, positive, against, text, detected)
+        if len(np.unique(peaks[against])) > 1:
+            self._roc.append(
+                Roc(fold.name, int(positive.sum()), int(against.sum()), roc_points(peaks[positive], peaks[against]))
+            )
+
+    def found(self, controls: Controls) -> Evaluated:
+        """Everything that was gathered."""
+        margins, labels, groups = (np.concatenate(parts) for parts in zip(*self._within, strict=True))
+        within = Split(
+            "grouped: all sources",
+            "grouped",
+            int(labels.sum()),
+            int((~labels).sum()),
+            auroc_interval(margins[labels], margins[~labels], groups[labels], groups[~labels]),
+            recall_interval(margins[labels], 0.0, groups[labels]),
+            self._grouped_text(),
+        )
+        reliability, probability = _reliability(margins, labels, groups)
+        return Evaluated(
+            splits=[*self._splits, within],
+            rates=[
+                Rate.of(source, fired, count, self._rate, left_out=True)
+                for source, (fired, count) in sorted(self._rates.items())
+            ],
+            roc=self._roc,
+            scores=Histogram.of({name: np.concatenate(parts) for name, parts in self._margins.items()}),
+            controls=controls,
+            reliability=reliability,
+            probability=probability,
+            seconds_a_token=float(np.median(self._seconds)),
+        )
+
+    def _threshold(self, candidate: Candidate, probe: Linear, fold: Fold) -> float:
+        """Set on benign requests whose sources the fold does not leave out; tells what it did to those left out."""
+        quiet, which = self._quiet(candidate)
+        peaks, sources = quiet.peaks(probe), self._material.ordinary.sources[which]
+        data = self._data
+        left = np.unique(data.sources[fold.test & data.benign])
+        whole = {name for name in left.tolist() if not (data.benign & fold.fitted & (data.sources == name)).any()}
+        kept = ~np.isin(sources, list(whole))
+        if not kept.any():
+            kept = np.ones(len(kept), bool)
+        rate = max(self._rate, 1 / (int(kept.sum()) + 1))
+        slices = {f"source={name}": (sources == name)[kept] for name in np.unique(sources[kept]).tolist()}
+        try:
+            threshold, _ = calibrate(peaks[kept], rate, slices)
+        except ConceptError:
+            return float(np.max(peaks[kept], where=np.isfinite(peaks[kept]), initial=0.0))
+        for name in whole:
+            mine = peaks[sources == name]
+            if name not in self._rates and len(mine):
+                self._rates[name] = (int((mine >= threshold).sum()), len(mine))
+        return threshold
+
+    def _text(
+        self, fold: Fold, training: Training, positive: NDArray[np.bool_], against: NDArray[np.bool_]
+    ) -> Callable[[NDArray[np.bool_], NDArray[np.bool_]], Baseline]:
+        tested = np.flatnonzero(positive | against | (fold.test & self._data.benign))
+        scores = text_scores(
+            [self._texts[index] for index in training.chosen.tolist()],
+            training.labels,
+            training.weights,
+            [self._texts[index] for index in tested.tolist()],
+        )
+        words = np.full(len(self._texts), -np.inf)
+        length = np.full(len(self._texts), -np.inf)
+        words[tested], length[tested] = scores.words, scores.length
+        benign = words[fold.test & self._data.benign]
+
+        def baseline(high: NDArray[np.bool_], low: NDArray[np.bool_]) -> Baseline:
+            certified = len(benign) and certifiable(len(benign), self._rate)
+            return Baseline(
+                auroc(words[high], words[low]),
+                recall_at(words[high], benign, self._rate) if certified else None,
+                auroc(length[high], length[low]),
+            )
+
+        return baseline
+
+    def _grouped_text(self) -> Baseline:
+        data = self._data
+        words, length, labels = list[NDArray[np.float64]](), list[NDArray[np.float64]](), list[NDArray[np.bool_]]()
+        for fold in _grouped(self._material):
+            training, tested = data.training(fold.fitted), np.flatnonzero(fold.test & ~data.benign)
+            scores = text_scores(
+                [self._texts[index] for index in training.chosen.tolist()],
+                training.labels,
+                training.weights,
+                [self._texts[index] for index in tested.tolist()],
+            )
+            words.append(scores.words)
+            length.append(scores.length)
+            labels.append(data.labels[tested])
+        label = np.concatenate(labels)
+        word, long = np.concatenate(words), np.concatenate(length)
+        return Baseline(auroc(word[label], word[~label]), None, auroc(long[label], long[~label]))
+
+    def _split(
+        self,
+        name: str,
+        kind: SplitKind,
+        peaks: NDArray[np.float64],
+        threshold: float,
+        positive: NDArray[np.bool_],
+        against: NDArray[np.bool_],
+        text: Callable[[NDArray[np.bool_], NDArray[np.bool_]], Baseline],
+        detected: NDArray[np.int64],
+    ) -> Split:
+        groups = self._data.groups
+        fired = positive & (peaks >= threshold)
+        return Split(
+            name,
+            kind,
+            int(positive.sum()),
+            int(against.sum()),
+            auroc_interval(peaks[positive], peaks[against], groups[positive], groups[against]),
+            recall_interval(peaks[positive], threshold, groups[positive]) if np.isfinite(threshold) else None,
+            text(positive, against),
+            float(np.median(detected[fired])) if fired.any() else None,
+        )
+
+    def _slices(
+        self,
+        fold: Fold,
+        peaks: NDArray[np.float64],
+        threshold: float,
+        positive: NDArray[np.bool_],
+        against: NDArray[np.bool_],
+        text: Callable[[NDArray[np.bool_], NDArray[np.bool_]], Baseline],
+        detected: NDArray[np.int64],
+    ) -> None:
+        """The fold's examples that are negated, of several turns, or long."""
+        tags = np.array(
+            [self._slice_of(index) for index in range(len(self._tags))] + [""] * int(self._data.benign.sum())
+        )
+        for name, kind in _SLICES.items():
+            high, low = positive & (tags == name), against & (tags == name)
+            if high.sum() >= SMALLEST and low.sum() >= SMALLEST:
+                label = f"{kind}: {name} of {fold.name}"
+                self._splits.append(self._split(label, kind, peaks, threshold, high, low, text, detected))
+
+    def _slice_of(self, index: int) -> str:
+        if "negated" in self._tags[index]:
+            return "negated"
+        turns = sum(message.role != "system" for message in self._material.sample.items[index].messages)
+        if turns > 2:
+            return "several turns"
+        return "long" if len(self._texts[index]) > 600 else ""
+
+
+_SLICES: Final[dict[str, SplitKind]] = {"negated": "negation", "several turns": "multi-turn", "long": "length"}
+
+
+def _grouped(material: Material) -> list[Fold]:
+    """Folds within the distribution: groups kept whole."""
+    data = material.data
+    names, inverse = np.unique(data.groups, return_inverse=True)
+    part = (np.random.default_rng(0).permutation(len(names)) % GROUPED)[inverse]
+    return [Fold(f"part {number + 1}", part == number, part != number) for number in range(GROUPED)]
+
+
+def _controls(spans: Spans, material: Material, folds: Sequence[Fold], best: Candidate) -> Controls:
+    """Random labels, fixed for each group, and random directions; on the first fold of the grouped split."""
+    data, fold = material.data, folds[0]
+    tested = np.flatnonzero(fold.test & ~data.benign)
+    high, low = tested[data.labels[tested]], tested[~data.labels[tested]]
+    true = spans.peaks(fit(spans, data.training(fold.fitted), best.kind, best.penalty))
+    task = auroc(true[high], true[low])
+    random = np.random.default_rng(0)
+    names, inverse = np.unique(data.groups, return_inverse=True)
+    control = list[float]()
+    for _ in range(DRAWS):
+        drawn = np.where(data.benign, False, random.random(len(names))[inverse] < 0.5)
+        training = data.training(fold.fitted)
+        shuffled = Training(
+            training.chosen, drawn[training.chosen], training.weights, training.polarity, training.benign
+        )
+        peaks = spans.peaks(fit(spans, shuffled, best.kind, best.penalty))
+        seen = tested[drawn[tested]], tested[~drawn[tested]]
+        control.append(auroc(peaks[seen[0]], peaks[seen[1]]) if len(seen[0]) and len(seen[1]) else 0.5)
+    scale = spans.states.std(axis=0) + 1e-6
+    directions = list[float]()
+    for _ in range(DIRECTIONS):
+        peaks = spans.peaks(Linear(random.normal(size=len(scale)) / scale, 0.0))
+        area = auroc(peaks[high], peaks[low])
+        directions.append(max(area, 1 - area))
+    return Controls(
+        DRAWS,
+        _spread(control),
+        _spread([task - value for value in control]),
+        _spread(directions),
+    )
+
+
+def _spread(values: Sequence[float]) -> Interval:
+    """The mean of draws, and the range they had."""
+    return Interval(float(np.mean(values)), float(np.min(values)), float(np.max(values)))
+
+
+def _reliability(
+    margins: NDArray[np.float64], labels: NDArray[np.bool_], groups: NDArray[np.str_]
+) -> tuple[Reliability | None, tuple[float, float] | None]:
+    """Platt's scale and offset on all examples, and the error of ones that were fitted on half of the groups."""
+    names, inverse = np.unique(groups, return_inverse=True)
+    half = (np.random.default_rng(1).permutation(len(names)) % 2 == 0)[inverse]
+    heard = np.isfinite(margins)
+    if any(not (labels & heard & part).any() or not (~labels & heard & part).any() for part in (half, ~half)):
+        return None, None
+    probability = np.zeros(len(margins))
+    for part in (half, ~half):
+        probability[~part] = platt(margins[part], labels[part]).probability(margins[~part])
+    bins = 15
+    error = expected_calibration_error(probability[heard], labels[heard], bins)
+    final = platt(margins, labels)
+    return Reliability(int(heard.sum()), bins, error), (final.scale, final.offset)
+
+
+def sweep(table: Table) -> list[SweepPoint]:
+    """What every candidate showed, for the figure."""
+    return [
+        SweepPoint(
+            candidate.layer,
+            candidate.kind,
+            candidate.penalty if candidate.kind == "logistic" else None,
+            float(np.nanmean([fold.recall for fold in shown])),
+            float(np.nanmean([fold.auroc for fold in shown])),
+        )
+        for candidate, shown in table.items()
+    ]

@@ -1,0 +1,181 @@
+"""Everything that fitting reads of a model, on disk: labelled conversations, and benign requests with answers.
+
+Benign requests are halved by a hash of their names: one half teaches what is ordinary, the other sets thresholds and is
+seen by no probe. Some of each half are read with the model's own answer: a probe that reads the assistant must be set
+on what the model really writes, and a request without its answer would be quieter than any that is served.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from probes.activations import TransformersSource
+from probes.chat import Conversation
+from probes.concepts import Concept, load_benign
+from probes.corpus import Sample, sample_benign, sample_examples
+from probes.examples import Benign, Example
+from probes.models import Progress
+from probes.roles import Role
+from probes.selection import Labelled
+from probes.sources import load
+from probes.sources import load_benign as load_public_benign
+from probes.store import Rows, Store, Stored
+
+CALIBRATING: Final = 0.6
+"""Share of the benign requests that set thresholds."""
+BENIGN_SHARE: Final = 0.25
+"""Of the token budget."""
+ANSWERED: Final = 600
+"""Benign requests that are read with an answer, of both halves together."""
+ANSWER_TOKENS: Final = 40
+"""Length of those answers at most."""
+NEGATED: Final = "negated"
+"""The tag of a statement whose sign is turned."""
+
+
+@dataclass(frozen=True)
+class Ordinary:
+    """Benign requests as read; arrays have one element a request."""
+
+    sample: Sample[Benign]
+    stored: Stored
+    answered: NDArray[np.bool_]
+    """Read with the model's answer."""
+    calibrating: NDArray[np.bool_]
+    """Of the half that sets thresholds."""
+
+    @property
+    def sources(self) -> NDArray[np.str_]:
+        """Where each comes from."""
+        return np.array([item.source for item in self.sample.items])
+
+    def answer_states(self, layer: int) -> NDArray[np.float32]:
+        """The states of the model's own answers at a layer, shape ``(rows, hidden)``."""
+        rows = self.stored.rows(layer)
+        return rows.states[rows.roles == Role.ASSISTANT]
+
+    def read_by(self, concept: Concept) -> NDArray[np.bool_]:
+        """Those that have what the concept's probe reads."""
+        return self.answered if Role.ASSISTANT in concept.roles else np.ones(len(self.answered), bool)
+
+
+@dataclass(frozen=True)
+class Material:
+    """One concept's conversations, and the benign requests of the half that teaches."""
+
+    concept: Concept
+    sample: Sample[Example]
+    ordinary: Ordinary
+    data: Labelled
+    """The labelled conversations, then the benign ones."""
+    _stored: Stored
+
+    def rows(self, layer: int) -> Rows:
+        """The rows of :attr:`data`'s conversations at a layer."""
+        teaching = ~self.ordinary.calibrating & self.ordinary.read_by(self.concept)
+        return self._stored.rows(layer).join(self.ordinary.stored.rows(layer).of(teaching))
+
+    def calibration_rows(self, layer: int) -> tuple[Rows, NDArray[np.bool_]]:
+        """The rows of the half that sets thresholds, and which benign requests they are."""
+        chosen = self.ordinary.calibrating & self.ordinary.read_by(self.concept)
+        return self.ordinary.stored.rows(layer).of(chosen), chosen
+
+
+def gather(
+    source: TransformersSource,
+    store: Store,
+    concepts: Sequence[Concept],
+    data: Path | None,
+    budget: int,
+    progress: Progress,
+) -> list[Material]:
+    """Choose, answer and read everything.
+
+    Args:
+        source: Answers benign requests, and encodes.
+        store: Reads the rest, and remembers it.
+        concepts: What is to be fitted.
+        data: Directory of public data sets; ``None`` for what ships with Plumbob.
+        budget: Tokens of all conversations together.
+        progress: Told about slow work.
+
+    Raises:
+        PlumbobError: The data cannot be used.
+        OSError: The disk is full, or refuses.
+    """
+    samples: list[Sample[Example]] = []
+    share = int(budget * (1 - BENIGN_SHARE) / len(concepts))
+    for number, concept in enumerate(concepts):
+        samples.append(sample_examples(concept.examples(data, load), source.encode, share, concept.name))
+        progress("encoding examples", number + 1, len(concepts))
+    ordinary = _read_ordinary(source, store, data, int(budget * BENIGN_SHARE), progress)
+    return [
+        _material(concept, sample, store.read(sample.tokens, f"reading {concept.name}", progress), ordinary)
+        for concept, sample in zip(concepts, samples, strict=True)
+    ]
+
+
+def _read_ordinary(
+    source: TransformersSource, store: Store, data: Path | None, budget: int, progress: Progress
+) -> Ordinary:
+    requests = [*load_benign(), *(load_public_benign(data) if data is not None else [])]
+
+    def ask(conversation: Conversation) -> list[int]:
+        return source.encode(conversation, respond=True)
+
+    sample = sample_benign(requests, ask, budget)
+    drawn = np.array([_draw(item.source, item.id) for item in sample.items])
+    calibrating = drawn < CALIBRATING
+    answered = np.zeros(len(drawn), bool)
+    sources = np.array([item.source for item in sample.items])
+    # As many of each source as of any other, where it has them.
+    ranks = np.zeros(len(drawn), np.int64)
+    for name in np.unique(sources):
+        members = np.flatnonzero(sources == name)
+        ranks[members[np.argsort(_spread(drawn[members]))]] = np.arange(len(members))
+    answered[np.argsort(ranks, kind="stable")[:ANSWERED]] = True
+    tokens = list(sample.tokens)
+    asked = np.flatnonzero(answered).tolist()
+    for index, answer in zip(
+        asked, store.answers([tokens[index] for index in asked], ANSWER_TOKENS, source, progress), strict=True
+    ):
+        tokens[index] = answer
+    return Ordinary(sample, store.read(tokens, "reading benign requests", progress), answered, calibrating)
+
+
+def _material(concept: Concept, sample: Sample[Example], stored: Stored, ordinary: Ordinary) -> Material:
+    teaching = np.flatnonzero(~ordinary.calibrating & ordinary.read_by(concept)).tolist()
+    examples, requests = sample.items, [ordinary.sample.items[index] for index in teaching]
+    return Material(
+        concept,
+        sample,
+        ordinary,
+        Labelled(
+            labels=np.array([*(item.label for item in examples), *([False] * len(requests))]),
+            benign=np.array([False] * len(examples) + [True] * len(requests)),
+            polarity=np.array(
+                [*(-1.0 if NEGATED in item.tags else 1.0 for item in examples), *([1.0] * len(requests))]
+            ),
+            sources=np.array([*(item.source for item in examples), *(item.source for item in requests)]),
+            groups=np.array(
+                [*(item.group for item in examples), *(f"benign:{item.source}:{item.id}" for item in requests)]
+            ),
+            topics=np.array([*(item.topic for item in examples), *(item.topic for item in requests)]),
+        ),
+        stored,
+    )
+
+
+def _draw(source: str, name: str) -> float:
+    """A number from 0 to 1 for each request, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(f"{source}:{name}".encode()).digest()[:8], "big") / 2**64
+
+
+def _spread(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The same order within either half, so that either has its share of those that come first."""
+    return np.where(drawn < CALIBRATING, drawn / CALIBRATING, (drawn - CALIBRATING) / (1 - CALIBRATING))
