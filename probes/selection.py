@@ -84,7 +84,8 @@ class Labelled:
 def leave_sources_out(data: Labelled, seed: int = 0) -> list[Fold]:
     """One fold for each data set that has positives; by topic where there is only one.
 
-    Data sets about one topic, which may share what they are about, are left out together. Data sets without positives, the benign ones among them, are left out in turn, one or more with each fold.
+    Data sets about one topic, which may share what they are about, are left out together. Data sets without positives,
+    the benign ones among them, are left out in turn, one or more with each fold.
     """
     positive = np.unique(data.sources[data.labels])
     if len(positive) > 1:

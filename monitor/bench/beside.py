@@ -51,12 +51,15 @@ class Counters(msgspec.Struct, frozen=True):
     """Rows of activations that were read."""
 
     def __add__(self, other: "Counters") -> "Counters":
-        """What two monitors of one engine have seen, one after the other."""
-        pairs = zip(msgspec.structs.astuple(self), msgspec.structs.astuple(other), strict=True)
-        return msgspec.structs.replace(Counters(*map(sum, pairs)), sent=max(self.sent, other.sent))
+        """Of two runs together, each :meth:`since` its beginning."""
+        return Counters(*map(sum, zip(msgspec.structs.astuple(self), msgspec.structs.astuple(other), strict=True)))
 
-    def __sub__(self, other: "Counters") -> "Counters":
-        """What was seen since ``other``."""
+    def then(self, later: "Counters") -> "Counters":
+        """What two monitors of one engine have seen, one after the other."""
+        return msgspec.structs.replace(self + later, sent=max(self.sent, later.sent))
+
+    def since(self, other: "Counters") -> "Counters":
+        """What was seen after ``other``."""
         pairs = zip(msgspec.structs.astuple(self), msgspec.structs.astuple(other), strict=True)
         return Counters(*(mine - theirs for mine, theirs in pairs))
 
@@ -95,7 +98,7 @@ class Beside:
         """What it has seen, all processes of it together."""
         if self._process is not None:
             self._ask(None)
-        return self._past + self._seen
+        return self._past.then(self._seen)
 
     def kill(self) -> None:
         """End the process as a crash would."""
@@ -103,7 +106,7 @@ class Beside:
             self._process = None
             process.kill()
             process.communicate()
-            self._past, self._seen = self._past + self._seen, Counters()
+            self._past, self._seen = self._past.then(self._seen), Counters()
 
     def _ask(self, mode: Mode | None) -> None:
         process = self._process
@@ -192,7 +195,7 @@ class _Station:
     @property
     def counters(self) -> Counters:
         """Of all monitors that have listened here."""
-        return self._past + self._present()
+        return self._past.then(self._present())
 
     async def switch(self, mode: Mode) -> None:
         """Let the monitor do this from now on."""
@@ -215,7 +218,7 @@ class _Station:
         self._running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._running
-        self._past += self._present()
+        self._past = self._past.then(self._present())
         self._monitor.close()
         self._monitor = self._running = self._passage = None
 

@@ -224,7 +224,7 @@ class Lab:
         if setup.killed:
             # Its successor says what was lost in between.
             self._prepare(setup)
-        seen = self._settled_counters() - before
+        seen = self._settled_counters().since(before)
         self._rest(setup)
         return answer, seen
 
@@ -340,7 +340,7 @@ class Lab:
             engine.generate(_WAKE, 2, fresh=True)
             if mode is None or not mode.listen:
                 return
-            seen = self._settled_counters() - before
+            seen = self._settled_counters().since(before)
             if seen.frames and (seen.streamed or not mode.stream):
                 return
             if time.monotonic() > deadline:

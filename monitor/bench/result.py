@@ -55,8 +55,8 @@ class Traffic(msgspec.Struct, frozen=True):
     requests: int
     """Run by the engine; one that fails ends the benchmark."""
     sent: int
-    """Frames that the engine has numbered, up to the last one that the monitor read: ``frames + lost``, and less where a
-    monitor was killed: what it read and had not confirmed yet, its successor counts as lost."""
+    """Frames that the engine has numbered, up to the last one that the monitor read: ``frames + lost``, and less where
+    a monitor was killed: what it read and had not confirmed yet, its successor counts as lost."""
     frames: int
     """Read by the monitor."""
     lost: int

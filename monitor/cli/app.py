@@ -101,9 +101,7 @@ def fit(
     ],
     data: Annotated[
         Path | None,
-        typer.Option(
-            help="Directory of public data sets; without it, the pairs that ship with Plumbob are all there is."
-        ),
+        typer.Option(help="Directory of public data sets; without it, what ships with Plumbob is all there is."),
     ] = None,
     concept: Annotated[
         list[Path] | None,

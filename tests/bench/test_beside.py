@@ -183,7 +183,8 @@ def test_a_monitor_that_cannot_start_says_why(tmp_path):
         beside.set(Mode())
 
 
-def test_counters_are_added_but_for_what_the_engine_has_numbered():
+def test_counters_of_runs_are_added_and_of_monitors_follow_each_other():
     some, more = Counters(1, 2, 3, 4, 5), Counters(10, 20, 30, 40, 50)
-    assert some + more == more + some == Counters(10, 22, 33, 44, 55)
-    assert more - some == Counters(9, 18, 27, 36, 45)
+    assert some + more == Counters(11, 22, 33, 44, 55)
+    assert more.since(some) == Counters(9, 18, 27, 36, 45)
+    assert some.then(more) == Counters(10, 22, 33, 44, 55), "the engine's numbers go on"
