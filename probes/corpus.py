@@ -58,11 +58,11 @@ def sample_examples(examples: Sequence[Example], encode: Encode, budget: int, na
         if example.id in ids:
             raise ConceptError(f"Concept '{name}' has two examples with the id {example.id}.", "Rename one of them.")
         ids.add(example.id)
-    prefixes = {example.id: len(encode(example.messages[:-1])) for example in examples if _is_long(example.messages)}
 
     def keep(example: Example, tokens: list[int]) -> bool:
         # The labelled message must begin within what is kept, with room for some of it.
-        return len(tokens) <= MAX_TOKENS or prefixes.get(example.id, 0) < MAX_TOKENS // 2
+        before = example.messages[:-1]
+        return len(tokens) <= MAX_TOKENS or not before or len(encode(before)) < MAX_TOKENS // 2
 
     chosen, cut, dropped = _choose(examples, lambda item: item.group, encode, budget, keep)
     for label in (True, False):
@@ -77,11 +77,6 @@ def sample_benign(requests: Sequence[Benign], encode: Encode, budget: int) -> Sa
     """Choose benign requests."""
     chosen, cut, _ = _choose(requests, lambda item: f"{item.source}:{item.id}", encode, budget, lambda *_: True)
     return Sample([item for item, _ in chosen], [tokens for _, tokens in chosen], cut, 0, len(requests))
-
-
-def _is_long(conversation: Conversation) -> bool:
-    """Whether a conversation may have more than :data:`MAX_TOKENS` tokens: a token is a byte at least."""
-    return sum(len(message.content) for message in conversation) > MAX_TOKENS and len(conversation) > 1
 
 
 def _choose(

@@ -8,7 +8,7 @@ Rows of roles that no probe reads are not kept: a template around a short messag
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from probes.activations import ActivationSource, Reading
 from probes.models import Progress
@@ -26,7 +26,7 @@ from probes.roles import Role
 SHARD_TOKENS: Final = 16_384
 """Tokens of a shard: some 20 seconds of reading are lost at most when it is interrupted."""
 
-ANSWERED_AT_ONCE: Final = 96
+ANSWERED_AT_ONCE: Final = 64
 """Prompts answered before the answers are written: a decode step costs little more for many than for one."""
 
 KEPT: Final = (Role.USER, Role.ASSISTANT)
@@ -76,7 +76,7 @@ class Store:
     """Conversations that were read once.
 
     Args:
-        directory: Of the shards; made where there is none.
+        directory: Of the shards; made with the first of them.
         source: Reads what is not there yet.
         model: What identifies the model's weights.
         layers: Which layers are kept, ascending.
@@ -86,7 +86,6 @@ class Store:
         self._directory, self._source = directory, source
         self.layers = list(layers)
         self._model = model
-        directory.mkdir(parents=True, exist_ok=True)
 
     def read(self, conversations: Sequence[Sequence[int]], what: str, progress: Progress) -> "Stored":
         """Read conversations, those excepted that were read before.
@@ -137,7 +136,7 @@ class Store:
                 found = msgspec.json.decode(path.read_bytes(), type=list[list[int]])
             except (OSError, msgspec.MsgspecError):
                 found = answerer.respond(asked, max_tokens)
-                _replace(path, lambda file, found=found: file.write_bytes(msgspec.json.encode(found)))
+                _replace(path, msgspec.json.encode(found))
             for index, ids in zip(part, found, strict=True):
                 answered[index] = ids
             progress("answering benign requests", start + len(part), len(prompts))
@@ -215,16 +214,20 @@ def _save(path: Path, readings: Sequence[Reading]) -> None:
         ).astype(np.uint8),
         "counts": np.array([int(mask.sum()) for mask in kept], np.int64),
     }
-    _replace(path, lambda file: save_file(tensors, file))
+    _replace(path, save(tensors))
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
+def _replace(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
         temporary = Path(file.name)
     try:
-        write(temporary)
+        temporary.write_bytes(content)
         temporary.replace(path)
+    except OSError as error:
+        # That of a full disk does not name the file.
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
