@@ -8,12 +8,14 @@ A line is one object, ``{"id", "messages": [{"role", "content"}, …]}`` or ``{"
 * ``slices``: name to value, kinds of traffic that are looked at on their own; ``slice`` is one without a name;
 * ``metadata``: anything, which nobody reads.
 
-Any other key is an error: a misspelt ``labels`` would otherwise be a request without labels.
+Other keys are ignored, in a line as in a message: logs and data sets have their own. One that looks like a slip of the
+hand, such as ``label`` or ``lables``, is an error: it would otherwise be a request without labels.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -25,6 +27,11 @@ ROLES: Final = ("system", "user", "assistant", "tool")
 
 _RESERVED: Final = ("source", "length")
 """Slices that calibration makes itself."""
+
+_MEANT: Final = {name.removesuffix("s"): name for name in ("messages", "prompt", "labels", "group", "source", "slices")}
+"""Keys that are easily misspelt, by their singular. ``id`` is none: it is missed anyway, and near to many others."""
+_ALIKE: Final = 0.8
+"""Similarity (difflib's ratio) of a slip to what was meant: two letters of five exchanged are still one."""
 
 
 class RequestError(PlumbobError):
@@ -50,14 +57,15 @@ class Request(msgspec.Struct, frozen=True):
     """Name to value: what kinds of traffic it belongs to."""
 
 
-class _Message(msgspec.Struct, forbid_unknown_fields=True):
-    """Strict, since what is left out of a message is left out of what is read."""
+class _Message(msgspec.Struct):
+    """A message as it may be written; only its text is read."""
 
     role: str
-    content: str
+    content: str | None
+    tool_calls: msgspec.Raw = msgspec.Raw()
 
 
-class _Line(msgspec.Struct, forbid_unknown_fields=True):
+class _Line(msgspec.Struct):
     """A line as it may be written."""
 
     id: str | int
@@ -117,6 +125,7 @@ def _request(line: bytes, probes: Collection[str] | None) -> Request:
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start}") from error
     try:
+        _require_no_slip(msgspec.json.decode(line, type=dict[str, msgspec.Raw]))
         raw = msgspec.json.decode(line, type=_Line)
     except msgspec.ValidationError:
         raise
@@ -130,9 +139,7 @@ def _request(line: bytes, probes: Collection[str] | None) -> Request:
         raise ValueError("its prompt is empty")
     if raw.messages is not None and not raw.messages:
         raise ValueError("has no messages")
-    for index, message in enumerate(raw.messages or ()):
-        if message.role not in ROLES:
-            raise ValueError(f"messages[{index}] has the unknown role '{message.role}'; there are: {', '.join(ROLES)}")
+    messages = [_message(index, message) for index, message in enumerate(raw.messages or ())]
     if unknown := sorted(set(raw.labels) - set(raw.labels if probes is None else probes)):
         raise ValueError(f"has a label for '{unknown[0]}'; the probes are: {', '.join(sorted(probes or ()))}")
     if taken := sorted(set(raw.slices) & {*_RESERVED, *(["slice"] if raw.slice is not None else [])}):
@@ -140,13 +147,39 @@ def _request(line: bytes, probes: Collection[str] | None) -> Request:
     named = {} if raw.slice is None else {"slice": raw.slice}
     return Request(
         id=raw.id,
-        messages=tuple(Message(message.role, message.content) for message in raw.messages or ()),
+        messages=tuple(messages),
         prompt=raw.prompt or "",
         labels={probe: bool(label) for probe, label in raw.labels.items()},
         group=None if raw.group is None else str(raw.group),
         source=raw.source,
         slices=named | {name: _text(value) for name, value in raw.slices.items()},
     )
+
+
+def _require_no_slip(line: Mapping[str, Any]) -> None:
+    """Raise ValueError where a key is nearly one that is known."""
+    for key in sorted(line.keys() - set(_Line.__struct_fields__)):
+        singular = key.strip().lower().removesuffix("s")
+        near = get_close_matches(singular, _MEANT, 1, _ALIKE)
+        # A longer one is a name of its own: prompt_id, labeler.
+        if near and (singular == near[0] or not singular.startswith(near[0])):
+            raise ValueError(f"has the key {key!r}, which is nearly '{_MEANT[near[0]]}': write that, or another name")
+
+
+def _message(index: int, message: _Message) -> Message:
+    """One message.
+
+    Raises:
+        ValueError: Its role is unknown, or it has no text.
+    """
+    if message.role not in ROLES:
+        raise ValueError(f"messages[{index}] has the unknown role '{message.role}'; there are: {', '.join(ROLES)}")
+    if message.content is None:
+        calls = (
+            ", only tool_calls, which are not read" if bytes(message.tool_calls) not in (b"", b"null", b"[]") else ""
+        )
+        raise ValueError(f"messages[{index}] is no text: its content is null{calls}")
+    return Message(message.role, message.content)
 
 
 def _text(value: str | int | bool) -> str:

@@ -78,11 +78,21 @@ BAD = {
     ),
     "content in parts": (
         {"id": 1, "messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]},
-        "Expected `str`, got `array` - at `$.messages[0].content`",
+        "got `array` - at `$.messages[0].content`",
     ),
-    "no content": ({"id": 1, "messages": [{"role": "assistant", "content": None}]}, "$.messages[0].content"),
-    "tool calls": ({"id": 1, "messages": [{"role": "user", "content": "", "tool_calls": []}]}, "field `tool_calls`"),
-    "misspelt": ({"id": 1, "prompt": "x", "label": {"toxicity": 1}}, "unknown field `label`"),
+    "no content": ({"id": 1, "messages": [{"role": "assistant"}]}, "missing required field `content`"),
+    "content null": (
+        {"id": 1, "messages": [{"role": "assistant", "content": None, "tool_calls": []}]},
+        "messages[0] is no text: its content is null.",
+    ),
+    "tool calls": (
+        {"id": 1, "messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "call"}]}]},
+        "messages[0] is no text: its content is null, only tool_calls, which are not read.",
+    ),
+    "a slip beside what is meant": (
+        {"id": 1, "prompt": "x", "labels": {"toxicity": 1}, "label": 1},
+        "has the key 'label', which is nearly 'labels': write that",
+    ),
     "label 2": ({"id": 1, "prompt": "x", "labels": {"toxicity": 2}}, "Invalid enum value 2 - at `$.labels"),
     "label 0.5": ({"id": 1, "prompt": "x", "labels": {"toxicity": 0.5}}, "got `float` - at `$.labels"),
     "label NaN": ({"id": 1, "prompt": "x", "labels": {"toxicity": float("nan")}}, "NaN"),
@@ -104,6 +114,36 @@ def test_a_bad_line_is_named(file, fault):
     assert caught.value.message.startswith(f"{file}, line 2: ")
     assert said in caught.value.message and caught.value.fix
     assert len(caught.value.message) < 400 + len(str(file)), "a line is not quoted"
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("label", "labels"), ("lables", "labels"), ("lable", "labels"), ("Labels", "labels"), ("labels ", "labels"),
+        ("message", "messages"), ("mesages", "messages"), ("promt", "prompt"), ("prompts", "prompt"),
+        ("groups", "group"), ("gruop", "group"), ("sources", "source"), ("soruce", "source"), ("slcie", "slices"),
+    ],
+)  # fmt: skip
+def test_a_key_that_is_nearly_known_is_refused_with_the_right_name(file, key, meant):
+    with pytest.raises(RequestError) as caught:
+        read_requests(write(file, {"id": 1, "prompt": "x"}, {"id": 2, "prompt": "x", key: {"toxicity": 1}}))
+    assert caught.value.message.startswith(f"{file}, line 2: has the key {key!r}, which is nearly '{meant}': write")
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["model", "created", "temperature", "tools", "user", "idx", "uid", "prompt_id", "labeler", "labelled", "group_id",
+     "source_url", "score", "language", "text", "tag", ""],
+)  # fmt: skip
+def test_keys_of_others_are_ignored(file, key):
+    assert read_requests(write(file, {"id": 1, "prompt": "x", key: {"any": [1, None]}})) == [Request(1, prompt="x")]
+
+
+def test_of_a_message_only_role_and_text_are_read(file):
+    called = {"role": "assistant", "content": "", "name": "a", "tool_calls": [{"id": "b"}], "weight": 0, "label": 1}
+    answered = {"role": "tool", "content": "4", "tool_call_id": "b"}
+    (request,) = read_requests(write(file, {"id": 1, "messages": [called, answered]}))
+    assert request.messages == (Message("assistant", ""), Message("tool", "4"))
 
 
 def test_a_second_id_names_both_lines(file):
