@@ -1,6 +1,7 @@
 """What a concept is, and how its data are gathered."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -110,25 +111,31 @@ def load_concept(path: Path) -> Concept:
         path: A YAML file.
 
     Raises:
-        ConceptError: Missing or malformed.
+        ConceptError: Missing or malformed, or its pairs are.
     """
     try:
         content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConceptError(f"{path} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # Also what is no UTF-8, no date though it looks like one, or nested without end.
         raise ConceptError(f"{path} is not YAML: {reason(error)}.") from error
     try:
         written = msgspec.convert(content, _Written)
-        aggregate = Aggregate(written.half_life, written.min_tokens)
-    except (msgspec.ValidationError, ValueError) as error:
+        # Converted, since a struct does not check what it is made with.
+        aggregate = msgspec.convert({"half_life": written.half_life, "min_tokens": written.min_tokens}, Aggregate)
+    except msgspec.ValidationError as error:
         raise ConceptError(f"{path}: {error}.") from error
     known = {role.name.lower(): role for role in Role if role is not Role.TEMPLATE}
     if not written.roles or not set(written.roles) <= set(known):
-        raise ConceptError(f"{path}: roles must be some of: {', '.join(known)}; not: {', '.join(written.roles)}.")
+        raise ConceptError(
+            f"{path}: roles must be some of: {', '.join(known)}; not: {', '.join(written.roles) or 'none'}."
+        )
     if not written.name.isidentifier():
         raise ConceptError(f"{path}: '{written.name}' is no name for a probe.", "Use letters, digits and underscores.")
-    return Concept(
+    if not math.isfinite(written.half_life):
+        raise ConceptError(f"{path}: a half-life of {written.half_life:g} tokens is none.", "The default is 12.")
+    concept = Concept(
         name=written.name,
         definition=written.definition,
         roles=tuple(known[role] for role in written.roles),
@@ -137,6 +144,25 @@ def load_concept(path: Path) -> Concept:
         aggregate=aggregate,
         limits=written.limits,
     )
+    # Here, so that no model is read for pairs that do not serve.
+    _require_contrast(concept, known)
+    return concept
+
+
+def _require_contrast(concept: Concept, roles: Collection[str]) -> None:
+    """Check that a user's pairs are conversations that differ, and end with something to read."""
+    for pair in concept.pairs:
+        for message in (*pair.positive, *pair.negative):
+            if message.role not in roles:
+                raise ConceptError(
+                    f"{concept.path}: {pair.id} has a message of: {message.role}.", f"Roles are: {', '.join(roles)}."
+                )
+        if not (pair.positive[-1].content.strip() and pair.negative[-1].content.strip()):
+            raise ConceptError(f"{concept.path}: {pair.id} ends with a message that has no text.", "Write one.")
+        if pair.positive == pair.negative:
+            raise ConceptError(
+                f"{concept.path}: {pair.id} is the same on both sides.", "One must show the concept, one must not."
+            )
 
 
 def benign_path() -> Path:

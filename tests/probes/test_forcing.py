@@ -110,7 +110,9 @@ def test_nothing_is_left_of_what_is_ablated():
     np.testing.assert_allclose(left @ other, states @ other, atol=1e-5)
 
 
-def test_pushing_by_nothing_changes_nothing(source):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_pushing_by_nothing_changes_nothing(tiny_model, dtype):
+    source = TransformersSource(tiny_model, dtype=dtype)
     for prompts in (AFTER, WITHIN):
         clean, pushed = log_likelihoods(source, prompts, [None, Edit(LAYER, 0 * UNIT)])
         assert np.array_equal(clean, pushed)
