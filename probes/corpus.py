@@ -20,8 +20,10 @@ from probes.examples import Benign, Example
 MAX_TOKENS: Final = 768
 """Of one conversation that is fitted on."""
 
-Encode = Callable[[Conversation], list[int]]
+FEWEST_GROUPS: Final = 5
+"""Of either label: fewer cannot be parted into some to fit on and some to judge by."""
 
+Encode = Callable[[Conversation], list[int]]
 
 _Item = TypeVar("_Item", Example, Benign)
 
@@ -51,7 +53,7 @@ def sample_examples(examples: Sequence[Example], encode: Encode, budget: int, na
         name: Of the concept, for messages.
 
     Raises:
-        ConceptError: Two examples have one id, or one label is missing from all that were chosen.
+        ConceptError: Two examples have one id, or what was chosen has too few groups of one label.
     """
     ids: set[str] = set()
     for example in examples:
@@ -66,9 +68,13 @@ def sample_examples(examples: Sequence[Example], encode: Encode, budget: int, na
 
     chosen, cut, dropped = _choose(examples, lambda item: item.group, encode, budget, keep)
     for label in (True, False):
-        if not any(item.label == label for item, _ in chosen):
+        kind, groups = "positive" if label else "negative", {item.group for item, _ in chosen if item.label == label}
+        if not any(example.label == label for example in examples):
+            raise ConceptError(f"Concept '{name}' has no {kind} example.", "It needs both.")
+        if len(groups) < FEWEST_GROUPS:
             raise ConceptError(
-                f"Concept '{name}' has no {'positive' if label else 'negative'} example.", "It needs both."
+                f"Concept '{name}' has {kind} examples of {len(groups)} topics within {budget:,} tokens.",
+                f"It needs {FEWEST_GROUPS}: add topics, or raise --tokens.",
             )
     return Sample([item for item, _ in chosen], [tokens for _, tokens in chosen], cut, dropped, len(examples))
 

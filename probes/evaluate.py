@@ -325,10 +325,13 @@ _SLICES: Final[dict[str, SplitKind]] = {"negated": "negation", "several turns": 
 
 
 def _grouped(material: Material) -> list[Fold]:
-    """Folds within the distribution: groups kept whole."""
+    """Folds within the distribution: groups kept whole, those with positives, without, and benign ones spread alike."""
     data = material.data
-    names, inverse = np.unique(data.groups, return_inverse=True)
-    part = (np.random.default_rng(0).permutation(len(names)) % GROUPED)[inverse]
+    positive = np.isin(data.groups, data.groups[data.labels])
+    part = np.zeros(len(data.groups), np.int64)
+    for side in (positive, ~positive & ~data.benign, data.benign):
+        names, inverse = np.unique(data.groups[side], return_inverse=True)
+        part[side] = (np.random.default_rng(0).permutation(len(names)) % GROUPED)[inverse]
     return [Fold(f"part {number + 1}", part == number, part != number) for number in range(GROUPED)]
 
 
@@ -340,10 +343,11 @@ def _controls(spans: Spans, material: Material, folds: Sequence[Fold], best: Can
     true = spans.peaks(fit(spans, data.training(fold.fitted), best.kind, best.penalty))
     task = auroc(true[high], true[low])
     random = np.random.default_rng(0)
-    names, inverse = np.unique(data.groups, return_inverse=True)
+    names = np.unique(data.groups[~data.benign])
     control = list[float]()
     for _ in range(DRAWS):
-        drawn = np.where(data.benign, False, random.random(len(names))[inverse] < 0.5)
+        # Half of the groups, so that either label is there however few they are.
+        drawn = np.isin(data.groups, random.permutation(names)[: len(names) // 2])
         training = data.training(fold.fitted)
         shuffled = Training(
             training.chosen, drawn[training.chosen], training.weights, training.polarity, training.benign

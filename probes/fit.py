@@ -110,7 +110,8 @@ def fit_bundle(
     _require_roles(source, model, concepts)
     layers = sorted({min(round(depth * source.layers), source.layers - 1) for depth in DEPTHS})
     work = out.parent / f".{out.name}.fitting"
-    store = Store(work, source, identity.parts["weights"], layers)
+    # The configuration changes what the weights compute, the chat template whose tokens are whose.
+    store = Store(work, source, "".join(identity.parts.values()), layers)
     materials = gather(source, store, concepts, data, tokens, progress)
     fitted = [_Fit(material, layers, rates[material.concept.name]).run(source, progress) for material in materials]
     report = Report(

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probes.aggregate import Aggregate
+from probes.errors import ConceptError
 from probes.store import Rows
 
 Kind = Literal["logistic", "mean_difference", "two_direction"]
@@ -149,8 +150,18 @@ def fit(spans: Spans, training: Training, kind: Kind, penalty: float) -> Linear:
         training: Which of them, and what they are.
         kind: How.
         penalty: The inverse penalty C of the logistic regression.
+
+    Raises:
+        ConceptError: All positives, or all negatives, are too short for a verdict.
     """
     index, points = _first_points(spans, training)
+    for label in (True, False):
+        if not (training.labels[index] == label).any():
+            raise ConceptError(
+                f"No example that {'shows' if label else 'does not show'} the concept has the "
+                f"{spans.aggregate.min_tokens} tokens that a verdict takes.",
+                "Write longer messages, or set a lower min_tokens.",
+            )
     states = spans.means(points)
     probe = _fit_points(states, training, index, kind, penalty)
     for _ in range(MINED):

@@ -78,7 +78,7 @@ class Store:
     Args:
         directory: Of the shards; made with the first of them.
         source: Reads what is not there yet.
-        model: What identifies the model's weights.
+        model: What identifies the model.
         layers: Which layers are kept, ascending.
     """
 
