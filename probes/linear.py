@@ -235,7 +235,8 @@ def _direction(
 ) -> NDArray[np.float64]:
     """A unit direction in standardised states."""
     sign = np.where(labels, 1.0, -1.0)
-    if kind == "mean_difference":
+    # Where nothing is negated, label and label times polarity are the same, and there is one direction.
+    if kind == "mean_difference" or np.ptp(polarity) == 0:
         direction = (standard * (weights * sign)[:, None]).sum(axis=0)
     else:
         # Least squares of the states on label, label times polarity, and polarity.

@@ -1,25 +1,24 @@
-"""Probes find what was planted, report no more than there is, and are never judged on what they were fitted to."""
-
-from pathlib import Path
+"""Probes find what was planted, and read what the running verdict reads."""
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from probes import linear
-from probes.activations import Reading
-from probes.aggregate import Aggregate, running_mean
-from probes.chat import Message
-from probes.concepts import Concept, Pair
+from probes.aggregate import Aggregate, running, running_mean
 from probes.errors import ConceptError
-from probes.fit import _auroc, _Benign, _Contrast, last_message
-from probes.linear import Linear, averaged, cross_validate, fit, text_auroc
+from probes.linear import Linear, Spans, Training, fit
+from probes.metrics import auroc
 from probes.roles import Role
+from probes.store import Rows
 
 pytest.importorskip("sklearn")
 
-HIDDEN, PAIRS, BENIGN = 16, 60, 80
-ANIMALS = ("cat", "dog", "hen", "cow", "pig", "fox", "owl", "bee", "ant", "elk")
+HIDDEN = 16
 AGGREGATE = Aggregate(half_life=4.0, min_tokens=2)
+READ = (Role.USER, Role.ASSISTANT)
+KINDS = ("logistic", "mean_difference", "two_direction")
 
 
 @pytest.fixture
@@ -27,192 +26,298 @@ def random():
     return np.random.default_rng(3)
 
 
-def direction(random):
+def rows(conversations, roles=None, last=None):
+    """Conversations of states ``(tokens, hidden)`` as rows; all of them the user's last message, unless told."""
+    states = np.concatenate([np.zeros((0, HIDDEN)), *conversations]).astype(np.float32)
+    return Rows(
+        states,
+        np.full(len(states), Role.USER, np.uint8) if roles is None else roles,
+        np.ones(len(states), bool) if last is None else last,
+        np.concatenate([[0], np.cumsum([len(part) for part in conversations])]).astype(np.int64),
+    )
+
+
+def training(labels, **more):
+    count = len(labels)
+    standard = {
+        "chosen": np.arange(count),
+        "labels": np.array(labels, bool),
+        "weights": np.ones(count),
+        "polarity": np.ones(count),
+        "benign": np.zeros(count, bool),
+    }
+    return Training(**standard | more)
+
+
+def unit(random):
     vector = random.normal(size=HIDDEN)
     return vector / np.linalg.norm(vector)
 
 
-def spans(random, count, *, along=None, strength=0.0, tokens=8):
-    """Running means of noise, shifted along a direction."""
-    shift = 0.0 if along is None else strength * along
-    return [averaged(random.normal(size=(tokens, HIDDEN)) + shift, AGGREGATE) for _ in range(count)]
+def cosine(one, other):
+    return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
 
 
-def test_a_planted_direction_is_recovered_in_the_units_of_the_states(random):
-    along = direction(random)
-    scale = np.exp(random.normal(size=HIDDEN) * 2)
-    planted = [
-        [span * scale for span in side]
-        for side in (
-            spans(random, 400, along=along, strength=1.0),
-            spans(random, 400, along=along, strength=-1.0),
-            spans(random, 100, along=along, strength=-1.0),
-        )
-    ]
-    probe = fit(*planted, penalty=3e-2, min_tokens=2)
-    # The scale of each dimension is folded back: what separates is along/scale.
-    found = probe.weight * scale
-    assert found @ along / np.linalg.norm(found) > 0.95
-    positive, negative = (probe.verdicts(side, 2) for side in planted[:2])
-    assert np.median(positive) > 0 > np.median(negative)
+def noise(random, count, tokens=8, shift=0.0):
+    return [random.normal(size=(tokens, HIDDEN)) + shift for _ in range(count)]
 
 
-def test_a_verdict_is_the_highest_running_score_after_enough_tokens(random):
-    states = random.normal(size=(10, HIDDEN))
-    probe = Linear(random.normal(size=HIDDEN), 0.7)
-    scores = running_mean(states @ probe.weight + probe.bias, AGGREGATE.half_life)
-    verdict = probe.verdicts([averaged(states, AGGREGATE)], 3)
-    assert verdict == pytest.approx([scores[2:].max()], rel=1e-4)
-    assert probe.verdicts([averaged(states[:2], AGGREGATE)], 3).tolist() == [-np.inf]
-
-
-def test_benign_requests_teach_what_is_ordinary(random):
-    """Something that all pairs share, and ordinary requests do not, must not make ordinary requests fire."""
-    along, shared = np.eye(HIDDEN)[:2]
-    positive, negative = (
-        [span + 3 * shared for span in spans(random, PAIRS, along=along, strength=s)] for s in (1.0, -1.0)
-    )
-    ordinary = spans(random, BENIGN)
-    without = fit(positive, negative, [], 3e-2, 2).verdicts(ordinary, 2)
-    taught = fit(positive, negative, ordinary, 3e-2, 2).verdicts(ordinary, 2)
-    assert (taught > 0).mean() < (without > 0).mean() / 2
-
-
-def test_short_benign_requests_are_left_out(random):
-    positive, negative = spans(random, 20), spans(random, 20)
-    long, short = spans(random, 10), spans(random, 5, tokens=1)
-    with_short, without = (fit(positive, negative, benign, 3e-2, 2) for benign in ([*long, *short], long))
-    assert np.array_equal(with_short.weight, without.weight)
-
-
-def test_pairs_stay_whole_and_each_is_judged_once_by_a_probe_that_did_not_see_it(monkeypatch):
-    positive, negative, benign = (
-        [np.full((2, 1), kind * 1000 + index) for index in range(count)] for kind, count in ((1, 23), (2, 23), (3, 31))
-    )
-    folds = []
-
-    class Recorder:
-        def __init__(self, *taught):
-            self.taught = [{int(span[0, 0]) % 1000 for span in side} for side in taught]
-            self.judged = []
-            folds.append(self)
-
-        def verdicts(self, spans, min_tokens):
-            self.judged.append({int(span[0, 0]) % 1000 for span in spans})
-            return np.zeros(len(spans))
-
-    monkeypatch.setattr(linear, "fit", lambda p, n, b, penalty, min_tokens: Recorder(p, n, b))
-    cross_validate(0, 1.0, positive, negative, benign, 2, 0.1)
-    assert len(folds) == linear.FOLDS
-    for fold in folds:
-        assert fold.taught[0] == fold.taught[1], "a pair is taught whole"
-        assert fold.judged[0] == fold.judged[1], "a pair is judged whole"
-        for taught, judged, count in zip(fold.taught, fold.judged, (23, 23, 31), strict=True):
-            assert not taught & judged
-            assert taught | judged == set(range(count))
-    for side, count in enumerate((23, 23, 31)):
-        assert sorted(index for fold in folds for index in fold.judged[side]) == list(range(count))
-
-
-def test_without_a_signal_cross_validation_shows_none(random):
-    choice = cross_validate(0, 3e-2, spans(random, PAIRS), spans(random, PAIRS), spans(random, BENIGN), 2, 0.05)
-    assert abs(_auroc(choice.positive, choice.negative) - 0.5) < 0.15
-    assert abs(choice.informedness) < 0.15
-
-
-def test_shuffled_labels_take_the_signal_away(random):
-    along = direction(random)
-    sides = spans(random, PAIRS, along=along, strength=1.0), spans(random, PAIRS, along=along, strength=-1.0)
-    benign = spans(random, BENIGN, along=along, strength=-1.0)
-    honest = cross_validate(0, 3e-2, *sides, benign, 2, 0.05)
-    assert _auroc(honest.positive, honest.negative) > 0.95
-    flips = random.permutation(np.arange(PAIRS) % 2)
-    shuffled = [[sides[(at + flip) % 2][index] for index, flip in enumerate(flips)] for at in (0, 1)]
-    choice = cross_validate(0, 3e-2, *shuffled, benign, 2, 0.05)
-    assert abs(_auroc(choice.positive, choice.negative) - 0.5) < 0.15
-
-
-def test_texts_that_are_alike_give_nothing_away():
-    texts = [f"the {word} sat by the door" for word in ANIMALS] * 4
-    assert text_auroc(texts, texts) == pytest.approx(0.5)
-
-
-def test_texts_that_differ_in_a_word_give_everything_away():
-    words = ANIMALS * 4
-    assert text_auroc([f"the {word} sat down quickly" for word in words], [f"the {word} sat" for word in words]) > 0.99
-
-
-def test_words_that_only_one_pair_has_give_nothing_away():
-    """A word is evidence where it was seen in another pair; with pairs torn apart, this would be far from a half."""
-    left = [f"word{index} here" for index in range(50)]
-    right = [f"word{index} here" for index in range(100, 150)]
-    assert abs(text_auroc(left, right) - 0.5) < 0.15
-
-
-def make_contrast(random, informative, *, layers=(2, 3, 5), tokens=6):
-    """Readings of three layers, one of which tells the sides apart."""
-    along = direction(random)
-    template, user = [Role.TEMPLATE] * 2, [Role.USER] * tokens
-
-    def reading(strength):
-        roles = np.array([*template, *user], np.uint8)
-        states = random.normal(size=(len(layers), len(roles), HIDDEN)).astype(np.float32)
-        states[layers.index(informative), len(template) :] += strength * along
-        return Reading(np.arange(len(roles)), roles, states)
-
-    concept = Concept("planted", "a test", (Role.USER,), Path("nowhere"))
-    # In place of a file's.
-    vars(concept)["pairs"] = [
-        Pair(str(index), "t", [Message("user", f"yes {index}")], [Message("user", f"no {index}")])
-        for index in range(PAIRS)
-    ]
-    positive, negative = ([reading(strength) for _ in range(PAIRS)] for strength in (1.5, -1.5))
-    benign = _Benign([reading(-1.5) for _ in range(40)], [reading(-1.5) for _ in range(50)])
-    return _Contrast(concept, layers, positive, negative, benign, AGGREGATE), along
-
-
-@pytest.mark.parametrize("informative", [2, 3, 5])
-def test_selection_takes_the_layer_that_tells(random, informative):
-    contrast, along = make_contrast(random, informative)
-    probe, found = contrast.probe(0.05, lambda *_: None)
-    assert probe.layer == informative
-    assert found.weight @ along / np.linalg.norm(found.weight) > 0.7
-    assert probe.evaluation.auroc > 0.95 and probe.evaluation.paired > 0.95
-    assert probe.evaluation.auroc_text > 0.95, "yes and no are words"
-    # The half that taught has 40.
-    assert (probe.evaluation.pairs, probe.calibration.benign) == (PAIRS, 50)
-    assert probe.calibration.fired <= 1
-
-
-def test_the_vector_points_to_more_of_the_concept(random):
-    contrast, along = make_contrast(random, 3)
-    # Its dose is in norms of answers, which these readings do not have.
-    for reading in contrast._benign.training:
-        reading.roles[-2:] = Role.ASSISTANT
-    vector, difference = contrast.vector(3)
-    assert difference @ along / np.linalg.norm(difference) > 0.95
-    assert np.linalg.norm(difference) == pytest.approx(3.0, rel=0.2), "the distance between the sides' means"
-    answers = [reading.states[1, -2:] for reading in contrast._benign.training]
-    assert vector.hidden_norm == pytest.approx(np.median(np.linalg.norm(np.concatenate(answers), axis=-1)))
-
-
-def test_a_message_shorter_than_a_verdict_is_refused(random):
-    with pytest.raises(ConceptError, match="concept 'planted' has 1 tokens"):
-        make_contrast(random, 3, tokens=1)
-
-
-@pytest.mark.parametrize(
-    ("roles", "expected"),
-    [
-        ("..uuu..aaaa..", "       1111  "),
-        ("..uuu..aaaa..uu", "             11"),
-        ("..sss..uu..", "       11  "),
-        ("uuuu", "1111"),
-        ("..", "  "),
-        ("", ""),
-    ],
+AGGREGATES = st.builds(
+    lambda half_life, min_tokens, window, agree_of, less: Aggregate(
+        half_life, min_tokens, window, max(1, agree_of - less), agree_of
+    ),
+    st.floats(0.3, 20),
+    st.integers(1, 6),
+    st.integers(1, 7),
+    st.integers(1, 5),
+    st.integers(0, 4),
 )
-def test_the_last_message(roles, expected):
-    kinds = {".": Role.TEMPLATE, "u": Role.USER, "a": Role.ASSISTANT, "s": Role.SYSTEM}
-    mask = last_message(np.array([kinds[letter] for letter in roles], np.uint8))
-    assert mask.tolist() == [letter == "1" for letter in expected]
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    aggregate=AGGREGATES, counts=st.lists(st.integers(0, 12), min_size=1, max_size=6), seed=st.integers(0, 2**32 - 1)
+)
+def test_what_is_read_at_once_is_what_the_monitor_reads_token_by_token(aggregate, counts, seed):
+    random = np.random.default_rng(seed)
+    given_rows = rows([random.normal(size=(count, HIDDEN)) for count in counts])
+    roles = random.choice([Role.SYSTEM, Role.USER, Role.ASSISTANT], len(given_rows.states)).astype(np.uint8)
+    spans = Spans(Rows(given_rows.states, roles, given_rows.last, given_rows.offsets), READ, aggregate)
+    probe = Linear(random.normal(size=HIDDEN), 0.7)
+    found, peaks = spans.running(probe), spans.peaks(probe)
+    assert len(found) == len(peaks) == len(counts)
+    for index in range(len(counts)):
+        part = slice(given_rows.offsets[index], given_rows.offsets[index + 1])
+        states = given_rows.states[part][np.isin(roles[part], READ)]
+        expected = running(states @ probe.weight + probe.bias, aggregate)
+        assert spans.counts[index] == len(states)
+        assert found[index, : len(states)] == pytest.approx(expected, rel=1e-4, abs=1e-4)
+        assert (found[index, len(states) :] == -np.inf).all()
+        assert peaks[index] == pytest.approx(expected.max(initial=-np.inf), rel=1e-4, abs=1e-4)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    half_life=st.floats(1.5, 6),
+    window=st.integers(1, 5),
+    counts=st.lists(st.integers(0, 12), min_size=1, max_size=5),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_a_probe_is_fitted_on_what_its_verdict_averages(half_life, window, counts, seed):
+    random = np.random.default_rng(seed)
+    conversations = [random.normal(size=(count, HIDDEN)) for count in counts]
+    spans = Spans(rows(conversations), READ, Aggregate(half_life, 1, window))
+    expected = np.concatenate(
+        [np.zeros((0, HIDDEN)), *(running_mean(states, half_life, window) for states in conversations)]
+    )
+    points = random.permutation(len(expected))
+    # Within eight half-lives nothing is forgotten.
+    assert spans.means(points) == pytest.approx(expected[points], abs=1e-5)
+
+
+@pytest.mark.parametrize("window", [1, 4])
+def test_what_is_forgotten_of_long_conversations_is_little(random, window):
+    states = random.normal(size=(300, HIDDEN))
+    found = Spans(rows([states]), READ, Aggregate(5.0, 1, window)).means(np.arange(300))
+    error = np.abs(found - running_mean(states, 5.0, window)).max()
+    assert 0 < error < 0.02
+
+
+def test_the_last_message_of_a_conversation(random):
+    states = random.normal(size=(6, HIDDEN))
+    roles = np.array([Role.USER, Role.USER, Role.SYSTEM, Role.ASSISTANT, Role.USER, Role.USER], np.uint8)
+    spans = Spans(rows([states], roles, np.array([0, 0, 0, 0, 1, 1], bool)), (Role.USER,), AGGREGATE)
+    assert spans.counts.tolist() == [4]
+    assert spans.message(0) == pytest.approx(states[4:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_planted_direction_is_recovered_in_the_units_of_the_states(random, kind):
+    along, scale = unit(random), np.exp(random.normal(size=HIDDEN) * 2)
+    labels = np.arange(600) % 2 == 0
+    planted = [
+        states * scale + 5 for label in labels for states in noise(random, 1, shift=(1.0 if label else -1.0) * along)
+    ]
+    spans = Spans(rows(planted), READ, AGGREGATE)
+    probe = fit(spans, training(labels), kind, 1e-2)
+    # The scale of each dimension is folded back: what separates is along/scale.
+    assert cosine(probe.weight * scale, along) > 0.9
+    peaks = spans.peaks(probe)
+    assert auroc(peaks[labels], peaks[~labels]) > 0.99
+    # Raised by its being the highest, and even so nearer to 0 than to either side.
+    assert np.median(peaks[labels]) > 0 > np.median(peaks[~labels])
+
+
+def test_the_folded_scale_is_the_standardised_model(random, monkeypatch):
+    from sklearn.linear_model import LogisticRegression
+
+    monkeypatch.setattr(linear, "MINED", 0)
+    labels = np.arange(200) % 2 == 0
+    scale = np.exp(random.normal(size=HIDDEN) * 2)
+    planted = [states * scale - 3 for label in labels for states in noise(random, 1, shift=0.5 * label)]
+    spans = Spans(rows(planted), READ, AGGREGATE)
+    probe = fit(spans, training(labels), "logistic", 0.1)
+    ends = spans.means(spans.offsets[1:] - 1).astype(np.float64)
+    standard = (ends - ends.mean(axis=0)) / (ends.std(axis=0) + 1e-6)
+    model = LogisticRegression(C=0.1, max_iter=1000, tol=1e-8).fit(standard, labels, sample_weight=np.full(200, 2.0))
+    assert ends @ probe.weight + probe.bias == pytest.approx(model.decision_function(standard), abs=0.1)
+
+
+def test_more_penalty_is_a_smaller_weight(random):
+    labels = np.arange(100) % 2 == 0
+    spans = Spans(rows([noise(random, 1, shift=0.5 * label)[0] for label in labels]), READ, AGGREGATE)
+    norms = [np.linalg.norm(fit(spans, training(labels), "logistic", penalty).weight) for penalty in (1e-4, 1e-2, 1.0)]
+    assert norms == sorted(norms) and norms[0] < norms[-1] / 10
+
+
+def test_random_labels_are_not_read_on_other_conversations(random):
+    spans = Spans(rows(noise(random, 400)), READ, AGGREGATE)
+    labels = np.arange(400) % 2 == 0
+    for kind in KINDS:
+        chosen = np.arange(200)
+        peaks = spans.peaks(fit(spans, training(labels[:200], chosen=chosen), kind, 1e-2))[200:]
+        assert abs(auroc(peaks[labels[200:]], peaks[~labels[200:]]) - 0.5) < 0.15
+
+
+def crossed(random, count, *, negated):
+    """Statements whose truth shows along one direction, and along another with a sign that negation turns."""
+    general, turned, said = np.eye(HIDDEN)[:3]
+    labels = np.arange(count) % 2 == 0
+    polarity = np.where(np.arange(count) // 2 % 10 < 10 * negated, -1.0, 1.0)
+    sign = np.where(labels, 1.0, -1.0)
+    states = [
+        random.normal(size=(8, HIDDEN)) + 0.4 * s * general + 3.0 * s * p * turned + 2.0 * p * said
+        for s, p in zip(sign, polarity, strict=True)
+    ]
+    return states, labels, polarity
+
+
+def test_two_directions_do_not_invert_on_negation_where_one_does(random):
+    """Fitted on statements of which few are negated, judged on negated ones."""
+    taught, labels, polarity = crossed(random, 600, negated=0.1)
+    tested, wanted, _ = crossed(random, 200, negated=1.0)
+    spans, judged = Spans(rows(taught), READ, AGGREGATE), Spans(rows(tested), READ, AGGREGATE)
+    # Where a statement is negated depends on its number, and must not on its label.
+    assert abs(polarity[labels].mean() - polarity[~labels].mean()) < 0.01
+    areas = {}
+    for kind in KINDS:
+        peaks = judged.peaks(fit(spans, training(labels, polarity=polarity), kind, 1e-4))
+        areas[kind] = auroc(peaks[wanted], peaks[~wanted])
+    assert areas["two_direction"] > 0.85
+    assert areas["logistic"] < 0.3 and areas["mean_difference"] < 0.3
+
+
+def test_two_directions_without_negation_are_one(random):
+    """Polarity and the constant are then the same, and the regression has no unique solution."""
+    along = unit(random)
+    labels = np.arange(300) % 2 == 0
+    spans = Spans(rows([noise(random, 1, shift=(2 * label - 1) * along)[0] for label in labels]), READ, AGGREGATE)
+    for polarity in (1.0, -1.0):
+        probe = fit(spans, training(labels, polarity=np.full(300, polarity)), "two_direction", 1.0)
+        peaks = spans.peaks(probe)
+        assert auroc(peaks[labels], peaks[~labels]) > 0.95
+
+
+def spiked(random, along, count=120):
+    """Negatives that show the concept's direction for a while, in the middle, and nothing of it at their end."""
+    labels = np.arange(count) % 2 == 0
+    second = np.eye(HIDDEN)[0]
+    second = second - along * (second @ along)
+    conversations = []
+    for label in labels:
+        states = 0.5 * random.normal(size=(30, HIDDEN))
+        if label:
+            states += along
+        else:
+            # Told apart by something else, had the probe been shown it.
+            states[8:16] += along + 2 * second
+        conversations.append(states)
+    return conversations, labels
+
+
+def test_hard_examples_lower_the_peaks_of_negatives(random, monkeypatch):
+    conversations, labels = spiked(random, unit(random))
+    spans = Spans(rows(conversations), READ, AGGREGATE)
+    gaps = {}
+    for rounds in (0, 2):
+        monkeypatch.setattr(linear, "MINED", rounds)
+        peaks = spans.peaks(fit(spans, training(labels), "logistic", 1e-2))
+        gaps[rounds] = np.median(peaks[labels]) - np.median(peaks[~labels])
+    assert gaps[2] > gaps[0] + 0.5
+    assert gaps[2] > 0
+
+
+def test_the_place_that_is_added_is_the_peak(random):
+    along = unit(random)
+    conversations, labels = spiked(random, along)
+    spans = Spans(rows(conversations), READ, AGGREGATE)
+    probe = Linear(along, 0.0)
+    found = linear._highest(spans, training(labels), probe)
+    running_scores = spans.running(probe)
+    assert (found - spans.offsets[:-1]).tolist() == running_scores.argmax(axis=1).tolist()
+    assert (np.abs(found - spans.offsets[:-1])[~labels] < 20).all(), "in the middle, not at the end"
+
+
+def test_only_the_last_message_of_an_example_is_labelled(random):
+    """What an earlier message says is not what the label is about; of a benign request all is benign."""
+    along = unit(random)
+    states = random.normal(size=(20, HIDDEN)) * 0.1
+    states[:10] += 5 * along
+    last = np.concatenate([np.arange(20) >= 10] * 2)
+    spans = Spans(rows([states, states], last=last), READ, AGGREGATE)
+    how = training([False, False], benign=np.array([False, True]))
+    found = linear._highest(spans, how, Linear(along, 0.0))
+    assert 10 <= found[0] < 20 and found[1] - 20 < 10
+
+
+def test_a_conversation_too_short_for_a_verdict_teaches_nothing(random):
+    labels = [True, False] * 20
+    long, short = noise(random, 40), noise(random, 10, tokens=AGGREGATE.min_tokens - 1)
+    with_short = fit(Spans(rows([*long, *short]), READ, AGGREGATE), training([*labels, *labels[:10]]), "logistic", 1e-2)
+    without = fit(Spans(rows(long), READ, AGGREGATE), training(labels), "logistic", 1e-2)
+    assert with_short.weight == pytest.approx(without.weight, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize(("label", "said"), [(True, "shows"), (False, "does not show")])
+def test_a_class_too_short_for_a_verdict_is_refused(random, label, said):
+    conversations = [*noise(random, 10), *noise(random, 10, tokens=1)]
+    labels = [not label] * 10 + [label] * 10
+    with pytest.raises(ConceptError, match=f"No example that {said} the concept has the 2 tokens"):
+        fit(Spans(rows(conversations), READ, AGGREGATE), training(labels), "logistic", 1e-2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_and_not_numbers_say_what_counts(random, kind):
+    """Two sets of examples that contradict each other: the one that counts more is believed, not the larger one."""
+    along = unit(random)
+    labels = np.arange(220) % 2 == 0
+    large = np.arange(220) < 200
+    conversations = [
+        noise(random, 1, tokens=20, shift=(1 if label else -1) * (1 if is_large else -1) * along)[0]
+        for label, is_large in zip(labels, large, strict=True)
+    ]
+    spans = Spans(rows(conversations), READ, AGGREGATE)
+    # As much a conversation, or ten times as much all in all.
+    equal = fit(spans, training(labels), kind, 1e-2)
+    favoured = fit(spans, training(labels, weights=np.where(large, 0.1 / 200, 1 / 20)), kind, 1e-2)
+    assert cosine(equal.weight, along) > 0.6
+    assert cosine(favoured.weight, along) < -0.6
+
+
+def test_scaling_all_weights_changes_nothing(random):
+    labels = np.arange(60) % 2 == 0
+    spans = Spans(rows([noise(random, 1, shift=0.5 * label)[0] for label in labels]), READ, AGGREGATE)
+    weights = random.uniform(0.1, 1, 60)
+    one, other = (fit(spans, training(labels, weights=weights * by), "logistic", 1e-2) for by in (1.0, 1e-4))
+    assert one.weight == pytest.approx(other.weight, rel=1e-3)
+
+
+def test_classes_count_alike_however_many_they_have(random, monkeypatch):
+    """Of nine negatives to a positive, the threshold of the logit is still between them."""
+    monkeypatch.setattr(linear, "MINED", 0)
+    along = unit(random)
+    labels = np.arange(400) % 10 == 0
+    spans = Spans(rows([noise(random, 1, shift=(2 * label - 1) * along)[0] for label in labels]), READ, AGGREGATE)
+    probe = fit(spans, training(labels), "logistic", 1e-3)
+    scores = spans.means(spans.offsets[1:] - 1) @ probe.weight + probe.bias
+    assert abs(scores[labels].mean() + scores[~labels].mean()) < 0.2 * abs(scores[labels].mean())
