@@ -39,8 +39,9 @@ from probes.evaluate import evaluate, sweep
 from probes.linear import Linear, Spans, fit
 from probes.manifest import Evaluation, Probability, Probe, Provenance, Vector
 from probes.material import CALIBRATING, Material, gather
+from probes.metrics import MIN_GROUPS
 from probes.models import Progress, identify, no_progress, resolve_model
-from probes.report.document import ProbeReport, Rate, Report
+from probes.report.document import Causal, ProbeReport, Rate, Report
 from probes.report.files import HTML, JSON, decode, encode
 from probes.report.page import render
 from probes.report.sentences import concluded
@@ -55,6 +56,9 @@ PENALTIES: Final = (1e-4, 1e-3, 1e-2)
 """Inverse penalties C of the logistic regression: strong, since probes must hold beyond the data they saw."""
 TOKENS: Final = 600_000
 """Read at most, unless told otherwise; some ten minutes for a model of 135M on two cores."""
+
+CAUSAL_PAIRS: Final = 24
+"""Contrast pairs of the causal check: enough to see a change, and seconds of work."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +237,7 @@ class _Fit:
             if evaluated.probability and evaluated.reliability
             else None,
         )
-        causal = check(source, probe, linear.weight, vector[0].hidden_norm, concept.pairs, progress=progress)
+        causal = self._causal(source, probe, linear, vector[0].hidden_norm)
         written = ProbeReport(
             name=concept.name,
             definition=concept.definition,
@@ -276,6 +280,14 @@ class _Fit:
             rows, which = self._material.calibration_rows(candidate.layer)
             self._quiet[key] = Spans(rows, self._concept.roles, candidate.aggregate), which
         return self._quiet[key]
+
+    def _causal(self, source: TransformersSource, probe: Probe, linear: Linear, norm: float) -> Causal | None:
+        """Whether the model uses what the probe reads; ``None`` where too few pairs end with an answer."""
+        pairs = self._concept.pairs
+        if Role.ASSISTANT in self._concept.roles:
+            pairs = [pair for pair in pairs if pair.positive[-1].role == pair.negative[-1].role == "assistant"]
+        chosen = pairs[:: max(1, len(pairs) // CAUSAL_PAIRS)][:CAUSAL_PAIRS]
+        return check(source, probe, linear.weight, norm, chosen) if len(chosen) >= MIN_GROUPS else None
 
     def _vector(self, layer: int, spans: Spans) -> tuple[Vector, NDArray[np.floating]]:
         """The mean difference of the contrast pairs, over the messages that differ."""

@@ -26,14 +26,16 @@ from probes.sources import load
 from probes.sources import load_benign as load_public_benign
 from probes.store import Rows, Store, Stored
 
-CALIBRATING: Final = 0.6
+CALIBRATING: Final = 0.7
 """Share of the benign requests that set thresholds."""
 BENIGN_SHARE: Final = 0.25
 """Of the token budget."""
 ANSWERED: Final = 600
 """Benign requests that are read with an answer, of both halves together."""
-ANSWER_TOKENS: Final = 40
+ANSWER_TOKENS: Final = 32
 """Length of those answers at most."""
+ANSWERED_PROMPT: Final = 96
+"""Tokens of a request that is answered, at most: a longer one costs more than its answer tells."""
 NEGATED: Final = "negated"
 """The tag of a statement whose sign is turned."""
 
@@ -134,11 +136,12 @@ def _read_ordinary(
     answered = np.zeros(len(drawn), bool)
     sources = np.array([item.source for item in sample.items])
     # As many of each source as of any other, where it has them.
-    ranks = np.zeros(len(drawn), np.int64)
+    ranks = np.full(len(drawn), len(drawn))
+    short = np.array([len(ids) <= ANSWERED_PROMPT for ids in sample.tokens])
     for name in np.unique(sources):
-        members = np.flatnonzero(sources == name)
+        members = np.flatnonzero((sources == name) & short)
         ranks[members[np.argsort(_spread(drawn[members]))]] = np.arange(len(members))
-    answered[np.argsort(ranks, kind="stable")[:ANSWERED]] = True
+    answered[np.argsort(ranks, kind="stable")[: min(ANSWERED, int(short.sum()))]] = True
     tokens = list(sample.tokens)
     asked = np.flatnonzero(answered).tolist()
     for index, answer in zip(
