@@ -91,8 +91,8 @@ def leave_sources_out(data: Labelled, seed: int = 0) -> list[Fold]:
     if len(positive) > 1:
         units = _related(data)
     else:
-        inside = np.isin(data.sources, positive)
         # Topics of other data have no part in it: the few of a small concept could all fall into one bin.
+        inside = ~data.benign & np.isin(data.sources, positive)
         units = np.where(inside, _binned(np.where(inside, data.topics, ""), TOPIC_FOLDS, seed), data.sources)
     names = np.unique(units[data.labels])
     # A single set of benign requests is parted, so that some of it is left out of every fold.
