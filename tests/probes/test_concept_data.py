@@ -2,12 +2,19 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+from probes.chat import Message
 from probes.concepts import CONCEPTS, Concept, benign_path, load_benign
+from probes.concepts.concept import FEWEST_PAIRS
+from probes.corpus import FEWEST_GROUPS
 from probes.errors import ConceptError
+from probes.examples import Benign, Example, by_source
+from probes.material import NEGATED
 from probes.roles import Role
+from probes.store import KEPT
 
 NAMES = [concept.name for concept in CONCEPTS]
 SPEAKERS = {"system", "user", "assistant"}
@@ -21,14 +28,68 @@ def normal(text):
     return " ".join(text.lower().split())
 
 
-def test_three_concepts():
-    assert NAMES == ["harmful_intent", "toxicity", "sycophancy"]
+DECEPTION = ["false_statement", "instructed_lie", "roleplayed_lie", "concealment"]
+
+
+def test_eight_concepts_of_which_four_share_a_budget():
+    assert [concept.name for concept in CONCEPTS] == ["harmful_intent", "refusal", "toxicity", "sycophancy", *DECEPTION]
+    assert [concept.name for concept in CONCEPTS if concept.family == "deception"] == DECEPTION
+    assert {concept.family for concept in CONCEPTS} == {"", "deception"}
+
+
+@pytest.mark.parametrize("concept", CONCEPTS, ids=NAMES)
+def test_a_concept_says_what_it_is_and_reads_what_is_kept(concept):
+    assert len(concept.definition.split()) >= 10
+    # Of the rest the activations are not on disk.
+    assert concept.roles and set(concept.roles) <= set(KEPT)
+
+
+@pytest.mark.parametrize("concept", CONCEPTS, ids=NAMES)
+def test_pairs_of_one_topic_are_one_group_and_there_are_enough_of_them(concept):
+    """Two pairs of a topic may state the same fact the other way round."""
+    shipped = concept.examples(None, None)
+    assert len(shipped) == 2 * len(concept.pairs) and len({example.id for example in shipped}) == len(shipped)
+    topics = {example.group: {other.topic for other in shipped if other.group == example.group} for example in shipped}
+    assert all(len(found) == 1 for found in topics.values())
+    assert len(topics) == len({pair.topic for pair in concept.pairs}) >= 2 * FEWEST_GROUPS
+    sides = {group: {example.label for example in shipped if example.group == group} for group in topics}
+    assert all(labels == {True, False} for labels in sides.values())
+
+
+def test_statements_are_negated_as_often_where_they_are_true_as_where_they_are_false():
+    false_statement = next(concept for concept in CONCEPTS if concept.name == "false_statement")
+    assert "two_direction" in false_statement.kinds
+    tags = Counter(example.label for example in false_statement.examples(None, None) if NEGATED in example.tags)
+    assert tags[True] == tags[False] >= 40
+
+
+def test_public_data_are_added_to_what_ships():
+    concept, asked = CONCEPTS[0], []
+    more = Example("x", "public", "g", "t", True, [Message("user", "hello")])
+
+    def load(name, data):
+        asked.append((name, data))
+        return [more]
+
+    found = concept.examples(Path("data"), load)
+    assert asked == [(concept.name, Path("data"))]
+    assert {source: len(rows) for source, rows in by_source(found).items()} == {
+        "shipped": 2 * len(concept.pairs),
+        "public": 1,
+    }
+
+
+def test_a_pairs_sides_are_labelled(own):
+    concept = own([a_pair(number) | {"topic": f"t{number % 3}", "kind": "k"} for number in range(10)])
+    first, second, *_ = concept.examples(None, None)
+    assert (first.id, first.label, first.topic, first.tags) == ("shipped:p-0+", True, "t0", ["k"])
+    assert (second.id, second.label, second.group) == ("shipped:p-0-", False, first.group)
 
 
 @pytest.mark.parametrize("concept", CONCEPTS, ids=NAMES)
 def test_pairs_are_many_and_well_formed(concept):
     pairs = concept.pairs
-    assert len(pairs) >= 40
+    assert len(pairs) >= 100
     assert len(rows(concept.path)) == len(pairs)
     assert [pair.id for pair in pairs if not pair.id.startswith(f"{concept.name}-")] == []
     assert [name for name, count in Counter(pair.id for pair in pairs).items() if count > 1] == []
@@ -59,6 +120,7 @@ def test_benign_requests_are_many_and_well_formed():
     assert len(benign) >= 400
     assert len({request.id for request in benign}) == len(benign)
     assert len({request.topic for request in benign}) >= 20
+    assert {request.source for request in benign} == {"shipped"}
     for request in benign:
         assert request.messages[-1].role == "user", request.id
         assert {message.role for message in request.messages} <= SPEAKERS, request.id
@@ -104,7 +166,7 @@ def own(tmp_path):
 
 
 def test_own_data_is_read(own):
-    assert len(own([a_pair(number) for number in range(10)]).pairs) == 10
+    assert len(own([a_pair(number) for number in range(FEWEST_PAIRS)]).pairs) == FEWEST_PAIRS
 
 
 @pytest.mark.parametrize(
@@ -114,9 +176,10 @@ def test_own_data_is_read(own):
         ("", "truncated"),
         ('{"id": "p-4", "topic": "t", "positive": []}', "missing required field `negative`"),
         (a_pair(4) | {"positive": "text"}, "Expected `array`"),
-        (a_pair(4) | {"positive": []}, "pair p-4 must end with a message of: user"),
-        (a_pair(4, role="assistant"), "pair p-4 must end with a message of: user"),
-        (a_pair(4, role="usr"), "pair p-4 must end with a message of: user"),
+        (a_pair(4) | {"positive": []}, "p-4 must end with a message of: user"),
+        (a_pair(4, role="assistant"), "p-4 must end with a message of: user"),
+        (a_pair(4, role="usr"), "p-4 must end with a message of: user"),
+        (a_pair(2), "p-2 is also line 3"),
     ],
 )
 def test_a_malformed_line_is_named_with_its_file(own, line, message):
@@ -129,8 +192,9 @@ def test_a_malformed_line_is_named_with_its_file(own, line, message):
 
 
 def test_a_few_pairs_are_too_few(own):
-    with pytest.raises(ConceptError, match=r"own\.jsonl has 9 pairs\. A probe needs at least 10"):
-        _ = own([a_pair(number) for number in range(9)]).pairs
+    few = FEWEST_PAIRS - 1
+    with pytest.raises(ConceptError, match=rf"own\.jsonl has {few} pairs\. A probe needs at least {FEWEST_PAIRS}"):
+        _ = own([a_pair(number) for number in range(few)]).pairs
 
 
 def test_a_file_that_is_not_there(tmp_path):
@@ -138,6 +202,13 @@ def test_a_file_that_is_not_there(tmp_path):
         load_benign(tmp_path / "gone.jsonl")
     with pytest.raises(ConceptError, match="cannot be read: Is a directory"):
         load_benign(tmp_path)
+
+
+def test_a_benign_request_may_name_its_source(tmp_path):
+    path = tmp_path / "benign.jsonl"
+    row = {"id": "b-1", "topic": "t", "messages": [{"role": "user", "content": "hello"}], "source": "mine"}
+    path.write_text(json.dumps(row) + "\n")
+    assert load_benign(path) == [Benign("b-1", "t", [Message("user", "hello")], "mine")]
 
 
 @pytest.mark.parametrize("messages", [[], [{"role": "assistant", "content": "hello"}]])
