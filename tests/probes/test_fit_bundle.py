@@ -1,81 +1,91 @@
 """From a model to a bundle, on a model of five random blocks and a few sentences."""
 
+import hashlib
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from probes import fit as fitting
+from probes import material as gathering
 from probes.activations import TransformersSource
-from probes.aggregate import Aggregate
+from probes.aggregate import Aggregate, running
 from probes.bundle import MANIFEST, TENSORS, load_bundle
-from probes.canaries import TOLERANCE, Canaries
-from probes.concepts import Benign, Concept
+from probes.canaries import CONVERSATIONS, TOLERANCE, Canaries
+from probes.chat import Message
+from probes.concepts import CONCEPTS, Concept, benign_path
 from probes.errors import BundleError, ConceptError, ModelError
+from probes.examples import Benign
 from probes.models import identify
+from probes.report import files as reporting
 from probes.roles import Role
 
 pytest.importorskip("torch")
 pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
 
 THINGS = ("boat", "house", "bird", "door", "car", "hat", "cup", "box", "bell", "kite", "tent", "ring")
 AGGREGATE = Aggregate(half_life=4.0, min_tokens=2)
-BENIGN = 60
+LAYERS = (2, 3, 4)
+"""At the depths that are tried."""
+BENIGN = 80
 RATE = 0.1
+REQUESTS = [
+    Benign(
+        f"b-{number}",
+        "t",
+        [Message("user", f"Is it warm in {'the ' * (number % 5)}house number {number} today?")],
+        "streets" if number % 2 else "shipped",
+    )
+    for number in range(BENIGN)
+]
 
 
-def write_concept(path, name, roles):
+def pair(index, thing, name, role):
+    before = [] if role == "user" else [{"role": "user", "content": f"What colour is the {thing}?"}]
+    red, blue = (
+        [*before, {"role": role, "content": f"The {colour} {colour} {thing} and the {colour} {colour} hat."}]
+        for colour in ("red", "blue")
+    )
+    return {"id": f"{name}-{index}", "topic": thing, "positive": red, "negative": blue}
+
+
+def write_concept(folder, name, role, family="", rows=None):
     """Pairs that tell red from blue, in the last message."""
-    rows = []
-    for index, thing in enumerate(THINGS):
-        before = [] if roles[0] is Role.USER else [{"role": "user", "content": f"What colour is the {thing}?"}]
-        red, blue = (
-            [
-                *before,
-                {
-                    "role": roles[0].name.lower(),
-                    "content": f"The {colour} {colour} {thing} and the {colour} {colour} hat.",
-                },
-            ]
-            for colour in ("red", "blue")
-        )
-        rows.append({"id": f"{name}-{index}", "topic": thing, "positive": red, "negative": blue})
+    path = folder / f"{name}.jsonl"
+    rows = [pair(index, thing, name, role.name.lower()) for index, thing in enumerate(THINGS)] if rows is None else rows
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return Concept(name, "it is red", roles, path)
+    return Concept(name, "it is red", (role,), path, aggregate=AGGREGATE, family=family)
 
 
 @pytest.fixture(scope="module")
 def concepts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("concepts")
     return (
-        write_concept(folder / "asked.jsonl", "asked", (Role.USER,)),
-        write_concept(folder / "said.jsonl", "said", (Role.ASSISTANT,)),
+        write_concept(folder, "asked", Role.USER),
+        write_concept(folder, "said", Role.ASSISTANT, "colours"),
+        write_concept(folder, "answered", Role.ASSISTANT, "colours"),
     )
 
 
-@pytest.fixture(autouse=True)
-def few_benign(monkeypatch):
-    import msgspec
+@pytest.fixture(scope="module")
+def quick(concepts):
+    """One concept with one way to fit it."""
+    return (replace(concepts[0], kinds=("mean_difference",)),)
 
-    requests = [
-        msgspec.convert(
-            {
-                "id": f"b-{index}",
-                "topic": "t",
-                "messages": [
-                    {"role": "user", "content": f"Is it warm in {'the ' * (index % 5)}house number {index} today?"}
-                ],
-            },
-            Benign,
-        )
-        for index in range(BENIGN)
-    ]
-    monkeypatch.setattr(fitting, "load_benign", lambda: requests)
-    monkeypatch.setattr(fitting, "ANSWERED_TRAINING", BENIGN)
-    monkeypatch.setattr(fitting, "ANSWERED_CALIBRATION", BENIGN)
-    monkeypatch.setattr(fitting, "ANSWER_TOKENS", 6)
+
+@pytest.fixture(scope="module", autouse=True)
+def few_benign():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "load_benign", lambda: REQUESTS)
+        patch.setattr(gathering, "load_benign", lambda: REQUESTS)
+        patch.setattr(gathering, "ANSWER_TOKENS", 6)
+        patch.setattr(fitting, "PENALTIES", (1e-2,))
+        yield
 
 
 @pytest.fixture
@@ -88,80 +98,293 @@ def no_model(monkeypatch):
     monkeypatch.setattr(fitting, "resolve_model", touched)
 
 
+class Reads:
+    """What a model was asked to do."""
+
+    def __init__(self, patch):
+        self.read, self.answered = [], []
+        read, respond = TransformersSource.read, TransformersSource.respond
+
+        def reading(source, conversations, *rest):
+            self.read += [list(ids) for ids in conversations]
+            return read(source, conversations, *rest)
+
+        def responding(source, prompts, *rest):
+            self.answered += [list(ids) for ids in prompts]
+            return respond(source, prompts, *rest)
+
+        patch.setattr(TransformersSource, "read", reading)
+        patch.setattr(TransformersSource, "respond", responding)
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    return Reads(monkeypatch)
+
+
 def fit(model, out, concepts, **options):
-    options = {"version": "1.2.3", "false_positive_rate": RATE, "concepts": concepts, "aggregate": AGGREGATE} | options
-    return fitting.fit_bundle(str(model), out, **options)
+    return fitting.fit_bundle(
+        str(model), out, **{"version": "1.2.3", "false_positive_rate": RATE, "concepts": concepts} | options
+    )
 
 
-def test_a_bundle_is_fitted(tiny_model, tmp_path, concepts):
-    told = []
-    made = fit(tiny_model, tmp_path / "bundle", concepts, progress=lambda *step: told.append(step))
-    bundle = load_bundle(tmp_path / "bundle")
-    assert bundle.digest == made.digest
-    assert sorted(entry.name for entry in bundle.path.iterdir()) == [MANIFEST, TENSORS]
-    assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"], "nothing temporary is left"
+class Made:
+    """A bundle with all that was told and read while it was fitted."""
 
+    def __init__(self, model, out, concepts):
+        self.told, self.materials = [], []
+        # By concept and layer; from the disk they are gone in the end.
+        self.rows, self.quiet = {}, {}
+        # A fixture of a module is made before that of a test which says the same.
+        with pytest.MonkeyPatch.context() as patch, threadpool_limits(1):
+            gather = fitting.gather
+
+            def gathered(*arguments):
+                self.materials = gather(*arguments)
+                for material in self.materials:
+                    for layer in LAYERS:
+                        self.rows[material.concept.name, layer] = material.rows(layer)
+                        self.quiet[material.concept.name, layer] = material.calibration_rows(layer)
+                return self.materials
+
+            patch.setattr(fitting, "gather", gathered)
+            self.reads = Reads(patch)
+            self.bundle = fit(
+                model, out, concepts, progress=lambda *step: self.told.append(step), command="plumbob fit"
+            )
+            self.ordinary = self.materials[0].ordinary
+
+    def probe(self, name):
+        """A probe, with its column."""
+        return next((probe, at) for at, probe in enumerate(self.bundle.probes) if probe.name == name)
+
+
+@pytest.fixture(scope="module")
+def made(tiny_model, tmp_path_factory, concepts):
+    return Made(tiny_model, tmp_path_factory.mktemp("made") / "bundle", concepts)
+
+
+def test_a_bundle_is_written_and_nothing_beside_it(made, tiny_model):
+    bundle = load_bundle(made.bundle.path)
+    assert bundle.digest == made.bundle.digest
+    assert sorted(entry.name for entry in bundle.path.iterdir()) == [MANIFEST, "report.html", "report.json", TENSORS]
+    assert [entry.name for entry in bundle.path.parent.iterdir()] == ["bundle"], "nothing temporary is left"
     bundle.require_model(identify(tiny_model, "elsewhere"))
     assert (bundle.manifest.model.hidden, bundle.manifest.model.layers) == (32, 5)
     assert bundle.manifest.plumbob == "1.2.3"
     assert set(bundle.manifest.markers.headers) == {"system", "user", "assistant"}
-    assert bundle.weight.shape == bundle.vectors.shape == (2, 32)
+    assert bundle.weight.shape == bundle.vectors.shape == (3, 32)
 
-    assert {probe.name for probe in bundle.probes} == {"asked", "said"}
+
+def test_the_probes_are_what_was_asked_for(made, concepts):
+    bundle = made.bundle
+    assert {probe.name for probe in bundle.probes} == {"asked", "said", "answered"}
     for probe in bundle.probes:
         assert probe.roles == ["user" if probe.name == "asked" else "assistant"]
-        assert probe.layer in (2, 3, 4)
-        assert probe.aggregate == AGGREGATE
+        assert probe.layer in LAYERS and probe.kind in concepts[0].kinds
+        assert probe.aggregate == AGGREGATE and probe.definition == "it is red"
         assert math.isfinite(probe.threshold)
-        assert probe.calibration.false_positive_rate == RATE
-        assert probe.calibration.benign == BENIGN // 2, "half of them taught, the other half were never seen"
-        assert probe.calibration.fired <= math.floor(RATE * (BENIGN // 2 + 1)) - 1
-        low, high = probe.calibration.interval
-        assert low <= probe.calibration.fired / probe.calibration.benign <= high
-        assert probe.evaluation.pairs == len(THINGS)
+        assert (probe.evaluation.positives, probe.evaluation.negatives) == (len(THINGS), len(THINGS))
         # Red and blue are words, and a random network keeps words apart.
         assert probe.evaluation.auroc_text > 0.9
         assert probe.evaluation.auroc > 0.8
-    for vector in bundle.manifest.vectors:
-        assert vector.layer == next(probe.layer for probe in bundle.probes if probe.name == vector.name)
-        assert vector.hidden_norm > 0
-    # Recorded with the probes that were saved: reading the same tokens again gives the same scores.
-    source = TransformersSource(tiny_model)
+        assert 0 <= probe.evaluation.recall <= 1
+
+
+def test_a_family_shares_its_budget(made):
+    rates = {probe.name: probe.calibration.false_positive_rate for probe in made.bundle.probes}
+    assert rates == {"asked": RATE, "said": RATE / 2, "answered": RATE / 2}
+    for probe in made.bundle.probes:
+        calibration = probe.calibration
+        assert calibration.fired <= math.floor(rates[probe.name] * (calibration.benign + 1)) - 1
+        low, high = calibration.interval
+        assert low <= calibration.fired / calibration.benign <= high
+
+
+def test_the_four_probes_of_deception_share_one_percent():
+    rates = {concept.name: fitting._rate(concept, CONCEPTS, 0.01) for concept in CONCEPTS}
+    assert {name for name, rate in rates.items() if rate == 0.0025} == {
+        "false_statement",
+        "instructed_lie",
+        "roleplayed_lie",
+        "concealment",
+    }
+    assert {rate for name, rate in rates.items()} == {0.01, 0.0025}
+    alone = [concept for concept in CONCEPTS if concept.name in ("false_statement", "toxicity")]
+    assert [fitting._rate(concept, alone, 0.01) for concept in alone] == [0.01, 0.01], "of what is fitted"
+
+
+def test_no_benign_request_both_teaches_and_sets_thresholds(made):
+    ordinary = made.ordinary
+    assert len(ordinary.sample.items) == BENIGN and 0.5 < ordinary.calibrating.mean() < 0.9
+    names = np.array([f"benign:{item.source}:{item.id}" for item in ordinary.sample.items])
+    for material in made.materials:
+        teaching = set(material.data.groups[material.data.benign])
+        rows, which = made.quiet[material.concept.name, 3]
+        setting = set(names[which])
+        assert teaching and setting and not teaching & setting
+        assert len(rows.offsets) == which.sum() + 1
+        probe, _ = made.probe(material.concept.name)
+        assert probe.calibration.benign == which.sum()
+
+
+def test_a_probe_of_answers_is_set_on_what_the_model_answers(made):
+    assert len(made.reads.answered) == BENIGN
+    for material in made.materials:
+        rows, _ = made.quiet[material.concept.name, 2]
+        roles = [set(part.tolist()) for part in np.split(rows.roles, rows.offsets[1:-1])]
+        assert all(found == {Role.USER, Role.ASSISTANT} for found in roles)
+
+
+def test_the_threshold_is_reached_by_as_many_as_it_says(made, tiny_model):
+    """Read anew, in float32, and aggregated by the reference."""
+    source = TransformersSource(tiny_model, dtype="float32")
+    probe, column = made.probe("asked")
+    chosen = [REQUESTS.index(made.ordinary.sample.items[at]) for at in np.flatnonzero(made.ordinary.calibrating)]
+    readings = source.read([source.encode(REQUESTS[at].messages, respond=True) for at in chosen], [probe.layer])
+    peaks = [
+        running(
+            reading.states[0, reading.roles == Role.USER] @ made.bundle.weight[column] + made.bundle.bias[column],
+            AGGREGATE,
+        ).max()
+        for reading in readings
+    ]
+    # What rounding to bfloat16 lets pass or stop lies at the threshold itself.
+    rounding = 0.02 * np.std(peaks)
+    sure, possible = ((np.array(peaks) >= probe.threshold + shift).sum() for shift in (rounding, -rounding))
+    assert sure <= probe.calibration.fired <= possible <= probe.calibration.fired + 3
+
+
+def test_vectors_point_to_more_of_the_concept(made, tiny_model, concepts):
+    source = TransformersSource(tiny_model, dtype="float32")
+    for at, vector in enumerate(made.bundle.manifest.vectors):
+        concept = next(concept for concept in concepts if concept.name == vector.name)
+        assert vector.layer == made.probe(vector.name)[0].layer and vector.hidden_norm > 0
+        sides = []
+        for conversations in zip(*((pair.positive, pair.negative) for pair in concept.pairs), strict=True):
+            readings = source.read([source.encode(side) for side in conversations], [vector.layer])
+            sides.append(np.mean([r.states[0, r.roles == concept.roles[0]].mean(axis=0) for r in readings], axis=0))
+        difference = sides[0] - sides[1]
+        assert made.bundle.vectors[at] @ difference / np.linalg.norm(difference) > 0.99
+        assert np.linalg.norm(made.bundle.vectors[at]) == pytest.approx(1)
+
+
+def test_canaries_are_of_the_probes_that_were_saved(made, tiny_model):
+    """Reading the same tokens again gives the same scores."""
+    source, bundle = TransformersSource(tiny_model), made.bundle
     layers = [probe.layer for probe in bundle.probes]
     states = [
         np.stack([source.read([ids], [layer])[0].states[0] for layer in layers]) for ids in bundle.canaries.prompts
     ]
     again = Canaries.record(bundle.canaries.prompts, states, bundle.weight, bundle.bias)
     assert bundle.canaries.drift(np.nan_to_num(again.reference)).max() < TOLERANCE / 2
-    last = {what: (done, total) for what, done, total in told}
-    assert set(last) == {
-        *("answering benign prompts", "reading benign requests"),
-        *("reading asked", "reading said", "fitting asked", "fitting said"),
-        "reading canaries",
+
+
+def test_progress_is_told_to_the_end(made):
+    last = {what: (done, total) for what, done, total in made.told}
+    names = ("asked", "said", "answered")
+    assert set(last) >= {
+        *(f"reading {name}" for name in names),
+        *(f"fitting {name}" for name in names),
+        *("reading benign requests", "answering benign requests", "reading canaries"),
     }
     assert all(done == total for done, total in last.values())
 
 
-def test_no_benign_request_both_teaches_and_sets_thresholds(tiny_model, tmp_path, concepts, monkeypatch):
-    read = []
-    benign = fitting._Benign
-    monkeypatch.setattr(fitting, "_Benign", lambda **halves: read.append(halves) or benign(**halves))
-    fit(tiny_model, tmp_path / "bundle", concepts[:1])
-    training, calibration = ({tuple(item.token_ids) for item in read[0][half]} for half in ("training", "calibration"))
-    assert not training & calibration
-    assert len(training) == len(calibration) == BENIGN // 2
+def test_the_report_is_part_of_the_bundle(made, tiny_model):
+    bundle = made.bundle
+    assert set(bundle.manifest.files) == {reporting.JSON, reporting.HTML}
+    for name, digest in bundle.manifest.files.items():
+        assert hashlib.sha256((bundle.path / name).read_bytes()).hexdigest() == digest
+    report = reporting.read(bundle.path)
+    assert (report.plumbob, report.created, report.command) == ("1.2.3", bundle.manifest.created, "plumbob fit")
+    assert report.fingerprint == bundle.manifest.model.parts == identify(tiny_model, "").parts
+    page = (bundle.path / reporting.HTML).read_text()
+    for written in report.probes:
+        probe, _ = made.probe(written.name)
+        assert (written.layer, written.kind, written.threshold) == (probe.layer, probe.kind, probe.threshold)
+        assert written.nominal == probe.calibration.false_positive_rate
+        assert {split.kind for split in written.splits} == {"leave-topic", "grouped"}, "there is one data set"
+        outside = [split.auroc.point for split in written.splits if split.kind == "leave-topic"]
+        assert probe.evaluation.auroc == pytest.approx(np.mean(outside))
+        assert written.controls and written.causal and written.scores and written.verdict_says
+        assert written.calibration and probe.probability and probe.probability.ece == written.calibration.ece
+        assert {rate.source for rate in written.false_positives if not rate.left_out} >= {
+            "source=shipped",
+            "source=streets",
+        }
+        assert written.name in page and written.verdict_says[0].split("(")[0].strip() in page
 
 
-def test_the_same_data_give_the_same_probes(tiny_model, tmp_path, concepts):
-    first, second = (fit(tiny_model, tmp_path / name, concepts[:1]) for name in ("first", "second"))
+def test_a_probability_is_of_the_score_and_not_of_its_margin(made):
+    """It is the chance that what is scored shows the concept, of the mixture that it was fitted on."""
+    for material in made.materials:
+        probe, column = made.probe(material.concept.name)
+        assert probe.probability.scale > 0
+        spans = fitting.Spans(made.rows[probe.name, probe.layer], material.concept.roles, AGGREGATE)
+        peaks = spans.peaks(fitting.Linear(made.bundle.weight[column].astype(float), float(made.bundle.bias[column])))
+        said = 1 / (1 + np.exp(-(probe.probability.scale * peaks + probe.probability.offset)))
+        labels = material.data.labels
+        assert said[labels].mean() > 0.5 > said[~labels & ~material.data.benign].mean()
+
+
+def test_provenance_names_the_files(made, concepts):
+    provenance = made.bundle.manifest.provenance
+    assert set(provenance) == {"asked", "said", "answered", "benign"}
+    for name, path in {**{concept.name: concept.path for concept in concepts}, "benign": benign_path()}.items():
+        (only,) = provenance[name]
+        assert only.files == {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
+        assert only.rows == len(path.read_bytes().splitlines())
+
+
+def test_the_same_data_give_the_same_probes(tiny_model, tmp_path, quick):
+    first, second = (fit(tiny_model, tmp_path / name, quick) for name in ("first", "second"))
     assert np.array_equal(first.weight, second.weight)
     assert first.manifest.probes == second.manifest.probes
 
 
-def test_an_earlier_bundle_is_replaced_even_behind_a_link(tiny_model, tmp_path, concepts):
-    bundle = fit(tiny_model, tmp_path / "v1", concepts[:1])
+def interrupt_at(step):
+    def progress(what, done, total):
+        if what == step:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def test_an_interrupted_fit_goes_on_where_it_was(tiny_model, tmp_path, quick, reads):
+    out = tmp_path / "bundle"
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny_model, out, quick, progress=interrupt_at("fitting asked"))
+    assert not out.exists()
+    assert len(reads.read) == BENIGN + 2 * len(THINGS) and len(reads.answered) == BENIGN
+    reads.read.clear()
+    reads.answered.clear()
+    resumed = fit(tiny_model, out, quick)
+    source = TransformersSource(tiny_model)
+    assert reads.read == [source.encode(conversation) for conversation in CONVERSATIONS], "canaries alone"
+    assert reads.answered == []
+    assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
+    whole = fit(tiny_model, tmp_path / "whole", quick)
+    assert np.array_equal(resumed.weight, whole.weight) and resumed.manifest.probes == whole.manifest.probes
+
+
+def test_what_was_read_of_another_model_is_not_gone_on_with(tiny_model, tmp_path, quick, reads):
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny_model, tmp_path / "bundle", quick, progress=interrupt_at("fitting asked"))
+    before = len(reads.read)
+    # The weights are the same, what they compute is not.
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.1}))
+    with pytest.raises(KeyboardInterrupt):
+        fit(other, tmp_path / "bundle", quick, progress=interrupt_at("fitting asked"))
+    assert len(reads.read) == 2 * before
+
+
+def test_an_earlier_bundle_is_replaced_even_behind_a_link(tiny_model, tmp_path, quick):
+    bundle = fit(tiny_model, tmp_path / "v1", quick)
     (tmp_path / "current").symlink_to("v1")
-    again = fit(tiny_model, tmp_path / "current", concepts[:1], version="4.5.6")
+    again = fit(tiny_model, tmp_path / "current", quick, version="4.5.6")
     assert (tmp_path / "current").is_symlink()
     assert load_bundle(bundle.path).manifest.plumbob == again.manifest.plumbob == "4.5.6"
 
@@ -186,48 +409,94 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(no_model, tmp
 
 
 def test_a_rate_that_cannot_be_had_is_refused_before_any_work(no_model, tmp_path, concepts):
-    with pytest.raises(ConceptError, match=r"rate of 0\.0001 cannot be set on 30 benign requests\. It takes 9999"):
-        fit("demo", tmp_path / "out", concepts, false_positive_rate=0.0001)
-    assert not (tmp_path / "out").exists()
-
-
-def test_data_that_cannot_be_used_are_refused_before_any_work(no_model, tmp_path):
-    concept = Concept("own", "", (Role.USER,), tmp_path / "gone.jsonl")
-    with pytest.raises(ConceptError, match=r"gone\.jsonl cannot be read"):
-        fit("demo", tmp_path / "out", [concept])
-
-
-def test_a_failure_late_in_the_work_leaves_nothing(tiny_model, tmp_path, concepts, monkeypatch):
-    def fail(*arguments):
-        raise ConceptError("late")
-
-    monkeypatch.setattr(fitting, "calibrate", fail)
-    with pytest.raises(ConceptError, match="late"):
-        fit(tiny_model, tmp_path / "out" / "deep", concepts)
+    with pytest.raises(ConceptError, match=r"rate of 0\.0001 cannot be set on \d+ benign requests\. It takes 9999"):
+        fit("demo", tmp_path / "out", concepts, false_positive_rate=0.0002)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_earlier_bundle_survives_a_failure(tiny_model, tmp_path, concepts, monkeypatch):
-    before = fit(tiny_model, tmp_path / "bundle", concepts[:1])
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (None, r"own\.jsonl cannot be read"),
+        ([pair(at, "boat", "own", "user") for at in range(3)], r"own\.jsonl has 3 pairs\. A probe needs at least"),
+        ([pair(at % 11, "boat", "own", "user") for at in range(12)], r"line 12: own-0 is also line 1"),
+        ([pair(at, "boat", "own", "assistant") for at in range(12)], "must end with a message of: user"),
+    ],
+)
+def test_pairs_that_cannot_be_used_are_refused_before_any_work(no_model, tmp_path, rows, message):
+    concept = write_concept(tmp_path, "own", Role.USER, rows=rows or [])
+    if rows is None:
+        concept.path.unlink()
+    with pytest.raises(ConceptError, match=message):
+        fit("demo", tmp_path / "out", [concept])
+    assert not (tmp_path / "out").exists()
 
-    def fail(*arguments):
-        raise ConceptError("late")
 
+@pytest.mark.parametrize(
+    ("topics", "options", "message"),
+    [
+        (2, {}, "Concept 'own' has positive examples of 2 topics"),
+        (12, {"tokens": 100}, r"within 75 tokens.*raise --tokens"),
+        (12, {"data": "gone"}, "gone"),
+    ],
+)
+def test_data_that_cannot_be_used_are_refused_before_anything_is_read(
+    tiny_model, tmp_path, reads, topics, options, message
+):
+    rows = [pair(at, THINGS[at % topics], "own", "user") for at in range(12)]
+    concept = write_concept(tmp_path, "own", Role.USER, rows=rows)
+    if "data" in options:
+        options = {"data": tmp_path / "gone"}
+    with pytest.raises(ConceptError, match=message):
+        fit(tiny_model, tmp_path / "out", [concept], **options)
+    assert reads.read == reads.answered == []
+    assert [entry.name for entry in tmp_path.iterdir()] == ["own.jsonl"]
+
+
+def test_few_topics_are_enough_to_fit_and_judge(tiny_model, tmp_path):
+    """The least that is not refused is fitted, with every way to fit it."""
+    rows = [pair(at, THINGS[at % 5], "own", "user") for at in range(10)]
+    concept = write_concept(tmp_path, "own", Role.USER, rows=rows)
+    (probe,) = fit(tiny_model, tmp_path / "out", [concept]).probes
+    assert (probe.evaluation.positives, probe.evaluation.negatives) == (10, 10)
+
+
+def test_messages_too_short_for_a_verdict_are_refused(tiny_model, tmp_path, concepts):
+    concept = replace(concepts[0], aggregate=Aggregate(half_life=4.0, min_tokens=200))
+    with pytest.raises(ConceptError, match="No example that shows the concept has the 200 tokens"):
+        fit(tiny_model, tmp_path / "out", [concept])
+    assert not (tmp_path / "out").exists()
+
+
+def fail(*arguments, **options):
+    raise ConceptError("late")
+
+
+@pytest.mark.parametrize("step", ["calibrate", "evaluate", "check", "record_canaries", "save_bundle", "render"])
+def test_a_failure_late_in_the_work_leaves_no_bundle(tiny_model, tmp_path, quick, monkeypatch, step):
+    monkeypatch.setattr(fitting, step, fail)
+    with pytest.raises(ConceptError, match="late"):
+        fit(tiny_model, tmp_path / "bundle", quick)
+    assert [entry.name for entry in tmp_path.iterdir()] == [".bundle.fitting"], "what was read, for the next time"
+
+
+def test_an_earlier_bundle_survives_a_failure(tiny_model, tmp_path, quick, monkeypatch):
+    before = fit(tiny_model, tmp_path / "bundle", quick)
     monkeypatch.setattr(fitting, "calibrate", fail)
     with pytest.raises(ConceptError, match="late"):
-        fit(tiny_model, tmp_path / "bundle", concepts)
+        fit(tiny_model, tmp_path / "bundle", quick)
     assert load_bundle(tmp_path / "bundle").digest == before.digest
 
 
-def test_a_model_whose_template_marks_no_answers_is_refused(tiny_model, tmp_path, concepts):
+def test_a_model_whose_template_marks_no_answers_is_refused(tiny_model, tmp_path, concepts, reads):
     path = shutil.copytree(tiny_model, tmp_path / "base")
     (path / "chat_template.jinja").unlink()
     with pytest.raises(ModelError, match=r"marks messages of: user, assistant\. Fit a model that was tuned for conv"):
         fit(path, tmp_path / "out", concepts)
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists() and reads.read == []
 
 
-def test_activations_that_are_not_numbers_are_a_model_that_cannot_be_read(tiny_model, tmp_path, concepts):
+def test_activations_that_are_not_numbers_are_a_model_that_cannot_be_read(tiny_model, tmp_path, quick):
     from safetensors.numpy import load_file, save_file
 
     path = shutil.copytree(tiny_model, tmp_path / "broken")
@@ -235,5 +504,6 @@ def test_activations_that_are_not_numbers_are_a_model_that_cannot_be_read(tiny_m
     tensors["model.layers.1.mlp.down_proj.weight"][:] = np.nan
     save_file(tensors, path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match="not finite"):
-        fit(path, tmp_path / "out", concepts)
+        fit(path, tmp_path / "out", quick)
     assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.rglob("*.tmp")) and not list((tmp_path / ".out.fitting").glob("*.safetensors"))
