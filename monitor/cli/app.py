@@ -14,7 +14,7 @@ from rich.text import Text
 
 from monitor import __version__
 from monitor.cli.console import err, fail, out, print_table, progress
-from monitor.cli.offline import calibrate, score
+from monitor.cli.offline import calibrate, evaluate, score
 from monitor.cli.serving import API_PORT, GRPC_PORT, METRICS_PORT, Drift, Plan, Serving, default_endpoint
 from monitor.cli.signing import keygen, sign, verify
 from probes.errors import PlumbobError
@@ -35,6 +35,7 @@ bench = typer.Typer(help="Measure what Plumbob costs.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 for _command in (score, calibrate, keygen, sign, verify):
     app.command()(_command)
+app.command("eval")(evaluate)
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A Hugging Face id, a local directory, or: demo")]
 BundlePath = Annotated[Path, typer.Option("--bundle", "-b", help="Bundle that was fitted to the model.")]

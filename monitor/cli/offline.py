@@ -1,4 +1,4 @@
-"""``plumbob score`` and ``plumbob calibrate``: a bundle on requests that are in a file.
+"""``plumbob score``, ``plumbob eval`` and ``plumbob calibrate``: a bundle on requests that are in a file.
 
 Whatever can be wrong with the files is found before the model is loaded, and what is written is written whole or not at
 all.
@@ -6,7 +6,9 @@ all.
 
 import os
 import secrets
-from collections.abc import Generator
+import shlex
+import sys
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +22,7 @@ from rich.text import Text
 
 from monitor import __version__
 from monitor.cli.console import err, out, print_table, progress
-from probes.bundle import SIGNATURE, Bundle, Probe, load_bundle, require_destination, save_bundle
+from probes.bundle import MANIFEST, SIGNATURE, Bundle, Probe, load_bundle, require_destination, save_bundle
 from probes.errors import PlumbobError
 
 _BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle that was fitted to the model.")]
@@ -28,24 +30,31 @@ _Model = Annotated[
     str | None, typer.Option("--model", "-m", help="Where the model is now, if not where it was fitted from.")
 ]
 _BatchTokens = Annotated[int, typer.Option(min=1, help="Padded tokens that the model reads at once.")]
+_Trust = Annotated[
+    list[Path] | None,
+    typer.Option("--trust", help="Public key that may have signed the bundle, else it is refused; may be repeated."),
+]
+_LINE = '{"id", "messages": [{"role", "content"}, …]} or {"id", "prompt"}'
+"""What a request is, for the help."""
 
 
 def score(
     bundle: _BundleArgument,
-    requests: Annotated[Path, typer.Option("--in", "-i", help="Requests, one JSON object a line.")],
+    requests: Annotated[Path, typer.Option("--in", "-i", help=f"Requests, one JSON object a line: {_LINE}.")],
     scored: Annotated[Path, typer.Option("--out", "-o", help="Verdicts, one line for each; replaced if there.")],
     model: _Model = None,
     batch_tokens: _BatchTokens = 2048,
     probability: Annotated[
         bool, typer.Option("--probability", help="Give the probability beside the score, where the bundle has it.")
     ] = False,
+    trust: _Trust = None,
 ) -> None:
     """Score requests of a file as the monitor would: one line in, one line out, in the same order."""
     from probes.requests import read_requests
     from probes.score import open_scorer
 
     _quiet()
-    loaded = load_bundle(bundle)
+    loaded = _load(bundle, trust)
     rows = read_requests(requests, [probe.name for probe in loaded.probes])
     target = _destination(scored, requests)
     with progress() as report:
@@ -72,10 +81,74 @@ def score(
     out.print(Text(f"{len(rows)} requests scored in {target}"))
 
 
+def evaluate(
+    bundle: _BundleArgument,
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data",
+            "-d",
+            help=f'Labelled requests, one a line: {_LINE}, with "labels": {{probe: 0 or 1}}; also "group", "source", '
+            '"slices".',
+        ),
+    ],
+    made: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Directory for report.html and report.json; replaced if there.")
+    ] = None,
+    examples: Annotated[
+        bool, typer.Option("--heatmaps", help="Show example conversations: puts their text into the report.")
+    ] = False,
+    model: _Model = None,
+    batch_tokens: _BatchTokens = 2048,
+    trust: _Trust = None,
+) -> None:
+    """Judge a bundle, its thresholds as they are, on labelled requests: recall, false positives, and text baselines."""
+    from monitor.cli.judgement import judgement_table
+    from probes.judge import judge, require_labels
+    from probes.report import HTML, Report, concluded, require_figures, write
+    from probes.requests import read_requests
+    from probes.score import open_scorer
+
+    _quiet()
+    loaded = _load(bundle, trust)
+    rows = read_requests(data, [probe.name for probe in loaded.probes])
+    require_labels(rows, data)
+    if examples and made is None:
+        raise PlumbobError("--heatmaps are part of the report, and no report is asked for.", "Add --out DIR.")
+    if made is not None:
+        require_figures()
+        made = _report_directory(made)
+    with progress() as report:
+        judged = judge(open_scorer(loaded, model, batch_tokens, report), rows, examples=examples, progress=report)
+    found = concluded(
+        Report(
+            plumbob=__version__,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            model=loaded.manifest.model.name,
+            command=shlex.join(["plumbob", *sys.argv[1:]]),
+            probes=judged.probes,
+            fingerprint=loaded.manifest.model.parts,
+            notes=judged.notes,
+        )
+    )
+    # Before it is written: a full disk must not take what was measured.
+    print_table(judgement_table(found.probes))
+    for note in found.notes:
+        out.print(Text(note))
+    for probe in found.probes:
+        out.print(Text(f"{probe.name}: {probe.verdict_says[0]}"))
+        for remark in probe.remarks:
+            out.print(Text(f"{probe.name}: {remark}"))
+    if made is not None:
+        write(found, made)
+        out.print(Text(f"report {made / HTML}"))
+
+
 def calibrate(
     bundle: _BundleArgument,
     benign: Annotated[
-        Path, typer.Option("--benign", help="Requests on which nothing should fire, as score takes them.")
+        Path,
+        typer.Option("--benign", help=f'Requests on which nothing should fire, one a line: {_LINE}; also "source".'),
     ],
     rate: Annotated[
         float, typer.Option("--fpr", min=0.0001, max=0.5, help="Share of benign requests on which a probe may fire.")
@@ -85,6 +158,7 @@ def calibrate(
     ] = None,
     model: _Model = None,
     batch_tokens: _BatchTokens = 2048,
+    trust: _Trust = None,
 ) -> None:
     """Set a bundle's thresholds on your own benign traffic, without fitting its probes again."""
     from probes.calibrate import may_fire, recalibrate, traffic_slices
@@ -92,7 +166,7 @@ def calibrate(
     from probes.score import open_scorer, score_requests
 
     _quiet()
-    loaded = load_bundle(bundle)
+    loaded = _load(bundle, trust)
     rows = read_requests(benign, [probe.name for probe in loaded.probes])
     for number, row in enumerate(rows, 1):
         if shown := sorted(probe for probe, label in row.labels.items() if label):
@@ -157,6 +231,35 @@ def _share(fired: int, count: int, interval: tuple[float, float]) -> str:
 def _quiet() -> None:
     # transformers' warnings would stand between the progress and the error that says the same in one line.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def _load(path: Path, trust: Sequence[Path] | None) -> Bundle:
+    """A bundle, signed by one of the keys where any is named.
+
+    Raises:
+        BundleError: It is damaged, or not signed by one of them.
+    """
+    bundle = load_bundle(path)
+    if trust:
+        from probes.signing import require_signature
+
+        require_signature(bundle, trust)
+    return bundle
+
+
+def _report_directory(path: Path) -> Path:
+    """Where a report may be written, resolved.
+
+    Raises:
+        PlumbobError: It is a bundle, no directory, or cannot be written.
+    """
+    resolved, another = path.expanduser().resolve(), "Name another directory with --out."
+    if (resolved / MANIFEST).exists():
+        raise PlumbobError(f"{path} is a bundle, which vouches for each of its files.", another)
+    there = next(parent for parent in (resolved, *resolved.parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise PlumbobError(f"{path} cannot be written: {there} is not a directory that you may write to.", another)
+    return resolved
 
 
 def _destination(path: Path, source: Path) -> Path:

@@ -1,9 +1,11 @@
 """What was measured of probes, as an auditor reads it: typed data, sentences that follow from it, and a page."""
 
 from probes.report.document import (
+    AtRate,
     Baseline,
     Causal,
     Controls,
+    Given,
     Heatmap,
     Histogram,
     ProbeReport,
@@ -24,9 +26,11 @@ __all__ = [
     "HTML",
     "JSON",
     "NO_EVIDENCE",
+    "AtRate",
     "Baseline",
     "Causal",
     "Controls",
+    "Given",
     "Heatmap",
     "Histogram",
     "ProbeReport",

@@ -33,14 +33,17 @@ SplitKind = Literal[
 
 
 class Baseline(msgspec.Struct, frozen=True):
-    """What the text gives away without any model, learnt on the same examples as the probe."""
+    """What the text gives away without any model.
+
+    Of a :class:`Split`, learnt on the same examples as the probe; of a :class:`Given`, on the given data themselves.
+    """
 
     tfidf_auroc: Share
     """Of a logistic regression on words (TF-IDF)."""
     tfidf_recall: Share | None
     """Its recall at the probe's nominal rate; ``None`` where that is not certifiable."""
     length_auroc: Share
-    """Of the text's length, in the direction that the fitting data show."""
+    """Of the text's length, in the direction that the data show which it was learnt on."""
 
     @property
     def auroc(self) -> float:
@@ -70,8 +73,44 @@ class Split(msgspec.Struct, frozen=True):
         return self.auroc.low > self.text.auroc
 
 
+class AtRate(msgspec.Struct, frozen=True):
+    """Recall where the threshold is set on the negatives of the set itself."""
+
+    rate: Share
+    """How many of them may fire."""
+    recall: Interval | None
+    """By groups; ``None`` where they are too few to certify the rate."""
+
+
+class Given(msgspec.Struct, frozen=True):
+    """A probe, its threshold as it is, on requests that a user labelled."""
+
+    name: str
+    """``all``, or a part that the data name: ``source=NAME``, ``SLICE=VALUE``."""
+    n_positive: Count
+    n_negative: Count
+    auroc: Interval | None
+    """By groups; ``None`` where there are too few of either label."""
+    recall: Interval | None
+    """At the probe's threshold, by groups; ``None`` where there are no positives."""
+    at_rates: list[AtRate] = []
+    """Of sets that have an AUROC."""
+    text: Baseline | None = None
+    """Learnt on the given data by cross-validation in whole groups; ``None`` where that cannot be."""
+    tokens_to_detect: float | None = None
+    """As of a :class:`Split`."""
+
+    @property
+    def beats_baselines(self) -> bool:
+        """Whether the whole interval of its AUROC lies above both baselines, and above chance, where they may be under.
+
+        What was learnt by cross-validation where there is nothing to learn does worse than chance.
+        """
+        return self.auroc is not None and self.text is not None and self.auroc.low > max(self.text.auroc, 0.5)
+
+
 class Rate(msgspec.Struct, frozen=True):
-    """How often a probe fires on requests that are benign."""
+    """How often a probe fires on requests that are benign, or that a user labelled as not showing the concept."""
 
     source: str
     """A data set, or another slice of the traffic, such as ``length: 512 to 1,023 tokens``."""
@@ -81,11 +120,11 @@ class Rate(msgspec.Struct, frozen=True):
     """Clopper and Pearson's."""
     certified: bool
     """Whether there are enough requests to show the nominal rate."""
-    left_out: bool
-    """Whether its source had no part in fitting and calibration."""
+    left_out: bool | None
+    """Whether its source had no part in fitting and calibration; ``None`` where that is not known."""
 
     @classmethod
-    def of(cls, source: str, fired: int, requests: int, nominal: float, *, left_out: bool) -> Self:
+    def of(cls, source: str, fired: int, requests: int, nominal: float, *, left_out: bool | None) -> Self:
         """The rate of ``fired`` in ``requests``, at least 1, against the rate that the threshold was set for."""
         interval, certified = proportion(fired, requests), certifiable(requests, nominal)
         return cls(source, requests, fired, interval, certified, left_out)
@@ -228,6 +267,8 @@ class ProbeReport(msgspec.Struct, frozen=True):
     sweep: list[SweepPoint] = []
     roc: list[Roc] = []
     scores: Histogram | None = None
+    given: list[Given] = []
+    """Where the probe was judged on data of a user's, ``all`` of them first; there are no splits then."""
     heatmaps: list[Heatmap] = []
     causal: Causal | None = None
     controls: Controls | None = None

@@ -68,8 +68,10 @@ def _probe(probe: ProbeReport, index: int) -> Markup:
         _card(probe),
         tag("p", _operation(probe), class_="facts"),
         *_section("Splits, with baselines", tables.splits(probe) if probe.splits else None),
+        *_section("On the data given", tables.given(probe) if probe.given else None),
         *_section(
-            "False positives on benign requests", tables.false_positives(probe) if probe.false_positives else None
+            f"False positives on {'requests labelled 0' if probe.given else 'benign requests'}",
+            tables.false_positives(probe) if probe.false_positives else None,
         ),
         *_section(
             "ROC at low false-positive rates",
@@ -98,7 +100,7 @@ def _probe(probe: ProbeReport, index: int) -> Markup:
 
 def _card(probe: ProbeReport) -> Markup:
     first, *rest = probe.verdict_says
-    beaten = any(split.beats_baselines for split in left_out(probe))
+    beaten = any(part.beats_baselines for part in probe.given or left_out(probe))
     items = [tag("li", sentence) for sentence in [*rest, *probe.remarks]]
     return tag("div", tag("p", first), tag("ul", *items), class_="card" if beaten else "card none")
 

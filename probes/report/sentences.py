@@ -8,14 +8,16 @@ The rules are fixed, so that a report cannot be kinder than its figures:
 4. What is too small to certify the nominal rate is named, whatever it shows.
 5. Steering has an effect if its interval and the unsteered one have nothing in common; taking the direction away should
    lower the behaviour, adding it should raise it.
+6. On data that a user gave, words and length were learnt on those very data: to lose to them is no proof that a probe
+   reads words, and is said as what it is. Nothing is said there of controls and of causes, which are the bundle's own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from probes.metrics import Interval, needed
-from probes.report.document import Causal, ProbeReport, Report, Split
+from probes.report.document import Baseline, Causal, Given, ProbeReport, Report, Split
 from probes.report.words import count, number, percent, rate_with_interval, several, with_interval
 
 NO_EVIDENCE = "No evidence of internal signal beyond words."
@@ -29,6 +31,15 @@ def concluded(report: Report) -> Report:
 
 def sentences(probe: ProbeReport) -> list[str]:
     """What is to be said of a probe, most important first; never empty."""
+    if probe.given:
+        return [
+            *_given_evidence(probe.given),
+            *_worst_given(probe.given),
+            *_highest_rate(probe),
+            *(text for part in probe.given for text in _compared(part)),
+            *_not_certifiable(probe.given[0]),
+            *_false_positives(probe),
+        ]
     return [
         *_evidence(probe),
         *_worst_split(probe),
@@ -50,6 +61,44 @@ def worst(probe: ProbeReport) -> Split | None:
     measured = [(split.recall.point, split.auroc.point, split) for split in probe.splits if split.recall]
     ranked = measured or [(0.0, split.auroc.point, split) for split in probe.splits]
     return min(ranked, key=lambda item: item[:2])[2] if ranked else None
+
+
+def worst_given(given: Sequence[Given]) -> Given | None:
+    """The part with the lowest recall; ``None`` where no part has positives."""
+    measured = [(part.recall.point, index) for index, part in enumerate(given) if part.recall]
+    return given[min(measured)[1]] if measured else None
+
+
+def _given_evidence(given: Sequence[Given]) -> Iterator[str]:
+    whole, compared = given[0], [part for part in given if part.auroc and part.text]
+    beaten = sum(part.beats_baselines for part in compared)
+    if not whole.n_negative:
+        yield f"No request is labelled 0: of the data given, recall alone is known ({_size(whole)})."
+    elif not whole.n_positive:
+        yield f"No request is labelled 1: of the data given, the false-positive rate alone is known ({_size(whole)})."
+    elif not compared:
+        yield "On the data given, no baseline could be made: words or length may do as well."
+    else:
+        verb = "Beats" if beaten else "Does not beat"
+        parts = f"{beaten} of {count(len(compared), 'part')}" if beaten else f"any of {count(len(compared), 'part')}"
+        yield (
+            f"{verb} words (TF-IDF) and length on {parts} of the data given. These baselines were learnt on the data "
+            "themselves, by cross-validation; the probe was not."
+        )
+
+
+def _worst_given(given: Sequence[Given]) -> Iterator[str]:
+    if (part := worst_given(given)) is not None and part.recall is not None:
+        yield f"Lowest recall: {rate_with_interval(part.recall)} at the threshold, on '{part.name}', {_size(part)}."
+
+
+def _not_certifiable(whole: Given) -> Iterator[str]:
+    for at in whole.at_rates:
+        if at.recall is None:
+            yield (
+                f"Recall at {percent(at.rate)} false positives of these data is not certifiable: it takes "
+                f"{count(needed(at.rate), 'negative')}, and there are {count(whole.n_negative)}."
+            )
 
 
 def _evidence(probe: ProbeReport) -> Iterator[str]:
@@ -78,7 +127,8 @@ def _worst_split(probe: ProbeReport) -> Iterator[str]:
 
 def _highest_rate(probe: ProbeReport) -> Iterator[str]:
     if not probe.false_positives:
-        yield "False positives on benign requests were not measured."
+        if not probe.given:
+            yield "False positives on benign requests were not measured."
         return
     highest = max(probe.false_positives, key=lambda rate: (rate.interval.point, rate.interval.high))
     yield (
@@ -89,7 +139,7 @@ def _highest_rate(probe: ProbeReport) -> Iterator[str]:
 
 def _splits(probe: ProbeReport) -> Iterator[str]:
     for split in probe.splits:
-        yield from _split(split)
+        yield from _compared(split)
     small = [split.name for split in probe.splits if split.recall is None]
     if small:
         yield (
@@ -98,16 +148,26 @@ def _splits(probe: ProbeReport) -> Iterator[str]:
         )
 
 
-def _split(split: Split) -> Iterator[str]:
-    shown = f"AUROC {with_interval(split.auroc)}, {_size(split)}"
-    if split.auroc.point < 0.5:
-        chance = "; the interval includes chance" if split.auroc.high >= 0.5 else ""
-        yield f"Inverted on '{split.name}': {shown}, against {number(split.text.tfidf_auroc)} for words{chance}."
+def _compared(part: Split | Given) -> Iterator[str]:
+    if part.auroc is None:
         return
-    if split.auroc.low <= split.text.tfidf_auroc:
-        yield f"Does not beat words (TF-IDF) on '{split.name}': {shown}, against {number(split.text.tfidf_auroc)}."
-    if split.auroc.low <= split.text.length_auroc:
-        yield f"Does not beat length on '{split.name}': {shown}, against {number(split.text.length_auroc)}."
+    shown = f"AUROC {with_interval(part.auroc)}, {_size(part)}"
+    if part.auroc.point < 0.5:
+        words = f", against {number(part.text.tfidf_auroc)} for words" if part.text else ""
+        chance = "; the interval includes chance" if part.auroc.high >= 0.5 else ""
+        yield f"Inverted on '{part.name}': {shown}{words}{chance}."
+        return
+    if part.text:
+        yield from _lost(part.name, part.auroc, part.text, shown)
+    if part.auroc.low <= 0.5:
+        yield f"Not told from chance on '{part.name}': {shown}."
+
+
+def _lost(name: str, auroc: Interval, text: Baseline, shown: str) -> Iterator[str]:
+    if auroc.low <= text.tfidf_auroc:
+        yield f"Does not beat words (TF-IDF) on '{name}': {shown}, against {number(text.tfidf_auroc)}."
+    if auroc.low <= text.length_auroc:
+        yield f"Does not beat length on '{name}': {shown}, against {number(text.length_auroc)}."
 
 
 def _false_positives(probe: ProbeReport) -> Iterator[str]:
@@ -118,7 +178,7 @@ def _false_positives(probe: ProbeReport) -> Iterator[str]:
                 f"Fires too often on '{rate.source}': {rate_with_interval(rate.interval)} of "
                 f"{count(rate.requests, 'request')}, above the nominal {nominal}."
             )
-    if rates and not any(rate.left_out for rate in rates):
+    if rates and not probe.given and not any(rate.left_out for rate in rates):
         yield "No benign source was left out: the rate on other traffic is not known."
     if small := [rate.source for rate in rates if not rate.certified]:
         yield (
@@ -178,5 +238,5 @@ def _apart(one: Interval, other: Interval) -> bool:
     return one.low > other.high or one.high < other.low
 
 
-def _size(split: Split) -> str:
-    return f"{count(split.n_positive, 'positive')} and {count(split.n_negative, 'negative')}"
+def _size(part: Split | Given) -> str:
+    return f"{count(part.n_positive, 'positive')} and {count(part.n_negative, 'negative')}"

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
-from probes.report.document import Causal, Controls, Histogram, ProbeReport, Roc, Split
+from probes.metrics import Interval
+from probes.report.document import Causal, Controls, Given, Histogram, ProbeReport, Roc, Split
 from probes.report.figures import best_by_layer, style
 from probes.report.markup import Markup, join, tag
-from probes.report.sentences import left_out, worst
+from probes.report.sentences import left_out, worst, worst_given
 from probes.report.words import count, number, percent, rate_with_interval, with_interval
 
 
@@ -29,14 +30,16 @@ def summary(probes: Sequence[ProbeReport]) -> Markup:
     )
     rows: list[list[str]] = []
     for index, probe in enumerate(probes, 1):
-        sources, lowest = left_out(probe), worst(probe)
-        beaten = sum(split.beats_baselines for split in sources)
+        sources = [part for part in probe.given if part.auroc and part.text] or left_out(probe)
+        beaten = sum(part.beats_baselines for part in sources)
+        of = f"{beaten} of {len(sources)}{' parts of the data given' if probe.given else ''}"
+        none = "not compared" if probe.given else "none was left out"
         highest = max(probe.false_positives, key=lambda rate: rate.interval.point, default=None)
         rows.append(
             [
                 tag("a", probe.name, href=f"#probe-{index}"),
-                _marked(f"{beaten} of {len(sources)}" if sources else "none was left out", bad=not beaten),
-                "none" if lowest is None else f"{lowest.name}: {_recall(lowest, probe.nominal)}",
+                _marked(of if sources else none, bad=not beaten),
+                _lowest(probe),
                 "not measured"
                 if highest is None
                 else f"{rate_with_interval(highest.interval)}, {highest.source}, n {highest.requests:,}",
@@ -70,9 +73,9 @@ def splits(probe: ProbeReport) -> Markup:
             number(split.text.tfidf_auroc),
             number(split.text.length_auroc),
             _marked("yes" if split.beats_baselines else "no", bad=not split.beats_baselines),
-            _recall(split, probe.nominal, brief=True),
+            _recall(split, brief=True),
             "not certifiable" if split.text.tfidf_recall is None else percent(split.text.tfidf_recall),
-            "never fired" if split.tokens_to_detect is None else f"{split.tokens_to_detect:,.1f}".removesuffix(".0"),
+            _tokens_to_detect(split),
         ]
         for split in probe.splits
     ]
@@ -84,10 +87,50 @@ def splits(probe: ProbeReport) -> Markup:
     return table(caption, heads, rows)
 
 
+def given(probe: ProbeReport) -> Markup:
+    """What the probe shows on data of a user's."""
+    rates = [at.rate for at in probe.given[0].at_rates]
+    heads = (
+        "Part of the data",
+        "Positives",
+        "Negatives",
+        "AUROC",
+        "AUROC of words",
+        "AUROC of length",
+        "Beats both",
+        "Recall at the threshold",
+        *(f"Recall at {percent(rate)}" for rate in rates),
+        "Tokens to detect",
+    )
+    rows = [
+        [
+            part.name,
+            count(part.n_positive),
+            count(part.n_negative),
+            _marked(with_interval(part.auroc), bad=part.auroc.point < 0.5) if part.auroc else "too few",
+            number(part.text.tfidf_auroc) if part.text else "none",
+            number(part.text.length_auroc) if part.text else "none",
+            _marked("yes" if part.beats_baselines else "no", bad=not part.beats_baselines) if part.text else "",
+            rate_with_interval(part.recall) if part.recall else "no positives",
+            *([_at(at.recall) for at in part.at_rates] or ["" for _ in rates]),
+            _tokens_to_detect(part),
+        ]
+        for part in probe.given
+    ]
+    caption = (
+        "Requests that a user labelled; the bundle is as it was. Words and length were learnt on these data, by "
+        "cross-validation in whole groups: they have seen data like these, the probe has not. Recall at a rate: the "
+        "threshold is set on the part's own negatives. Intervals are 95%, by resampling groups."
+    )
+    return table(caption, heads, rows)
+
+
 def false_positives(probe: ProbeReport) -> Markup:
     """Benign sources and slices."""
+    requests = "requests labelled 0" if probe.given else "benign requests"
     nominal = percent(probe.nominal)
-    heads = ("Benign source", "Requests", "Fired", "Rate (95% interval)", f"Against {nominal}", "In fitting")
+    first = "Requests labelled 0" if probe.given else "Benign source"
+    heads = (first, "Requests", "Fired", "Rate (95% interval)", f"Against {nominal}", "In fitting")
     rows = [
         [
             rate.source,
@@ -95,12 +138,12 @@ def false_positives(probe: ProbeReport) -> Markup:
             count(rate.fired),
             rate_with_interval(rate.interval),
             _against(rate.interval.low, rate.interval.high, probe.nominal, certified=rate.certified),
-            "left out" if rate.left_out else "used",
+            {True: "left out", False: "used", None: "not known"}[rate.left_out],
         ]
         for rate in probe.false_positives
     ]
     return table(
-        f"How often it fires on benign requests; its threshold was set for {nominal}. Exact intervals (Clopper and "
+        f"How often it fires on {requests}; its threshold was set for {nominal}. Exact intervals (Clopper and "
         "Pearson).",
         heads,
         rows,
@@ -185,7 +228,22 @@ def key(index: int) -> Markup:
     return tag("span", class_="key", style=f"border-top-style:{dash};border-top-color:{colour}")
 
 
-def _recall(split: Split, nominal: float, *, brief: bool = False) -> str:
+def _at(recall: Interval | None) -> str:
+    return "not certifiable" if recall is None else rate_with_interval(recall)
+
+
+def _tokens_to_detect(part: Split | Given) -> str:
+    return "never fired" if part.tokens_to_detect is None else f"{part.tokens_to_detect:,.1f}".removesuffix(".0")
+
+
+def _lowest(probe: ProbeReport) -> str:
+    if (part := worst_given(probe.given)) is not None and part.recall is not None:
+        return f"{part.name}: recall {rate_with_interval(part.recall)}"
+    split = worst(probe)
+    return "none" if split is None else f"{split.name}: {_recall(split)}"
+
+
+def _recall(split: Split, *, brief: bool = False) -> str:
     if split.recall is not None:
         return f"{'' if brief else 'recall '}{rate_with_interval(split.recall)}"
     return "not certifiable" if brief else f"AUROC {with_interval(split.auroc)}; recall not certifiable"

@@ -1,4 +1,4 @@
-"""``plumbob score`` and ``plumbob calibrate``, as a user meets them."""
+"""``plumbob score``, ``plumbob eval`` and ``plumbob calibrate``, as a user meets them."""
 
 import json
 import os
@@ -15,8 +15,10 @@ from probes import score as scoring
 from probes.bundle import MANIFEST, SIGNATURE, TENSORS, load_bundle, save_bundle
 from probes.calibrate import calibrate
 from probes.manifest import Provenance
+from probes.report import HTML, JSON, read, require_figures
 from probes.requests import read_requests
 from probes.score import Scorer, open_scorer, score_requests
+from probes.signing import generate_key, load_private_key, sign_bundle
 from tests.cli.conftest import assert_one_error
 from tests.models import tiny_model
 from tests.probes.conftest import one_thread  # noqa: F401  (a fixture: so small a model is slower on several threads)
@@ -135,13 +137,14 @@ def test_another_place_of_the_model_may_be_named(plumbob, folder, model):
     assert (folder / "out.jsonl").read_text() == "earlier\n"
 
 
-@pytest.mark.parametrize("command", ["score", "calibrate"])
+@pytest.mark.parametrize("command", ["score", "calibrate", "eval"])
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
         ("{nope", "line 3: not JSON"),
         ('{"id": 0, "prompt": "x"}', "line 3: id 0 is that of line 1 already"),
         ('{"id": 9, "prompt": "x", "labels": {"tone": 1}}', "line 3: has a label for 'tone'; the probes are: asked,"),
+        ('{"id": 9, "prompt": "x", "lables": {"said": 1}}', "line 3: has the key 'lables', which is nearly 'labels'"),
     ],
 )
 def test_a_malformed_line_leaves_nothing(plumbob, folder, no_model, command, bad, said):
@@ -150,6 +153,7 @@ def test_a_malformed_line_leaves_nothing(plumbob, folder, no_model, command, bad
     commands = {
         "score": score(folder),
         "calibrate": ["calibrate", folder / "bundle", "--benign", requests, "--out", folder / "new"],
+        "eval": ["eval", folder / "bundle", "--data", requests, "--out", folder / "new"],
     }
     assert_one_error(plumbob(*commands[command]), f"{requests}, {said}")
     assert files(folder) == ["bundle", "in.jsonl"]
@@ -330,3 +334,144 @@ def test_where_no_threshold_can_be_set_nothing_is_written(plumbob, folder):
     assert result.code == 2 and "error: No threshold can be set on" in result.err
     assert "Of 30 requests, 0 have tokens that it reads." in result.err
     assert files(folder) == ["benign.jsonl", "bundle"]
+
+
+# plumbob eval.
+
+
+def labelled(folder, count=120, **more):
+    """Requests that are labelled for ``asked`` by their number, and for ``said`` where they have an answer."""
+    rows = []
+    for index in range(count):
+        labels = {"asked": int(index % 4 == 0)} | ({"said": int(index % 2)} if index % 3 == 1 else {})
+        rows.append(line(index, labels=labels, source=("x", "y")[index % 2], group=index // 2, model="any", **more))
+    return write(folder / "data.jsonl", rows)
+
+
+def evaluate(folder, *options):
+    return ["eval", folder / "bundle", "--data", folder / "data.jsonl", *options]
+
+
+def test_a_bundle_is_judged_on_labelled_requests(plumbob, folder, fitted):
+    pytest.importorskip("matplotlib")
+    rows = read_requests(labelled(folder, slices={"kind": "all alike"}))
+    before = load_bundle(folder / "bundle").digest
+    result = plumbob(*evaluate(folder, "--out", folder / "new" / "report"))
+    assert result.code == 0, result.err
+    report = read(folder / "new" / "report")
+    assert (folder / "new" / "report" / HTML).read_text().startswith("<!DOCTYPE html>")
+    assert load_bundle(folder / "bundle").digest == before, "the bundle is as it was"
+    assert [probe.name for probe in report.probes] == ["asked", "said"]
+    assert (
+        report.command == f"plumbob eval {folder / 'bundle'} --data {folder / 'data.jsonl'} --out {folder}/new/report"
+    )
+
+    scores = score_requests(open_scorer(fitted), rows)
+    for column, probe in enumerate(report.probes):
+        mine = [at for at, row in enumerate(rows) if probe.name in row.labels]
+        label = np.array([rows[at].labels[probe.name] for at in mine])
+        fired = scores.peak[mine, column] >= 5.0
+        whole, rate = probe.given[0], probe.false_positives[0]
+        assert (
+            (whole.n_positive, whole.n_negative)
+            == (label.sum(), (~label).sum())
+            == (len(mine) - rate.requests, rate.requests)
+        )
+        assert whole.recall.point == pytest.approx(fired[label].mean())
+        assert (rate.source, rate.fired) == ("all", fired[~label].sum())
+        assert probe.threshold == 5.0 and probe.heatmaps == []
+        row = next(text for text in result.out.splitlines() if text.startswith(f"│ {probe.name} "))
+        assert [cell.strip() for cell in row.strip("│").split("│")][:3] == [probe.name, "all", str(label.sum())]
+        assert f"{probe.name}: {probe.verdict_says[0]}" in result.out
+    # Of x, every second is positive; of y, none; and only 40 requests have an answer.
+    assert [part.name for part in report.probes[0].given] == ["all", "source=x"]
+    assert report.probes[0].given[0].text is not None and report.probes[1].given[0].text is None
+    assert "said: No baseline was made of words and length: 40 labelled requests, and it takes 50." in result.out
+    truncated = sum(one.truncated for one in open_scorer(fitted).encode(rows))
+    assert truncated and f"{truncated} of 120 requests exceed the model's context: the probes read only" in result.out
+    assert "No request is labelled for: either." in result.out
+    assert result.out.endswith(f"report {folder / 'new' / 'report' / HTML}\n")
+
+
+def test_no_text_of_a_request_is_in_a_report_unless_it_is_asked_for(plumbob, folder):
+    pytest.importorskip("matplotlib")
+    labelled(folder)
+    text = {}
+    for name, options in (("plain", []), ("shown", ["--heatmaps"])):
+        assert plumbob(*evaluate(folder, "--out", folder / name, *options)).code == 0
+        text[name] = [(folder / name / file).read_text() for file in (JSON, HTML)]
+    # Words of every request; a token each, or more.
+    assert not any("warm" in page or "nectar" in page for page in text["plain"])
+    shown = ["".join(heat.tokens) for probe in read(folder / "shown").probes for heat in probe.heatmaps]
+    assert 2 <= len(shown) <= 6 and all("Is it warm in" in conversation for conversation in shown)
+
+
+def test_without_a_directory_nothing_is_written(plumbob, folder, monkeypatch):
+    monkeypatch.setattr("probes.report.figures.importlib.util.find_spec", lambda name: None)
+    labelled(folder)
+    result = plumbob(*evaluate(folder))
+    assert result.code == 0, result.err
+    assert "recall at the threshold" in result.out and "report" not in result.out
+    assert files(folder) == ["bundle", "data.jsonl"]
+
+
+def test_what_is_wrong_with_an_evaluation_is_found_before_the_model_is_touched(plumbob, folder, no_model, monkeypatch):
+    assert_one_error(plumbob(*evaluate(folder)), "data.jsonl cannot be read")
+    write(folder / "data.jsonl", map(line, range(9)))
+    assert_one_error(plumbob(*evaluate(folder)), "data.jsonl has no labels.", '"labels": {"toxicity": 1')
+    write(
+        folder / "data.jsonl", [line(index, labels={"asked": 1}, slices={"user": str(index)}) for index in range(300)]
+    )
+    assert_one_error(plumbob(*evaluate(folder)), "The requests have 301 sources and slices")
+    labelled(folder)
+    assert_one_error(plumbob(*evaluate(folder, "--heatmaps")), "no report is asked for", "Add --out DIR.")
+    assert_one_error(plumbob(*evaluate(folder, "--out", folder / "bundle")), "is a bundle, which vouches for each of")
+    assert_one_error(
+        plumbob(*evaluate(folder, "--out", folder / "data.jsonl")), "is not a directory that you may write"
+    )
+    assert_one_error(
+        plumbob(*evaluate(folder, "--out", folder / "data.jsonl" / "new")), "is not a directory that you may"
+    )
+    monkeypatch.setattr("probes.report.figures.importlib.util.find_spec", lambda name: None)
+    assert_one_error(plumbob(*evaluate(folder, "--out", folder / "new")), "need matplotlib")
+    assert files(folder) == ["bundle", "data.jsonl"]
+
+
+def test_a_full_disk_leaves_no_half_report_and_what_was_measured_is_still_told(plumbob, folder):
+    require_figures()
+    labelled(folder, 60)
+    with room(1000):
+        result = plumbob(*evaluate(folder, "--out", folder / "new"))
+    assert (
+        result.code == 2 and "error: The report cannot be written to" in result.err and "File too large" in result.err
+    )
+    assert "recall at the threshold" in result.out and "report " not in result.out
+    assert list((folder / "new").iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["score", "calibrate", "eval"])
+def test_only_a_bundle_signed_by_a_trusted_key_is_used(plumbob, folder, no_model, command):
+    for name in ("key", "other"):
+        generate_key(folder / name)
+    labelled(folder)
+    write(folder / "in.jsonl", map(line, range(120)))
+    commands = {
+        "score": score(folder),
+        "calibrate": ["calibrate", folder / "bundle", "--benign", folder / "in.jsonl", "--out", folder / "new"],
+        "eval": evaluate(folder),
+    }
+    assert_one_error(
+        plumbob(*commands[command], "--trust", folder / "key.pub"), "is not signed: it has no signature.json"
+    )
+    sign_bundle(load_bundle(folder / "bundle"), load_private_key(folder / "key", lambda: b""))
+    assert_one_error(plumbob(*commands[command], "--trust", folder / "other.pub"), "which is none of the 1 trusted")
+    with pytest.raises(AssertionError, match="the model was touched"):
+        plumbob(*commands[command], "--trust", folder / "other.pub", "--trust", folder / "key.pub")
+
+
+@pytest.mark.parametrize("command", ["score", "calibrate", "eval"])
+def test_the_help_says_what_a_line_is(plumbob, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "400")
+    help_text = plumbob(command, "--help").out
+    assert '{"id", "messages": [{"role", "content"}, …]} or {"id", "prompt"}' in help_text
+    assert ('"labels": {probe: 0 or 1}' in help_text) is (command == "eval")

@@ -15,9 +15,11 @@ from probes.report import (
     HTML,
     JSON,
     NO_EVIDENCE,
+    AtRate,
     Baseline,
     Causal,
     Controls,
+    Given,
     Heatmap,
     Histogram,
     ProbeReport,
@@ -116,6 +118,7 @@ FAULTS = (
     "No evidence",
     "No source",
     "Inverted",
+    "Not told",
     "Does not beat",
     "Recall at",
     "Fires too often",
@@ -232,6 +235,62 @@ def test_the_causal_check_is_read_from_its_intervals(ablated, added, random, beg
     causal = Causal("the share refused", 100, Interval(0.5, 0.4, 0.6), *arms, "Whatever it says.")
     found = [s for s in sentences(probe(causal=causal)) if s.startswith(("Causal", "No causal", "Adding"))]
     assert [s[: len(start)] for s, start in zip(found, begins, strict=True)] == begins
+
+
+def part(name="all", auroc=(0.9, 0.85, 0.94), recall=(0.6, 0.5, 0.7), tfidf=0.7, at=(0.4, None), **changes):
+    given = {
+        "auroc": auroc and Interval(*auroc),
+        "recall": recall and Interval(*recall),
+        "at_rates": [
+            AtRate(rate, value and Interval(value, 0.1, 0.8)) for rate, value in zip((0.01, 0.001), at, strict=True)
+        ],
+        "text": tfidf and Baseline(tfidf, None, min(tfidf, 0.5)),
+        "tokens_to_detect": 7.5,
+    }
+    return Given(name, changes.pop("n_positive", 50), changes.pop("n_negative", 320), **given, **changes)
+
+
+def judged(*parts, **changes):
+    """A probe on data of a user's: no splits, controls or causes."""
+    nothing = {"splits": [], "controls": None, "causal": None, "sweep": [], "heatmaps": [], "calibration": None}
+    rates = [Rate.of("all", 20, 320, 0.01, left_out=None), Rate.of("source=a", 1, 40, 0.01, left_out=False)]
+    return probe(given=list(parts), **{**nothing, "false_positives": rates, **changes})
+
+
+def test_data_that_were_given_are_spoken_of_as_such():
+    text = judged(part(), part("source=a", recall=(0.3, 0.2, 0.4), auroc=(0.8, 0.6, 0.9)))
+    assert sentences(text)[0].startswith("Beats words (TF-IDF) and length on 1 of 2 parts of the data given.")
+    assert "learnt on the data themselves" in sentences(text)[0]
+    said(text, "Lowest recall: 30% (20% to 40%) at the threshold, on 'source=a', 50 positives and 320 negatives.")
+    said(text, "Does not beat words (TF-IDF) on 'source=a': AUROC 0.800 (0.600 to 0.900)", "against 0.700")
+    said(text, "Recall at 0.1% false positives of these data is not certifiable: it takes 3,000 negatives", "are 320.")
+    said(text, "Fires too often on 'all'")
+    silent(text, "No source", "No evidence", "Random", "No causal", "No benign source", "Recall at 1%", "Worst split")
+    assert sentences(judged(part(auroc=(0.8, 0.6, 0.9))))[0].startswith(
+        "Does not beat words (TF-IDF) and length on any"
+    )
+
+
+def test_of_data_with_one_label_only_what_is_known_is_said():
+    one_sided = {"auroc": None, "tfidf": None}
+    positive = judged(replace(part(**one_sided), n_negative=0, at_rates=[]), false_positives=[])
+    assert sentences(positive)[0] == (
+        "No request is labelled 0: of the data given, recall alone is known (50 positives and 0 negatives)."
+    )
+    assert len(sentences(positive)) == 2, sentences(positive)
+    negative = judged(replace(part(recall=None, **one_sided), n_positive=0, at_rates=[]))
+    assert sentences(negative)[0].startswith(
+        "No request is labelled 1: of the data given, the false-positive rate alone"
+    )
+    silent(negative, "Lowest recall", "Does not")
+    lucky = judged(part(auroc=(0.52, 0.45, 0.6), tfidf=0.3), part("source=a"))
+    assert sentences(lucky)[0].startswith("Beats words (TF-IDF) and length on 1 of 2 parts"), "to beat less than chance"
+    said(lucky, "Not told from chance on 'all': AUROC 0.520 (0.450 to 0.600)")
+    none = judged(part(tfidf=None))
+    assert sentences(none)[0].startswith("On the data given, no baseline could be made")
+    said(
+        judged(part(tfidf=None, auroc=(0.3, 0.2, 0.4))), "Inverted on 'all': AUROC 0.300 (0.200 to 0.400), 50 positives"
+    )
 
 
 def test_a_rate_knows_its_interval_and_whether_it_is_certified():
@@ -378,6 +437,27 @@ def test_the_tables_hold_the_numbers_with_n_and_interval():
     assert page.row("direction added") == ["direction added", "0.900 (0.800 to 0.950)"]
     assert page.row("Random direction, AUROC") == ["Random direction, AUROC", "0.600 (0.550 to 0.650)"]
     assert "off by 3.1% on average" in page.text and "Too small a model." in page.text and "2 µs a token" in page.text
+
+
+def test_the_figures_on_given_data_are_a_table_of_their_own():
+    pytest.importorskip("matplotlib")
+    parts = [part(), part("source=a", auroc=None, tfidf=None, at=(None, None)), part("source=b", recall=None)]
+    parts[1] = replace(parts[1], at_rates=[], tokens_to_detect=None)
+    page = Page(render(report(judged(*parts))))
+    assert page.row("Part of the data")[7:10] == ["Recall at the threshold", "Recall at 1%", "Recall at 0.1%"]
+    rows = [row for row in page.rows if row[0] in ("all", "source=a", "source=b") and len(row) == 11]
+    assert rows[:2] == [
+        ["all", "50", "320", "0.900 (0.850 to 0.940)", "0.700", "0.500", "yes", "60% (50% to 70%)", "40% (10% to 80%)",
+         "not certifiable", "7.5"],
+        ["source=a", "50", "320", "too few", "none", "none", "", "60% (50% to 70%)", "", "", "never fired"],
+    ]  # fmt: skip
+    assert rows[2][7] == "no positives"
+    summary = page.row("harmful_intent")
+    assert summary[1:3] == ["2 of 2 parts of the data given", "all: recall 60% (50% to 70%)"]
+    assert Page(render(report(judged(part(tfidf=None))))).row("harmful_intent")[1] == "not compared"
+    known = [row[-1] for row in page.rows if len(row) == 6 and row[0] in ("all", "source=a")]
+    assert known == ["not known", "used"]
+    assert "False positives on requests labelled 0" in page.text
 
 
 def test_each_token_is_shown_with_its_score_and_where_the_probe_fired(page):
