@@ -38,7 +38,7 @@ from probes.errors import ModelError
 from probes.evaluate import evaluate, sweep
 from probes.linear import Linear, Spans, fit
 from probes.manifest import Evaluation, Probability, Probe, Provenance, Vector
-from probes.material import CALIBRATING, Material, gather
+from probes.material import CALIBRATING, Material, calibrating, gather
 from probes.metrics import MIN_GROUPS
 from probes.models import Progress, identify, no_progress, resolve_model
 from probes.report.document import Causal, ProbeReport, Rate, Report
@@ -107,7 +107,8 @@ def fit_bundle(
     rates = {concept.name: _rate(concept, concepts, false_positive_rate) for concept in concepts}
     for concept in concepts:
         _ = concept.pairs
-    may_fire(int(len(load_benign()) * CALIBRATING * 0.9), min(rates.values()))
+    if data is None:
+        may_fire(int(calibrating(load_benign()).sum()), min(rates.values()))
     path = resolve_model(model, progress)
     identity = identify(path, model)
     source = TransformersSource(path)
@@ -116,7 +117,7 @@ def fit_bundle(
     work = out.parent / f".{out.name}.fitting"
     # The configuration changes what the weights compute, the chat template whose tokens are whose.
     store = Store(work, source, "".join(identity.parts.values()), layers)
-    materials = gather(source, store, concepts, data, tokens, progress)
+    materials = gather(source, store, concepts, data, tokens, progress, rates)
     fitted = [_Fit(material, layers, rates[material.concept.name]).run(source, progress) for material in materials]
     report = Report(
         plumbob=version,

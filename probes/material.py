@@ -6,15 +6,17 @@ on what the model really writes, and a request without its answer would be quiet
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from probes.activations import TransformersSource
+from probes.calibrate import may_fire
 from probes.chat import Conversation
 from probes.concepts import Concept, load_benign
 from probes.corpus import Sample, sample_benign, sample_examples
@@ -30,7 +32,7 @@ CALIBRATING: Final = 0.7
 """Share of the benign requests that set thresholds."""
 BENIGN_SHARE: Final = 0.25
 """Of the token budget."""
-ANSWERED: Final = 600
+ANSWERED: Final = 660
 """Benign requests that are read with an answer, of both halves together."""
 ANSWER_TOKENS: Final = 32
 """Length of those answers at most."""
@@ -95,6 +97,7 @@ def gather(
     data: Path | None,
     budget: int,
     progress: Progress,
+    rates: Mapping[str, float] = MappingProxyType({}),
 ) -> list[Material]:
     """Choose, answer and read everything.
 
@@ -105,6 +108,8 @@ def gather(
         data: Directory of public data sets; ``None`` for what ships with Plumbob.
         budget: Tokens of all conversations together.
         progress: Told about slow work.
+        rates: The false-positive rate of each concept's threshold, by name; too few benign requests for one are refused
+            before anything is read.
 
     Raises:
         PlumbobError: The data cannot be used.
@@ -115,24 +120,35 @@ def gather(
     for number, concept in enumerate(concepts):
         samples.append(sample_examples(concept.examples(data, load), source.encode, share, concept.name))
         progress("encoding examples", number + 1, len(concepts))
-    ordinary = _read_ordinary(source, store, data, int(budget * BENIGN_SHARE), progress)
+    requests = [*load_benign(), *(load_public_benign(data) if data is not None else [])]
+    chosen, answered = _choose_ordinary(source, requests, int(budget * BENIGN_SHARE))
+    setting = calibrating(chosen.items)
+    for concept in concepts:
+        if concept.name in rates:
+            read = answered if Role.ASSISTANT in concept.roles else np.ones(len(answered), bool)
+            may_fire(int((setting & read).sum()), rates[concept.name])
+    ordinary = _read_ordinary(source, store, chosen, answered, progress)
     return [
         _material(concept, sample, store.read(sample.tokens, f"reading {concept.name}", progress), ordinary)
         for concept, sample in zip(concepts, samples, strict=True)
     ]
 
 
-def _read_ordinary(
-    source: TransformersSource, store: Store, data: Path | None, budget: int, progress: Progress
-) -> Ordinary:
-    requests = [*load_benign(), *(load_public_benign(data) if data is not None else [])]
+def calibrating(requests: Sequence[Benign]) -> NDArray[np.bool_]:
+    """Which benign requests set thresholds, shape ``(requests,)``."""
+    return _draws(requests) < CALIBRATING
+
+
+def _choose_ordinary(
+    source: TransformersSource, requests: Sequence[Benign], budget: int
+) -> tuple[Sample[Benign], NDArray[np.bool_]]:
+    """Benign requests within a budget, and which of them are to be answered."""
 
     def ask(conversation: Conversation) -> list[int]:
         return source.encode(conversation, respond=True)
 
     sample = sample_benign(requests, ask, budget)
-    drawn = np.array([_draw(item.source, item.id) for item in sample.items])
-    calibrating = drawn < CALIBRATING
+    drawn = _draws(sample.items)
     answered = np.zeros(len(drawn), bool)
     sources = np.array([item.source for item in sample.items])
     # As many of each source as of any other, where it has them.
@@ -142,13 +158,20 @@ def _read_ordinary(
         members = np.flatnonzero((sources == name) & short)
         ranks[members[np.argsort(_spread(drawn[members]))]] = np.arange(len(members))
     answered[np.argsort(ranks, kind="stable")[: min(ANSWERED, int(short.sum()))]] = True
+    return sample, answered
+
+
+def _read_ordinary(
+    source: TransformersSource, store: Store, sample: Sample[Benign], answered: NDArray[np.bool_], progress: Progress
+) -> Ordinary:
     tokens = list(sample.tokens)
     asked = np.flatnonzero(answered).tolist()
     for index, answer in zip(
         asked, store.answers([tokens[index] for index in asked], ANSWER_TOKENS, source, progress), strict=True
     ):
         tokens[index] = answer
-    return Ordinary(sample, store.read(tokens, "reading benign requests", progress), answered, calibrating)
+    stored = store.read(tokens, "reading benign requests", progress)
+    return Ordinary(sample, stored, answered, calibrating(sample.items))
 
 
 def _material(concept: Concept, sample: Sample[Example], stored: Stored, ordinary: Ordinary) -> Material:
@@ -174,9 +197,11 @@ def _material(concept: Concept, sample: Sample[Example], stored: Stored, ordinar
     )
 
 
-def _draw(source: str, name: str) -> float:
+def _draws(requests: Sequence[Benign]) -> NDArray[np.float64]:
     """A number from 0 to 1 for each request, the same on every machine."""
-    return int.from_bytes(hashlib.sha256(f"{source}:{name}".encode()).digest()[:8], "big") / 2**64
+    # Not the hash by which requests are chosen: those within a budget have its lowest values.
+    digests = [hashlib.sha256(f"half:{request.source}:{request.id}".encode()).digest() for request in requests]
+    return np.array([int.from_bytes(digest[:8], "big") / 2**64 for digest in digests])
 
 
 def _spread(drawn: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -237,8 +237,8 @@ def test_a_probe_of_answers_is_set_on_what_the_model_answers(made):
 
 
 def test_the_threshold_is_reached_by_as_many_as_it_says(made, tiny_model):
-    """Read anew, in float32, and aggregated by the reference."""
-    source = TransformersSource(tiny_model, dtype="float32")
+    """Read anew, without what comes after the request, and aggregated by the reference."""
+    source = TransformersSource(tiny_model)
     probe, column = made.probe("asked")
     chosen = [REQUESTS.index(made.ordinary.sample.items[at]) for at in np.flatnonzero(made.ordinary.calibrating)]
     readings = source.read([source.encode(REQUESTS[at].messages, respond=True) for at in chosen], [probe.layer])
@@ -249,8 +249,8 @@ def test_the_threshold_is_reached_by_as_many_as_it_says(made, tiny_model):
         ).max()
         for reading in readings
     ]
-    # What rounding to bfloat16 lets pass or stop lies at the threshold itself.
-    rounding = 0.02 * np.std(peaks)
+    # What rounding to bfloat16 lets pass or stop lies near the threshold itself.
+    rounding = 0.05 * np.std(peaks)
     sure, possible = ((np.array(peaks) >= probe.threshold + shift).sum() for shift in (rounding, -rounding))
     assert sure <= probe.calibration.fired <= possible <= probe.calibration.fired + 3
 
@@ -412,6 +412,18 @@ def test_a_rate_that_cannot_be_had_is_refused_before_any_work(no_model, tmp_path
     with pytest.raises(ConceptError, match=r"rate of 0\.0001 cannot be set on \d+ benign requests\. It takes 9999"):
         fit("demo", tmp_path / "out", concepts, false_positive_rate=0.0002)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rate_that_the_answered_requests_cannot_show_is_refused_before_anything_is_read(
+    tiny_model, tmp_path, concepts, monkeypatch, reads
+):
+    monkeypatch.setattr(gathering, "ANSWERED", 8)
+    with pytest.raises(ConceptError, match=r"rate of 0\.1 cannot be set on [4-8] benign requests\. It takes 9"):
+        fit(tiny_model, tmp_path / "out", concepts[1:2])
+    assert reads.read == reads.answered == []
+    assert list(tmp_path.iterdir()) == []
+    # A probe of requests has all of them.
+    fit(tiny_model, tmp_path / "out", [replace(concepts[0], kinds=("mean_difference",))])
 
 
 @pytest.mark.parametrize(
