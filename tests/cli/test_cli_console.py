@@ -76,7 +76,8 @@ def test_what_was_fitted_is_named_as_it_is(tiny_bundle, monkeypatch, capsys, tmp
     with pytest.raises(SystemExit) as ended:
         app.main()
     assert not ended.value.code
-    assert f"bundle {bundle.path} ({bundle.digest[:12]})\n" in capsys.readouterr().out
+    last = f"bundle {bundle.path} ({bundle.digest[:12]}); its report: {bundle.path / 'report.html'}\n"
+    assert last in capsys.readouterr().out
 
 
 def test_progress_without_a_terminal_is_a_line_for_each_tenth(capsys):

@@ -236,7 +236,21 @@ def test_the_compiler_is_missing(refused, world, monkeypatch, plumbob, tmp_path)
 def test_a_rate_that_the_benign_requests_cannot_show(refused, world):
     """Said before the model is touched: this one could not even be loaded."""
     command = ["fit", world.model, "--out", world.root / "out", "--fpr", "0.0001"]
-    refused(command, "rate of 0.0001 cannot be set on", "It takes 9999", "--fpr")
+    # Four probes share it.
+    refused(command, "rate of 2.5e-05 cannot be set on", "It takes 39999", "--fpr")
+
+
+def test_a_concept_that_cannot_be_used(refused, world):
+    """Said before the model is touched, too."""
+    own = world.runtime / "own.yaml"
+    command = ["fit", world.model, "--out", world.root / "out", "--concept", own]
+    refused(command, f"{own} cannot be read: No such file")
+    own.write_text("name: [")
+    refused(command, f"{own} is not YAML")
+    own.write_text("name: own\ndefinition: a test\nroles: [user]\npairs: gone.jsonl\n")
+    refused(command, f"{own.parent / 'gone.jsonl'} cannot be read: No such file")
+    (own.parent / "gone.jsonl").write_text('{"id": "p-1"}\n')
+    refused(command, f"{own.parent / 'gone.jsonl'}, line 1: ", "missing required field `topic`")
 
 
 def test_a_place_for_the_bundle_that_holds_something_else(refused, world):
@@ -321,6 +335,7 @@ USAGE = {
     "no destination": ["fit", "demo"],
     "no such option": ["fit", "demo", "--out", "x", "--fast"],
     "a rate of zero": ["fit", "demo", "--out", "x", "--fpr", "0"],
+    "too few tokens": ["fit", "demo", "--out", "x", "--tokens", "9"],
     "a rate that is no number": ["fit", "demo", "--out", "x", "--fpr", "nan"],
     "a port of zero": ["monitor", "--bundle", "x", "--grpc-port", "0"],
     "a port beyond": ["monitor", "--bundle", "x", "--metrics-port", "65536"],
