@@ -24,10 +24,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from probes.activations import TransformersSource
+from probes.aggregate import running
 from probes.bundle import Bundle, require_destination, save_bundle
 from probes.calibrate import calibrate, may_fire, traffic_slices
 from probes.canaries import CONVERSATIONS, Canaries
@@ -41,7 +43,7 @@ from probes.manifest import Evaluation, Probability, Probe, Provenance, Vector
 from probes.material import CALIBRATING, Material, calibrating, gather
 from probes.metrics import MIN_GROUPS
 from probes.models import Progress, identify, no_progress, resolve_model
-from probes.report.document import Causal, ProbeReport, Rate, Report
+from probes.report.document import Causal, Heatmap, Histogram, ProbeReport, Rate, Report
 from probes.report.files import HTML, JSON, decode, encode
 from probes.report.page import render
 from probes.report.sentences import concluded
@@ -50,9 +52,9 @@ from probes.selection import Candidate, choose, leave_out, leave_sources_out
 from probes.sources import provenance
 from probes.store import Store
 
-DEPTHS: Final = (0.3, 0.4, 0.5, 0.6, 0.7)
+DEPTHS: Final = (0.4, 0.5, 0.6)
 """Depths at which layers are tried, as shares of the model's layers: concepts are most linear in the middle."""
-PENALTIES: Final = (1e-4, 1e-3, 1e-2)
+PENALTIES: Final = (1e-3, 1e-2)
 """Inverse penalties C of the logistic regression: strong, since probes must hold beyond the data they saw."""
 TOKENS: Final = 600_000
 """Read at most, unless told otherwise; some ten minutes for a model of 135M on two cores."""
@@ -183,8 +185,9 @@ class _Fit:
     def __init__(self, material: Material, layers: Sequence[int], rate: float) -> None:
         self._material, self._concept, self._rate = material, material.concept, rate
         self._candidates = [
-            Candidate(layer, kind, penalty, self._concept.aggregate)
+            Candidate(layer, kind, penalty, aggregate)
             for layer in layers
+            for aggregate in self._concept.aggregates
             for kind in self._concept.kinds
             for penalty in (PENALTIES if kind == "logistic" else (1.0,))
         ]
@@ -252,8 +255,8 @@ class _Fit:
             false_positives=[*evaluated.rates, *_in_calibration(probe)],
             sweep=sweep(table),
             roc=evaluated.roc,
-            scores=evaluated.scores,
-            heatmaps=[],
+            scores=_shifted(evaluated.scores, threshold),
+            heatmaps=self._heatmaps(source, probe, linear),
             causal=causal,
             controls=evaluated.controls,
             calibration=evaluated.reliability,
@@ -290,6 +293,27 @@ class _Fit:
         chosen = pairs[:: max(1, len(pairs) // CAUSAL_PAIRS)][:CAUSAL_PAIRS]
         return check(source, probe, linear.weight, norm, chosen) if len(chosen) >= MIN_GROUPS else None
 
+    def _heatmaps(self, source: TransformersSource, probe: Probe, linear: Linear) -> list[Heatmap]:
+        """The first contrast pair that Plumbob ships, or the user has written, token by token."""
+        pair = self._concept.pairs[0]
+        sides = {"shows the concept": pair.positive, "does not": pair.negative}
+        readings = source.read([source.encode(side) for side in sides.values()], [probe.layer])
+        heatmaps: list[Heatmap] = []
+        for title, reading in zip(sides, readings, strict=True):
+            read = np.array([probe.reads(Role(role)) for role in reading.roles.tolist()])
+            scores = reading.states[0] @ linear.weight + linear.bias
+            over = np.flatnonzero(read)[running(scores[read], probe.aggregate) >= probe.threshold]
+            heatmaps.append(
+                Heatmap(
+                    f"{pair.id}: {title}",
+                    [source.tokenizer.decode([token]) for token in reading.token_ids.tolist()],
+                    [Role(role).name.lower() for role in reading.roles.tolist()],
+                    [float(score) if kept else None for score, kept in zip(scores, read, strict=True)],
+                    int(over[0]) if len(over) else None,
+                )
+            )
+        return heatmaps
+
     def _vector(self, layer: int, spans: Spans) -> tuple[Vector, NDArray[np.floating]]:
         """The mean difference of the contrast pairs, over the messages that differ."""
         data = self._material.data
@@ -319,6 +343,11 @@ def _require_roles(source: TransformersSource, model: str, concepts: Sequence[Co
             f"{', '.join(role.name.lower() for role in missing)}.",
             "Fit a model that was tuned for conversations.",
         )
+
+
+def _shifted(margins: Histogram, threshold: float) -> Histogram:
+    """Folds have thresholds of their own: what they show above or below them, around the one that is deployed."""
+    return msgspec.structs.replace(margins, edges=[edge + threshold for edge in margins.edges])
 
 
 def _in_calibration(probe: Probe) -> list[Rate]:

@@ -2,9 +2,9 @@
 
 Each fold leaves out whole data sets (or topics, where there is one set only), of labelled examples and of benign
 requests at once. Every candidate is fitted on the rest and scores what was left out. The choice is the candidate with
-the best mean, over folds, of recall at 1% of the left-out benign requests, and of the area under the ROC curve against
-the fold's own negatives where recalls are as good as equal: recall is what an operator buys, and too coarse to choose
-by alone.
+the best mean, over folds, of recall at 1% of the left-out benign requests plus the area under the ROC curve against the
+fold's own negatives. Recall is what an operator buys, but coarse, and easily bought where the examples look like no
+benign request at all; the matched negatives of the fold keep a probe honest that reads only the kind of text.
 
 What a fold shows of the probe is reported for the choice that the *other* folds would have made, so that no choice is
 judged by what it was chosen on.
@@ -26,8 +26,6 @@ SHIPPED: Final = "shipped"
 """The source of what comes with Plumbob."""
 TOPIC_FOLDS: Final = 5
 """Where topics are left out."""
-ALIKE: Final = 0.03
-"""Mean recalls that differ by less are as good as equal: below what the folds' numbers of positives resolve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +217,8 @@ def choose(table: Table, without: int | None = None) -> Candidate:
         kept = [value for index, value in enumerate(values) if index != without and np.isfinite(value)]
         return float(np.mean(kept)) if kept else 0.0
 
-    recalls = {candidate: mean([fold.recall for fold in folds]) for candidate, folds in table.items()}
-    best = max(recalls.values())
-    near = [candidate for candidate, recall in recalls.items() if recall >= best - ALIKE]
-    return max(near, key=lambda candidate: mean([fold.auroc for fold in table[candidate]]))
+    def worth(candidate: Candidate) -> float:
+        folds = table[candidate]
+        return mean([fold.recall for fold in folds]) + mean([fold.auroc for fold in folds])
+
+    return max(table, key=worth)

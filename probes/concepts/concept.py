@@ -19,6 +19,9 @@ from probes.roles import Role
 DATA: Final = Path(__file__).parent / "data"
 FEWEST_PAIRS: Final = 10
 
+AGGREGATES: Final = (Aggregate(half_life=4.0, min_tokens=3), Aggregate(half_life=16.0, min_tokens=3))
+"""A few words, and a sentence: which of them shows a concept best is a matter of the concept."""
+
 Load = Callable[[str, Path], list[Example]]
 """Examples of a concept from a directory of public data sets."""
 
@@ -36,8 +39,8 @@ class Concept:
     """The contrast pairs that ship with Plumbob, or the user's: JSON lines, one :class:`~probes.examples.Pair` each."""
     written: tuple[Pair, ...] | None = None
     """The pairs themselves, where ``path`` is a file that holds more than them."""
-    aggregate: Aggregate = Aggregate()  # noqa: RUF009  (frozen)
-    """How token scores become a verdict."""
+    aggregates: tuple[Aggregate, ...] = AGGREGATES
+    """Ways in which token scores may become a verdict, all of which are tried."""
     kinds: tuple[Kind, ...] = ("logistic", "mean_difference")
     """Ways to fit it that are tried."""
     family: str = ""
@@ -141,7 +144,7 @@ def load_concept(path: Path) -> Concept:
         roles=tuple(known[role] for role in written.roles),
         path=path if isinstance(written.pairs, list) else path.parent / written.pairs,
         written=tuple(written.pairs) if isinstance(written.pairs, list) else None,
-        aggregate=aggregate,
+        aggregates=(aggregate,),
         limits=written.limits,
     )
     # Here, so that no model is read for pairs that do not serve.

@@ -26,8 +26,9 @@ FALSE_STATEMENT: Final = Concept(
     roles=(Role.USER, Role.ASSISTANT),
     path=DATA / "false_statement.jsonl",
     # What makes a statement false is often its last word, which a long average would drown.
-    aggregate=Aggregate(half_life=2.0, min_tokens=5),
-    kinds=("logistic", "mean_difference", "two_direction"),
+    aggregates=(Aggregate(half_life=2.0, min_tokens=5),),
+    # The others read polarity with it, and turn round where a statement is negated.
+    kinds=("two_direction",),
     family=FAMILY,
     limits="It knows what the model knows: on facts that the model does not know, it guesses.",
 )
