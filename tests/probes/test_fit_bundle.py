@@ -134,7 +134,7 @@ class Made:
     def __init__(self, model, out, concepts):
         self.told, self.materials = [], []
         # By concept and layer; from the disk they are gone in the end.
-        self.rows, self.quiet = {}, {}
+        self.quiet = {}
         # A fixture of a module is made before that of a test which says the same.
         with pytest.MonkeyPatch.context() as patch, threadpool_limits(1):
             gather = fitting.gather
@@ -143,11 +143,17 @@ class Made:
                 self.materials = gather(*arguments)
                 for material in self.materials:
                     for layer in LAYERS:
-                        self.rows[material.concept.name, layer] = material.rows(layer)
                         self.quiet[material.concept.name, layer] = material.calibration_rows(layer)
                 return self.materials
 
+            evaluate, self.evaluated = fitting.evaluate, {}
+
+            def evaluated(material, *arguments):
+                self.evaluated[material.concept.name] = evaluate(material, *arguments)
+                return self.evaluated[material.concept.name]
+
             patch.setattr(fitting, "gather", gathered)
+            patch.setattr(fitting, "evaluate", evaluated)
             self.reads = Reads(patch)
             self.bundle = fit(
                 model, out, concepts, progress=lambda *step: self.told.append(step), command="plumbob fit"
@@ -317,15 +323,14 @@ def test_the_report_is_part_of_the_bundle(made, tiny_model):
 
 
 def test_a_probability_is_of_the_score_and_not_of_its_margin(made):
-    """It is the chance that what is scored shows the concept, of the mixture that it was fitted on."""
-    for material in made.materials:
-        probe, column = made.probe(material.concept.name)
-        assert probe.probability.scale > 0
-        spans = fitting.Spans(made.rows[probe.name, probe.layer], material.concept.roles, AGGREGATE)
-        peaks = spans.peaks(fitting.Linear(made.bundle.weight[column].astype(float), float(made.bundle.bias[column])))
-        said = 1 / (1 + np.exp(-(probe.probability.scale * peaks + probe.probability.offset)))
-        labels = material.data.labels
-        assert said[labels].mean() > 0.5 > said[~labels & ~material.data.benign].mean()
+    """Each fold has a threshold of its own, from which its scores are taken; the probe has one, and scores."""
+    for name, evaluated in made.evaluated.items():
+        probe, _ = made.probe(name)
+        scale, offset = evaluated.probability
+        assert abs(scale * probe.threshold) > 0.01, "or the two would be the same"
+        assert probe.probability.scale == pytest.approx(scale) and scale > 0
+        assert probe.probability.scale * probe.threshold + probe.probability.offset == pytest.approx(offset)
+        assert probe.probability.ece == evaluated.reliability.ece
 
 
 def test_provenance_names_the_files(made, concepts):
