@@ -5,6 +5,7 @@ PlumbobError
 ├── PrerequisiteError       something is not installed, or of an unsupported version
 ├── PortError               an address that is in use
 ├── EngineError             a vLLM configuration that cannot be tapped
+├── AuditError              an audit log that cannot be written, or is not what was written
 └── FrameError              a message that is not of the protocol between engine and monitor
     └── FrameVersionError   a message of a version that this monitor does not read
 """
@@ -26,6 +27,10 @@ class PortError(PlumbobError):
 
 class EngineError(PlumbobError):
     """A vLLM configuration that cannot be tapped."""
+
+
+class AuditError(PlumbobError):
+    """An audit log that cannot be written, or is not what was written."""
 
 
 class FrameError(PlumbobError):

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from typing import Final, Literal
 
 from monitor.actions import Actions, Recorder, Sink
+from monitor.audit import AuditLog, AuditSink
 from monitor.events import EngineChanged, EventLog, FramesLost
 from monitor.frames import RESYNC, Frame, Hello, Order, encode_ack, encode_order
 from monitor.ingest import Arrival, Link, Malformed, Source, core_identity
@@ -58,6 +59,7 @@ class Monitor:
         policy: What to do when a probe fires.
         source: Where messages come from; closed with the monitor.
         sinks: Where events go, beside :attr:`events`.
+        audit: Where interventions, engines and the policy are recorded; closed with the monitor. ``None``: nowhere.
         limits: How much to keep, how long to wait.
         clock: Seconds of the host's monotonic clock, the one that engines stamp frames with.
     """
@@ -69,6 +71,7 @@ class Monitor:
         source: Source,
         *,
         sinks: Sequence[Sink] = (),
+        audit: AuditLog | None = None,
         limits: Limits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -82,6 +85,10 @@ class Monitor:
         self._started = datetime.now(UTC)
         self._links: dict[str, Link] = {}
         self._verdicts = VerdictTable(bundle, self._limits.max_requests)
+        self._audit: AuditSink | None = None
+        if audit is not None:
+            self._audit = AuditSink(audit, bundle, policy, self.stats, self._verdicts.steered)
+            sinks = [self._audit, *sinks]
         self._recorder = Recorder(self.events, sinks, self.stats)
         self._actions = Actions(self._recorder, self.stats, self._send_order, self._limits.max_requests)
 
@@ -96,9 +103,11 @@ class Monitor:
             ticking.cancel()
 
     def close(self) -> None:
-        """Let go of the source, and end all subscriptions."""
+        """Let go of the source, end all subscriptions, and write the audit log to its end."""
         self._source.close()
         self.events.close()
+        if self._audit is not None:
+            self._audit.close()
 
     def status(self) -> Status:
         """A snapshot; may be taken from another thread."""
@@ -125,6 +134,8 @@ class Monitor:
 
     def tick(self) -> None:
         """Do what is due: confirmations, requests to resync, engines that fell silent."""
+        if self._audit is not None:
+            self._audit.count()
         now = self._clock()
         for link in list(self._links.values()):
             silent = now - link.last_seen

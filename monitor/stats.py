@@ -115,6 +115,12 @@ class Stats:
         """``(model, rule, vector, mode, sent)``; ``sent`` is whether the order went to the engine."""
         self.sink_errors: Counter[tuple[str]] = Counter()
         """``(sink,)``: events that a sink failed to take; the sink's class name."""
+        self.audit_records: Counter[tuple[()]] = Counter()
+        """``()``: records in the audit log, of this monitor."""
+        self.audit_records_lost: Counter[tuple[()]] = Counter()
+        """``()``: records that never will be: more waited than are kept while it could not be written."""
+        self.audit_faults: Counter[tuple[str]] = Counter()
+        """``(reason,)``: times that something was wrong with the audit log; reasons are :data:`AuditFault`."""
         self.events_dropped = 0
         """Events that a subscriber was too slow for."""
 
@@ -158,6 +164,14 @@ DropReason = Literal["engine_lost", "table_full"]
 
 * ``engine_lost``: its engine went silent, or does not fit this monitor.
 * ``table_full``: more requests at once than the table keeps.
+"""
+
+AuditFault = Literal["write", "sync", "disturbed"]
+"""What is wrong with the audit log.
+
+* ``write``: it cannot be written, such as on a full disk; tried again each second.
+* ``sync``: the disk did not confirm what was written.
+* ``disturbed``: another process moved, removed or changed it.
 """
 
 EngineState = Literal["pending", "connected", "lost", "refused", "shadow"]

@@ -1,7 +1,7 @@
 """Bundles and frames that every test can make in a line."""
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +97,14 @@ def make_frame(
     )
     values = np.full((len(rows), probes), scores) if isinstance(scores, int | float) else np.array(scores)
     return Frame(header, np.array(list(rows), ROW), values.astype("<f4").reshape(len(rows), probes), np.empty(0, "<i4"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Monitors that tests start keep their audit log here, not where whoever runs the tests keeps theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
 
 
 @pytest.fixture(scope="session")

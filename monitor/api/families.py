@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, get_args
 
-from monitor.stats import DropReason, MalformedReason, SkipReason, Stats
+from monitor.stats import AuditFault, DropReason, MalformedReason, SkipReason, Stats
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,4 +117,18 @@ COUNTERS: Final = (
         lambda s: s.interventions,
     ),
     Family("sink_errors", "Events that a sink failed to take.", ("sink",), lambda s: s.sink_errors),
+    Family("audit_records", "Records written to the audit log.", (), lambda s: s.audit_records),
+    Family(
+        "audit_records_lost",
+        "Records that are missing from the audit log, since it could not be written for too long.",
+        (),
+        lambda s: s.audit_records_lost,
+    ),
+    Family(
+        "audit_faults",
+        "Times that the audit log could not be written or confirmed, or was changed by another.",
+        ("reason",),
+        lambda s: s.audit_faults,
+        get_args(AuditFault),
+    ),
 )

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from monitor import __version__
+from monitor.cli.audit import audit, audit_path
 from monitor.cli.console import err, fail, out, print_table, progress
 from monitor.cli.offline import calibrate, evaluate, score
 from monitor.cli.serving import API_PORT, GRPC_PORT, METRICS_PORT, Drift, Plan, Serving, default_endpoint
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 bench = typer.Typer(help="Measure what Plumbob costs.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
+app.add_typer(audit, name="audit")
 for _command in (score, calibrate, keygen, sign, verify):
     app.command()(_command)
 app.command("eval")(evaluate)
@@ -50,6 +52,14 @@ Endpoint = Annotated[str | None, typer.Option(help="Where engine and monitor mee
 Trust = Annotated[
     list[Path] | None,
     typer.Option("--trust", help="Public key that may have signed the bundle, else it is refused; may be repeated."),
+]
+Audit = Annotated[
+    str | None,
+    typer.Option(
+        "--audit",
+        metavar="FILE",
+        help="Where what is done to requests is recorded, else plumbob/audit.jsonl of $XDG_STATE_HOME; none: nowhere.",
+    ),
 ]
 Untested = Annotated[bool, typer.Option("--allow-untested", help="Start on a vLLM version the tap was not tested on.")]
 
@@ -161,6 +171,7 @@ def serve(
     on_drift: Annotated[
         Drift, typer.Option(help="When the self-test at start finds scores that are not the bundle's.")
     ] = Drift.REFUSE,
+    audit: Audit = None,
     trust: Trust = None,
 ) -> None:
     """Serve a model with vLLM, tapped, with its monitor beside it. Unknown options go to vllm serve."""
@@ -176,6 +187,7 @@ def serve(
         eager=eager,
         allow_untested=allow_untested,
         on_drift=on_drift,
+        audit=audit_path(audit),
         trust=trust or (),
         vllm_arguments=context.args,
     )
@@ -198,6 +210,7 @@ def monitor(
     metrics_port: MetricsPort = METRICS_PORT,
     grpc_port: GrpcPort = GRPC_PORT,
     endpoint: Endpoint = None,
+    audit: Audit = None,
     trust: Trust = None,
 ) -> None:
     """Run the monitor alone, beside an engine that is already running."""
@@ -210,6 +223,7 @@ def monitor(
         host=host,
         metrics_port=metrics_port,
         grpc_port=grpc_port,
+        audit=audit_path(audit),
         trust=trust or (),
     )
 

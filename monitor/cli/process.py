@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -11,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from monitor.actions import LogSink
 from monitor.api import ApiServer, MetricsExporter, MonitorCollector
 from monitor.api.address import require_free
+from monitor.audit import AuditLog
 from monitor.ingest import LocalSource
 from monitor.policy import Policy, default_policy, load_policy
 from monitor.runtime import Monitor
@@ -27,6 +29,7 @@ def run_monitor(
     host: str,
     metrics_port: int,
     grpc_port: int,
+    audit: Path | None,
     trust: Sequence[Path] = (),
 ) -> None:
     """Monitor until interrupted or terminated.
@@ -38,6 +41,7 @@ def run_monitor(
         host: Interface of both servers.
         metrics_port: Of ``/metrics``.
         grpc_port: Of the gRPC server.
+        audit: File of the audit log; ``None``: none is kept.
         trust: Public keys, one of which must have signed the bundle; none: it need not be signed.
 
     Raises:
@@ -50,29 +54,50 @@ def run_monitor(
 
         require_signature(bundle, trust)
     policy = load_policy(policy_path, bundle) if policy_path else default_policy(bundle)
-    asyncio.run(_monitor(bundle, policy, endpoint, host, metrics_port, grpc_port))
+    asyncio.run(_monitor(bundle, policy, endpoint, host, metrics_port, grpc_port, audit))
 
 
-async def _monitor(bundle: Bundle, policy: Policy, endpoint: str, host: str, metrics_port: int, grpc_port: int) -> None:
+async def _monitor(
+    bundle: Bundle, policy: Policy, endpoint: str, host: str, metrics_port: int, grpc_port: int, audit: Path | None
+) -> None:
     # First of all, since a socket file outlives the one who bound it.
     require_free("The metrics exporter", host, metrics_port)
     require_free("The gRPC server", host, grpc_port)
-    monitor = Monitor(bundle, policy, LocalSource(endpoint), sinks=[LogSink()])
+    with ExitStack() as stack:
+        log = None if audit is None else stack.enter_context(closing(AuditLog(audit)))
+        monitor = Monitor(bundle, policy, LocalSource(endpoint), sinks=[LogSink()], audit=log)
+        await _serve(monitor, log, endpoint, host, metrics_port, grpc_port)
+    if log is not None:
+        _tell(log)
+
+
+def _tell(log: AuditLog | None) -> None:
+    """Say where the audit log is and how it ends: against that, a truncated one shows."""
+    if log is None:
+        logger.warning("no audit log is kept (--audit none): what is done to requests is not recorded")
+    else:
+        logger.info("audit log %s, record %d, head %s", log.path, log.head.sequence, log.head.hash)
+
+
+async def _serve(
+    monitor: Monitor, log: AuditLog | None, endpoint: str, host: str, metrics_port: int, grpc_port: int
+) -> None:
     exporter: MetricsExporter | None = None
     server: ApiServer | None = None
     try:
         registry = CollectorRegistry()
-        registry.register(MonitorCollector(monitor.stats, monitor.status, monitor.events, bundle))
+        registry.register(MonitorCollector(monitor.stats, monitor.status, monitor.events, monitor.bundle))
         exporter = MetricsExporter(registry, host=host, port=metrics_port)
-        server = await ApiServer.start(monitor.events, monitor.status, bundle, host=host, port=grpc_port)
+        server = await ApiServer.start(monitor.events, monitor.status, monitor.bundle, host=host, port=grpc_port)
         logger.info(
             "reading %d probes for engines at %s; gRPC %s, metrics http://%s/metrics, policy %s",
-            len(bundle.probes),
+            len(monitor.bundle.probes),
             endpoint,
             server.address,
             exporter.address,
-            policy.name,
+            monitor.policy.name,
         )
+        _tell(log)
         await _until_signalled(monitor)
     finally:
         if server is not None:

@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import IO, Final, Self
 
 from monitor.api.address import join_address, require_free
+from monitor.audit import require_log
 from monitor.errors import EngineError, PortError, PrerequisiteError
 from monitor.ingest import LocalSource
 from monitor.policy import default_policy, load_policy
@@ -74,6 +75,8 @@ class Plan:
     eager: bool = False
     allow_untested: bool = False
     on_drift: Drift = Drift.REFUSE
+    audit: Path | None = None
+    """File of the audit log, absolute; ``None``: none is kept."""
     trust: Sequence[Path] = ()
     """Public keys, one of which must have signed the bundle; none: it need not be signed."""
     vllm_arguments: Sequence[str] = ()
@@ -128,6 +131,8 @@ class Plan:
         check_policy(self.policy, bundle)
         require_ports(self.host, self.port, self.metrics_port, self.grpc_port)
         asyncio.run(_require_endpoint(self.endpoint))
+        if self.audit is not None:
+            require_log(self.audit)
         return path
 
 
@@ -227,6 +232,7 @@ class Serving:
         command = [sys.executable, "-m", "monitor.cli", "monitor", "--bundle", str(plan.bundle)]
         command += ["--endpoint", plan.endpoint, "--host", plan.host]
         command += ["--metrics-port", str(plan.metrics_port), "--grpc-port", str(plan.grpc_port)]
+        command += ["--audit", "none" if plan.audit is None else str(plan.audit)]
         if plan.policy is not None:
             command += ["--policy", str(plan.policy)]
         # Checked again by each monitor, which may be started long after the server.

@@ -24,6 +24,7 @@ class SlotMap:
     def __init__(self) -> None:
         self._rows = np.full(2, UNKNOWN, np.int64)
         self._keys: dict[int, str] = {}
+        self._slots: dict[str, int] = {}
 
     def lookup(self, slots: NDArray[np.integer]) -> NDArray[np.int64]:
         """The table row of each slot, :data:`UNKNOWN` or :data:`UNTRACKED`; any integer may be asked for.
@@ -46,11 +47,14 @@ class SlotMap:
             self._rows = np.concatenate([self._rows, np.full(len(self._rows), UNKNOWN, np.int64)])
         self._rows[slot + 1] = row
         self._keys[slot] = key
+        self._slots[key] = slot
 
     def release(self, slot: int) -> int:
         """Let ``slot`` mean nothing; returns the row that it meant, :data:`UNKNOWN` or :data:`UNTRACKED`."""
-        if self._keys.pop(slot, None) is None:
+        if (key := self._keys.pop(slot, None)) is None:
             return UNKNOWN
+        if self._slots.get(key) == slot:
+            del self._slots[key]
         row = int(self._rows[slot + 1])
         self._rows[slot + 1] = UNKNOWN
         return row
@@ -58,6 +62,11 @@ class SlotMap:
     def bound(self) -> set[int]:
         """The slots that mean a request."""
         return set(self._keys)
+
+    def row_of(self, key: str) -> int:
+        """The table row of a request, :data:`UNTRACKED` or :data:`UNKNOWN`."""
+        slot = self._slots.get(key)
+        return UNKNOWN if slot is None else int(self._rows[slot + 1])
 
     def rows(self) -> NDArray[np.int64]:
         """The table rows in use."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.events import ProbeFired, Reading, RequestFinished
+from monitor.events import ProbeFired, Reading, Request, RequestFinished
 from monitor.frames import Frame, Started
 from monitor.verdicts.positions import advance
 from monitor.verdicts.requests import Holder, RequestRows
@@ -87,6 +87,12 @@ class VerdictTable:
         """Requests in flight of one engine."""
         slots = self._slots.get(engine)
         return len(slots.rows()) if slots else 0
+
+    def steered(self, request: Request) -> int:
+        """Positions of a request in flight that were downstream of steering; 0 for one that has ended."""
+        slots = self._slots.get(request.engine)
+        row = slots.row_of(request.key) if slots else UNKNOWN
+        return int(self._rows.steered[row]) if row >= 0 else 0
 
     def apply(self, frame: Frame, model: str) -> Verdicts:
         """Read a frame.

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from monitor.events import Request
 from monitor.frames import Started
 from monitor.verdicts import VerdictTable
 from probes.aggregate import running_mean
@@ -110,6 +111,29 @@ def test_steered_rows_are_counted_and_not_read(apply):
     assert apply(2, rows_of(0, [3]), 100.0).tally.replayed == 1, "steered rows move the high-water mark"
     finished = finish(apply)
     assert (finished.tokens, finished.steered, finished.unscored) == (2, 2, 0)
+
+
+def test_how_many_tokens_of_a_request_in_flight_were_steered(apply, table):
+    first, second = (Request("engine", "tiny", f"user-{key}", key, 1) for key in "ab")
+    apply(0, [*rows_of(0, [0]), *rows_of(1, [0])], started=[started(0), started(1, "b")])
+    apply(1, [*rows_of(0, [1, 2], steered=1), *rows_of(1, [1])])
+    apply(2, rows_of(0, [2, 3], steered=1))
+    assert (table.steered(first), table.steered(second)) == (3, 0), "what is computed again counts once"
+    assert table.steered(Request("another", "tiny", "user-a", "a", 1)) == 0
+    apply(3, rows_of(0, [0], steered=1), finished=[0], started=[started(0, "c")])
+    assert table.steered(first) == 0
+    assert table.steered(Request("engine", "tiny", "user-c", "c", 1)) == 1
+
+
+def test_a_request_announced_in_two_slots_is_found_while_one_is_left(apply, table):
+    request = Request("engine", "tiny", "user-a", "a", 1)
+    apply(0, rows_of(1, [0], steered=1), started=[started(0), started(1)])
+    apply(1, finished=[0])
+    assert table.steered(request) == 1
+    apply(2, finished=[1])
+    apply(3, started=[started(0), started(1)])
+    apply(4, finished=[1, 0])
+    assert table.steered(request) == 0
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

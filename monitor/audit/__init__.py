@@ -1,0 +1,16 @@
+"""What was done and by which rules: an append-only, hash-chained file of JSON lines.
+
+``records``       what is said, one type a kind
+``chain``         a record as a line that is sealed to the one before it; lines read back
+``file``          the file: one writer, continued where it ended
+``log``           the writer, on a thread of its own
+``sink``          from the monitor's events to records
+``verification``  whether a file is what was written
+"""
+
+from monitor.audit.file import require_log
+from monitor.audit.log import AuditLog
+from monitor.audit.sink import AuditSink
+from monitor.audit.verification import Verified, verify
+
+__all__ = ["AuditLog", "AuditSink", "Verified", "require_log", "verify"]

@@ -1,0 +1,47 @@
+"""Logs on disk, and what is on the disk."""
+
+from datetime import UTC, datetime
+
+import msgspec
+import pytest
+
+from monitor.audit.chain import START, seal
+from monitor.audit.records import EngineRecord
+
+
+def lines_of(count: int) -> list[bytes]:
+    """A valid log of ``count`` lines, with their ends."""
+    head, made = START, []
+    for number in range(count):
+        record = EngineRecord("engine", "tiny", "lost", f"silent “{number}”")
+        line, head = seal(record, datetime(2026, 1, 2, 3, 4, number % 60, 5, UTC), head)
+        made.append(line)
+    return made
+
+
+def kinds(path) -> list[str]:
+    """The kind of each record in a file; a line that is none counts as ``torn``."""
+    found = []
+    for raw in path.read_bytes().splitlines():
+        try:
+            found.append(msgspec.json.decode(raw)["record"]["kind"])
+        except msgspec.DecodeError:
+            found.append("torn")
+    return found
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "state" / "audit.jsonl"
+
+
+@pytest.fixture
+def written(path):
+    """``written([line, …])``: a file of these lines."""
+
+    def write(lines):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"".join(lines))
+        return path
+
+    return write
