@@ -24,7 +24,7 @@ pytest.importorskip("sklearn")
 
 HIDDEN, TOKENS, RATE = 8, 6, 0.05
 AGGREGATE = Aggregate(half_life=3.0, min_tokens=2)
-CONCEPT = Concept("planted", "a test", (Role.USER,), None, aggregate=AGGREGATE)
+CONCEPT = Concept("planted", "a test", (Role.USER,), None, aggregates=(AGGREGATE,))
 SOURCES = ("one", "two", "three")
 NOUNS = ("cat", "dog", "hen", "cow", "pig", "fox", "owl", "bee", "ant", "elk")
 

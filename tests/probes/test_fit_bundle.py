@@ -30,7 +30,7 @@ pytest.importorskip("matplotlib")
 
 THINGS = ("boat", "house", "bird", "door", "car", "hat", "cup", "box", "bell", "kite", "tent", "ring")
 AGGREGATE = Aggregate(half_life=4.0, min_tokens=2)
-LAYERS = (2, 3, 4)
+LAYERS = tuple(sorted({round(5 * depth) for depth in fitting.DEPTHS}))
 """At the depths that are tried."""
 BENIGN = 80
 RATE = 0.1
@@ -59,7 +59,7 @@ def write_concept(folder, name, role, family="", rows=None):
     path = folder / f"{name}.jsonl"
     rows = [pair(index, thing, name, role.name.lower()) for index, thing in enumerate(THINGS)] if rows is None else rows
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return Concept(name, "it is red", (role,), path, aggregate=AGGREGATE, family=family)
+    return Concept(name, "it is red", (role,), path, aggregates=(AGGREGATE,), family=family)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ class Made:
     """A bundle with all that was told and read while it was fitted."""
 
     def __init__(self, model, out, concepts):
-        self.told, self.materials = [], []
+        self.told, self.materials, self.concepts = [], [], {concept.name: concept for concept in concepts}
         # By concept and layer; from the disk they are gone in the end.
         self.quiet = {}
         # A fixture of a module is made before that of a test which says the same.
@@ -226,7 +226,7 @@ def test_no_benign_request_both_teaches_and_sets_thresholds(made):
     names = np.array([f"benign:{item.source}:{item.id}" for item in ordinary.sample.items])
     for material in made.materials:
         teaching = set(material.data.groups[material.data.benign])
-        rows, which = made.quiet[material.concept.name, 3]
+        rows, which = made.quiet[material.concept.name, LAYERS[-1]]
         setting = set(names[which])
         assert teaching and setting and not teaching & setting
         assert len(rows.offsets) == which.sum() + 1
@@ -237,7 +237,7 @@ def test_no_benign_request_both_teaches_and_sets_thresholds(made):
 def test_a_probe_of_answers_is_set_on_what_the_model_answers(made):
     assert len(made.reads.answered) == BENIGN
     for material in made.materials:
-        rows, _ = made.quiet[material.concept.name, 2]
+        rows, _ = made.quiet[material.concept.name, LAYERS[0]]
         roles = [set(part.tolist()) for part in np.split(rows.roles, rows.offsets[1:-1])]
         assert all(found == {Role.USER, Role.ASSISTANT} for found in roles)
 
@@ -319,7 +319,28 @@ def test_the_report_is_part_of_the_bundle(made, tiny_model):
             "source=shipped",
             "source=streets",
         }
+        margins = np.array(made.evaluated[written.name].scores.edges)
+        assert written.scores.edges == pytest.approx(margins + probe.threshold), "scores, not margins"
         assert written.name in page and written.verdict_says[0].split("(")[0].strip() in page
+
+
+def test_a_pair_is_shown_token_by_token(made, tiny_model):
+    source = TransformersSource(tiny_model)
+    for written in reporting.read(made.bundle.path).probes:
+        probe, column = made.probe(written.name)
+        for heatmap, side in zip(written.heatmaps, ("positive", "negative"), strict=True):
+            conversation = getattr(made.concepts[written.name].pairs[0], side)
+            (reading,) = source.read([source.encode(conversation)], [probe.layer])
+            assert "".join(heatmap.tokens) == source.tokenizer.decode(reading.token_ids)
+            assert heatmap.roles == [Role(role).name.lower() for role in reading.roles]
+            read = np.array([role in probe.roles for role in heatmap.roles])
+            assert [score is not None for score in heatmap.scores] == read.tolist()
+            scores = (reading.states[0] @ made.bundle.weight[column] + made.bundle.bias[column])[read]
+            spread = float(np.std(scores))
+            found = [score for score in heatmap.scores if score is not None]
+            assert found == pytest.approx(scores, abs=0.2 * spread)
+            fires = running(np.array(found), AGGREGATE) >= probe.threshold
+            assert heatmap.fired_at == (np.flatnonzero(read)[fires.argmax()] if fires.any() else None)
 
 
 def test_a_probability_is_of_the_score_and_not_of_its_margin(made):
@@ -366,7 +387,9 @@ def test_an_interrupted_fit_goes_on_where_it_was(tiny_model, tmp_path, quick, re
     reads.answered.clear()
     resumed = fit(tiny_model, out, quick)
     source = TransformersSource(tiny_model)
-    assert reads.read == [source.encode(conversation) for conversation in CONVERSATIONS], "canaries alone"
+    first = quick[0].pairs[0]
+    shown = [source.encode(conversation) for conversation in (first.positive, first.negative, *CONVERSATIONS)]
+    assert reads.read == shown, "what the report shows token by token, and the canaries"
     assert reads.answered == []
     assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
     whole = fit(tiny_model, tmp_path / "whole", quick)
@@ -479,7 +502,7 @@ def test_few_topics_are_enough_to_fit_and_judge(tiny_model, tmp_path):
 
 
 def test_messages_too_short_for_a_verdict_are_refused(tiny_model, tmp_path, concepts):
-    concept = replace(concepts[0], aggregate=Aggregate(half_life=4.0, min_tokens=200))
+    concept = replace(concepts[0], aggregates=(Aggregate(half_life=4.0, min_tokens=200),))
     with pytest.raises(ConceptError, match="No example that shows the concept has the 200 tokens"):
         fit(tiny_model, tmp_path / "out", [concept])
     assert not (tmp_path / "out").exists()

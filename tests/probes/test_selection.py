@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from probes.aggregate import Aggregate
 from probes.roles import Role
 from probes.selection import (
-    ALIKE,
     SHIPPED,
     TOPIC_FOLDS,
     Candidate,
@@ -252,17 +251,15 @@ def table(**folds):
     }
 
 
-def test_the_best_recall_is_chosen():
+def test_recall_and_matched_negatives_are_worth_the_same():
     assert choose(table(layer_1=[(0.5, 0.9)], layer_2=[(0.7, 0.8)])) == candidate(2)
-
-
-def test_recalls_that_are_as_good_as_equal_are_told_apart_by_the_auroc():
-    near, far = 0.7 - 0.9 * ALIKE, 0.7 - 1.1 * ALIKE
-    assert choose(table(layer_1=[(0.7, 0.8)], layer_2=[(near, 0.9)], layer_3=[(far, 0.99)])) == candidate(2)
+    assert choose(table(layer_1=[(0.7, 0.8)], layer_2=[(0.6, 0.95)])) == candidate(2)
+    # All is recalled where what shows the concept looks like no benign request, and the matched negatives as well.
+    assert choose(table(layer_1=[(1.0, 0.5)], layer_2=[(0.8, 0.9)])) == candidate(2)
 
 
 def test_means_are_over_folds():
-    assert choose(table(layer_1=[(1.0, 0.9), (0.0, 0.9)], layer_2=[(0.6, 0.8), (0.6, 0.8)])) == candidate(2)
+    assert choose(table(layer_1=[(1.0, 0.9), (0.0, 0.9)], layer_2=[(0.6, 0.85), (0.6, 0.85)])) == candidate(2)
 
 
 def test_a_fold_that_is_to_be_judged_has_no_say():
@@ -270,14 +267,14 @@ def test_a_fold_that_is_to_be_judged_has_no_say():
     assert choose(shown_by) == candidate(1)
     assert choose(shown_by, without=0) == candidate(2)
     assert choose(shown_by, without=1) == candidate(1)
-    # Nor by the area, where recalls are alike.
+    # Nor by its area.
     shown_by = table(layer_1=[(0.3, 1.0), (0.3, 0.6)], layer_2=[(0.3, 0.1), (0.3, 0.7)])
     assert (choose(shown_by), choose(shown_by, without=0)) == (candidate(1), candidate(2))
 
 
 def test_a_fold_that_shows_nothing_has_no_say():
     nan = float("nan")
-    assert choose(table(layer_1=[(nan, nan), (0.2, 0.6)], layer_2=[(0.0, 0.9), (0.3, 0.7)])) == candidate(1)
+    assert choose(table(layer_1=[(nan, nan), (0.5, 0.8)], layer_2=[(0.4, 0.8), (0.6, 0.7)])) == candidate(1)
 
 
 def test_the_layer_that_tells_is_chosen_and_nothing_that_is_left_out_was_fitted_on(monkeypatch):
