@@ -48,7 +48,7 @@ from probes.report.files import HTML, JSON, decode, encode
 from probes.report.page import render
 from probes.report.sentences import concluded
 from probes.roles import Role
-from probes.selection import Candidate, choose, leave_out, leave_sources_out
+from probes.selection import SHIPPED, Candidate, choose, leave_out, leave_sources_out
 from probes.sources import provenance
 from probes.store import Store
 
@@ -397,13 +397,15 @@ def _notes(materials: Sequence[Material], data: Path | None, tokens: int) -> lis
 def _provenance(concepts: Sequence[Concept], data: Path | None) -> dict[str, list[Provenance]]:
     """Which files each concept, and the benign requests, come from."""
 
-    def shipped(path: Path) -> Provenance:
-        content = path.read_bytes()
-        digest = hashlib.sha256(content).hexdigest()
-        return Provenance("shipped", "Apache-2.0", {path.name: digest}, len(content.splitlines()))
+    def pairs(path: Path, rows: int) -> Provenance:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        ours = path.parent == benign_path().parent
+        return Provenance(
+            SHIPPED if ours else path.name, "Apache-2.0" if ours else "not stated", {path.name: digest}, rows
+        )
 
-    found = {concept.name: [shipped(concept.path)] for concept in concepts}
-    found["benign"] = [shipped(benign_path())]
+    found = {concept.name: [pairs(concept.path, len(concept.pairs))] for concept in concepts}
+    found["benign"] = [pairs(benign_path(), len(load_benign()))]
     if data is not None:
         for name, sets in found.items():
             sets += provenance(name, data)

@@ -28,7 +28,7 @@ from probes.sources import load
 from probes.sources import load_benign as load_public_benign
 from probes.store import Rows, Store, Stored
 
-CALIBRATING: Final = 0.7
+CALIBRATING: Final = 0.8
 """Share of the benign requests that set thresholds."""
 BENIGN_SHARE: Final = 0.25
 """Of the token budget."""
@@ -36,7 +36,7 @@ ANSWERED: Final = 660
 """Benign requests that are read with an answer, of both halves together."""
 ANSWER_TOKENS: Final = 32
 """Length of those answers at most."""
-ANSWERED_PROMPT: Final = 96
+ANSWERED_PROMPT: Final = 160
 """Tokens of a request that is answered, at most: a longer one costs more than its answer tells."""
 NEGATED: Final = "negated"
 """The tag of a statement whose sign is turned."""

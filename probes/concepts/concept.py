@@ -15,6 +15,7 @@ from probes.errors import ConceptError, reason
 from probes.examples import Benign, Example, Pair, read_lines
 from probes.linear import Kind
 from probes.roles import Role
+from probes.store import KEPT
 
 DATA: Final = Path(__file__).parent / "data"
 FEWEST_PAIRS: Final = 10
@@ -130,9 +131,10 @@ def load_concept(path: Path) -> Concept:
     except msgspec.ValidationError as error:
         raise ConceptError(f"{path}: {error}.") from error
     known = {role.name.lower(): role for role in Role if role is not Role.TEMPLATE}
-    if not written.roles or not set(written.roles) <= set(known):
+    read = {role.name.lower() for role in KEPT}
+    if not written.roles or not set(written.roles) <= read:
         raise ConceptError(
-            f"{path}: roles must be some of: {', '.join(known)}; not: {', '.join(written.roles) or 'none'}."
+            f"{path}: roles must be some of: {', '.join(sorted(read))}; not: {', '.join(written.roles) or 'none'}."
         )
     if not written.name.isidentifier():
         raise ConceptError(f"{path}: '{written.name}' is no name for a probe.", "Use letters, digits and underscores.")

@@ -116,7 +116,7 @@ def test_a_concept_file_is_read(written):
     concept = load_concept(path)
     assert (concept.name, concept.definition, concept.limits) == ("own", "a test", "none")
     assert concept.roles == (Role.USER, Role.ASSISTANT)
-    assert (concept.aggregate.half_life, concept.aggregate.min_tokens) == (3.0, 2)
+    assert (concept.aggregates[0].half_life, concept.aggregates[0].min_tokens) == (3.0, 2)
     assert [pair.id for pair in concept.pairs] == [f"p-{number}" for number in range(10)]
     assert concept.path == path
 
@@ -147,7 +147,7 @@ def changed(at, **changes):
     [
         (
             {"roles": ["asistant"]},
-            "own.yaml: roles must be some of: system, user, assistant, tool, reasoning; not: asistant.",
+            "own.yaml: roles must be some of: assistant, user; not: asistant.",
         ),
         ({"roles": ["template"]}, "not: template."),
         ({"roles": []}, "not: none."),
