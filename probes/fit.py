@@ -59,7 +59,7 @@ PENALTIES: Final = (1e-3, 1e-2)
 TOKENS: Final = 600_000
 """Read at most, unless told otherwise; some ten minutes for a model of 135M on two cores."""
 
-CAUSAL_PAIRS: Final = 24
+CAUSAL_PAIRS: Final = 16
 """Contrast pairs of the causal check: enough to see a change, and seconds of work."""
 
 

@@ -215,7 +215,7 @@ def _fit_points(
     weights *= len(index)
     mean = np.average(states, axis=0, weights=weights)
     scale = np.sqrt(np.average(np.square(states - mean), axis=0, weights=weights)) + 1e-6
-    standard = (states - mean) / scale
+    standard = ((states - mean) / scale).astype(np.float32)
     if kind == "logistic":
         direction, bias = _logistic(standard, labels, weights, penalty)
     else:

@@ -24,7 +24,7 @@ from probes.store import Rows
 
 SHIPPED: Final = "shipped"
 """The source of what comes with Plumbob."""
-TOPIC_FOLDS: Final = 5
+TOPIC_FOLDS: Final = 3
 """Where topics are left out."""
 
 
