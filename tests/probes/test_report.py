@@ -128,7 +128,6 @@ FAULTS = (
     "Random",
     "No causal",
     "Causal,",
-    "Causal on",
     "Adding",
 )
 
@@ -138,8 +137,7 @@ def test_a_probe_without_fault_is_told_its_worst_figures_and_no_fault():
     said(good, "Beats words (TF-IDF) and length on 2 of 2 left-out sources.")
     said(good, "Worst split: 'grouped'", "recall 60% (50% to 70%) at the threshold, 120 positives and 400 negatives.")
     said(good, "Highest false-positive rate: 0.8% (", "'ifeval' (4 of 500 requests), nominal 1%.")
-    said(good, "Causal: taking the direction away lowered the share refused", "from 0.500 (0.400 to 0.600)", "to 0.100")
-    said(good, "Causal: adding it raised", "100 prompts")
+    said(good, "Causal check on 100 prompts")
     silent(good, *FAULTS)
 
 
@@ -217,24 +215,17 @@ def test_controls_that_do_as_well_are_named():
     said(probe(controls=None), "Random labels and random directions were not tried.")
 
 
+def test_the_causal_check_speaks_for_itself():
+    causal = Causal("it", 100, Interval(0.5, 0.4, 0.6), None, Interval(0.9, 0.8, 1.0), None, "Adding it raises it.")
+    said(probe(causal=causal), "Causal check on 100 prompts: Adding it raises it.")
+
+
 @pytest.mark.parametrize(
-    ("ablated", "added", "random", "begins"),
-    [
-        ((0.45, 0.35, 0.6), (0.6, 0.5, 0.7), None, ["No causal evidence: taking the direction away and adding it"]),
-        ((0.45, 0.35, 0.6), None, None, ["No causal evidence: taking the direction away did not"]),
-        ((0.1, 0.0, 0.2), (0.6, 0.5, 0.7), None, ["Causal: taking", "Causal on one side only: adding it"]),
-        (None, (0.9, 0.8, 1.0), None, ["Causal: adding it raised"]),
-        ((0.9, 0.8, 1.0), None, None, ["Causal, but the wrong way round: taking the direction away raised"]),
-        (None, (0.1, 0.0, 0.2), None, ["Causal, but the wrong way round: adding it lowered"]),
-        (None, (0.9, 0.8, 1.0), (0.8, 0.7, 0.9), ["Causal: adding it", "Adding a random direction"]),
-        (None, None, None, ["No causal check was made"]),
-    ],
+    "causal", [None, Causal("it", 100, Interval(0.5, 0.4, 0.6), None, None, None, "Nothing was tried.")]
 )
-def test_the_causal_check_is_read_from_its_intervals(ablated, added, random, begins):
-    arms = [arm and Interval(*arm) for arm in (ablated, added, random)]
-    causal = Causal("the share refused", 100, Interval(0.5, 0.4, 0.6), *arms, "Whatever it says.")
-    found = [s for s in sentences(probe(causal=causal)) if s.startswith(("Causal", "No causal", "Adding"))]
-    assert [s[: len(start)] for s, start in zip(found, begins, strict=True)] == begins
+def test_a_causal_check_that_tried_nothing_is_none(causal):
+    said(probe(causal=causal), "No causal check was made")
+    silent(probe(causal=causal), "Causal check on")
 
 
 def part(name="all", auroc=(0.9, 0.85, 0.94), recall=(0.6, 0.5, 0.7), tfidf=0.7, at=(0.4, None), **changes):
