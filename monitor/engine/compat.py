@@ -114,6 +114,13 @@ def require_features(vllm_config: Any) -> None:
             "speculative decoding and asynchronous scheduling on Model Runner V1",
             "Set --no-async-scheduling.",
         ),
+        (
+            # Which drafts are verified is decided on the device, after the row map was made.
+            getattr(vllm_config.speculative_config, "enable_adaptive_verification", False),
+            "adaptive verification of drafts",
+            "Switch it off.",
+        ),
+        (getattr(vllm_config.model_config, "is_diffusion", False), "diffusion models", "Serve an autoregressive one."),
         (vllm_config.cache_config.kv_sharing_fast_prefill, "KV sharing with fast prefill", "Switch it off."),
         (vllm_config.kv_transfer_config is not None, "KV cache transfer", "Switch it off."),
         (vllm_config.model_config.runner_type == "pooling", "pooling models", "Serve a generative model."),

@@ -95,6 +95,14 @@ def test_what_can_be_tapped_is():
         ({"cache_config__kv_sharing_fast_prefill": True}, "KV sharing with fast prefill"),
         ({"kv_transfer_config": object()}, "KV cache transfer"),
         ({"model_config__runner_type": "pooling"}, "pooling models"),
+        ({"model_config__is_diffusion": True}, "diffusion models"),
+        (
+            {
+                "use_v2_model_runner": True,
+                "speculative_config": SimpleNamespace(enable_adaptive_verification=True),
+            },
+            "adaptive verification of drafts",
+        ),
     ],
 )
 def test_features_that_break_the_row_map_are_refused_by_name(change, named):
