@@ -105,7 +105,7 @@ def test_damaged_tensors_are_found(tiny_bundle):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(format=2), "format 2"),
+        (lambda m: m.update(format=99), "format 99"),
         (lambda m: m["probes"][0].update(layer=9), "layer 9"),
         (lambda m: m["probes"][0].update(layer=3), "not sorted by layer"),
         (lambda m: m["probes"][1].update(name="harmful_intent"), "two probes named 'harmful_intent'"),

@@ -360,7 +360,10 @@ def test_provenance_names_the_files(made, concepts):
     for name, path in {**{concept.name: concept.path for concept in concepts}, "benign": benign_path()}.items():
         (only,) = provenance[name]
         assert only.files == {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
-        assert only.rows == len(path.read_bytes().splitlines())
+    for concept in concepts:
+        (only,) = provenance[concept.name]
+        assert (only.source, only.licence, only.rows) == (concept.path.name, "not stated", len(concept.pairs))
+    assert (provenance["benign"][0].source, provenance["benign"][0].licence) == ("shipped", "Apache-2.0")
 
 
 def test_the_same_data_give_the_same_probes(tiny_model, tmp_path, quick):
