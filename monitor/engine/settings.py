@@ -8,7 +8,7 @@ the rest down to the engine's processes in an environment variable, as :class:`S
 
 import os
 import uuid
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -37,6 +37,8 @@ class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What to do when the self-test at start finds scores that are not the bundle's."""
     stream: list[int] = []
     """Layers whose activations may be streamed."""
+    stream_rows: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Rows that wait for a reader that falls behind, a layer; never fewer than two of the largest steps."""
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -48,6 +50,7 @@ class Settings(msgspec.Struct, frozen=True):
     """Unique for each start."""
     drift: OnDrift
     stream: list[int]
+    stream_rows: int
 
 
 class GraphKey(msgspec.Struct, frozen=True):
@@ -93,6 +96,7 @@ def take_over(wanted: Wanted, bundle: Bundle) -> dict[str, Any]:
         engine=uuid.uuid4().hex[:12],
         drift=wanted.drift,
         stream=sorted(set(wanted.stream)),
+        stream_rows=wanted.stream_rows,
     )
     os.environ[ENVIRONMENT] = msgspec.json.encode(settings).decode()
     key = GraphKey(

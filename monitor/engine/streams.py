@@ -20,7 +20,7 @@ from monitor.frames import Selection, StateBlock
 from monitor.states import Dtype, StateWriter, sweep
 
 RING_STEPS: Final = 2
-"""How many of the largest steps a ring holds; of decode steps it holds a hundred or more."""
+"""How many of the largest steps a ring holds at least; of decode steps it holds a hundred or more."""
 
 
 class Streams:
@@ -30,13 +30,14 @@ class Streams:
         taps: Their states are read.
         engine: The engine's id.
         side: The stream that copies run on; ``None`` on a CPU.
+        rows: How many rows a ring holds, if more than those of two of the largest steps.
         exports: Whether this process tells the monitor; the others stream nothing.
 
     Raises:
         StreamError: There is no place, or no room, for a ring.
     """
 
-    def __init__(self, taps: Taps, engine: str, side: torch.cuda.Stream | None, *, exports: bool) -> None:
+    def __init__(self, taps: Taps, engine: str, side: torch.cuda.Stream | None, *, rows: int, exports: bool) -> None:
         self._side = side
         self._rings: dict[int, _Ring] = {}
         self._selected: dict[int, Selection] = {}
@@ -44,7 +45,7 @@ class Streams:
         layers = {layer: tap for layer, tap in taps.layers.items() if len(tap.states)}
         if layers and exports:
             sweep()
-            self._rings = {layer: _Ring(engine, layer, tap) for layer, tap in layers.items()}
+            self._rings = {layer: _Ring(engine, layer, tap, rows) for layer, tap in layers.items()}
 
     def select(self, layer: int, rows: Selection) -> None:
         """Choose which rows of a layer are streamed from the next step on.
@@ -112,11 +113,11 @@ class Streams:
 class _Ring:
     """One layer's ring, as tensors."""
 
-    def __init__(self, engine: str, layer: int, tap: LayerTap) -> None:
+    def __init__(self, engine: str, layer: int, tap: LayerTap, at_least: int) -> None:
         rows, hidden = tap.states.shape
         self.tap = tap
         self.layer = layer
-        self.writer = StateWriter(engine, layer, hidden, _dtype(tap.states.dtype), RING_STEPS * rows)
+        self.writer = StateWriter(engine, layer, hidden, _dtype(tap.states.dtype), max(at_least, RING_STEPS * rows))
         view: NDArray[Any] = self.writer.view
         self.memory: Tensor = torch.from_numpy(view).view(tap.states.dtype)
         if tap.states.is_cuda:

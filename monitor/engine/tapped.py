@@ -77,7 +77,9 @@ class RunnerTap:
         self._steering = Steering(self.taps, bundle, slots)
         self.slots = Slots(self._steering, bundle, slots)
         self._staging = Staging(max_rows, len(bundle.probes), device)
-        self._streams = Streams(self.taps, settings.engine, self._staging.side, exports=exports)
+        self._streams = Streams(
+            self.taps, settings.engine, self._staging.side, rows=settings.stream_rows, exports=exports
+        )
         self.exporter = (
             Exporter(settings.endpoint, settings.engine, len(bundle.probes), self.slots.in_flight, self._staging)
             if settings.endpoint and exports

@@ -23,6 +23,8 @@ TOKENS = 24
 CHUNK = 64
 """Rows of a step at most: most prompts take several."""
 BLOCK = 32
+RING = 16384
+"""Rows, several times what twenty requests compute: the reader here may stand still while the engine has both cores."""
 
 # float32 keeps 24 bits of mantissa. Sums over the hidden width and the context in another order, through up to thirty
 # blocks, leave some hundreds of roundings: 2**-24 * 500 = 3e-5 of the state's norm; ten times that is allowed to the
@@ -118,7 +120,7 @@ def house(request, tmp_path_factory):
     bundle = random_bundle(folder / "bundle", path, source.markers, threshold=1e9, layers=layers)
     prompts = sorted(make_prompts(source), key=len)[5:45:2]
     wire = Reader(f"ipc://{folder}/engine.sock")
-    tap = {"plumbob": {"bundle": str(bundle.path), "endpoint": wire.endpoint, "stream": list(layers)}}
+    tap = {"plumbob": {"bundle": str(bundle.path), "endpoint": wire.endpoint, "stream": list(layers), "stream_rows": RING}}
     little = {
         "dtype": "float32",
         "max_model_len": 384,
