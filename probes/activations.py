@@ -1,11 +1,12 @@
 """Activations to fit on: the residual stream of conversations, at several layers.
 
-``ActivationSource`` is the seam; :class:`TransformersSource` reads a model with transformers. "The output of block i"
-means here what it means in the engine: the residual stream after block i, before any further norm.
+``ActivationSource`` is the seam. :class:`TransformersSource` reads a model with transformers; the engine that will serve
+it can be read as well (:mod:`monitor.reader`). "The output of block i" means here what it means in the engine: the
+residual stream after block i, before any further norm.
 """
 
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,6 +46,24 @@ class ActivationSource(Protocol):
     ) -> list[Reading]:
         """The residual stream after each of ``layers``, for each token of each conversation."""
         ...
+
+
+class Reader(ActivationSource, Protocol):
+    """A source that also encodes conversations and lets the model answer: all that gathering material takes."""
+
+    def encode(self, conversation: Conversation, *, respond: bool = False) -> list[int]:
+        """A conversation's tokens; with ``respond``, up to where the answer begins."""
+        ...
+
+    def respond(
+        self, prompts: Sequence[Sequence[int]], max_tokens: int, progress: Progress = no_progress
+    ) -> list[list[int]]:
+        """Each prompt followed by the model's own greedy answer, without the token that ends it."""
+        ...
+
+
+OpenReader = Callable[[Path, Sequence[int]], AbstractContextManager[Reader]]
+"""Opens a reader of the model in a directory, for these layers; what it holds is let go of at the end."""
 
 
 class TransformersSource:

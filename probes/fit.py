@@ -19,6 +19,7 @@ import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +29,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from probes.activations import TransformersSource
+from probes.activations import OpenReader, TransformersSource
 from probes.aggregate import running
 from probes.bundle import Bundle, require_destination, save_bundle
 from probes.calibrate import calibrate, may_fire, traffic_slices
@@ -83,6 +84,7 @@ def fit_bundle(
     concepts: Sequence[Concept] = CONCEPTS,
     tokens: int = TOKENS,
     command: str = "",
+    reader: OpenReader | None = None,
     progress: Progress = no_progress,
 ) -> Bundle:
     """Fit, calibrate, evaluate and write a bundle.
@@ -96,6 +98,9 @@ def fit_bundle(
         concepts: What to fit.
         tokens: Read at most.
         command: That the user gave, for the report.
+        reader: Reads the material and answers; ``None``: transformers does. What steers the model, example
+            conversations and canaries are transformers' in any case: it has hooks, and an engine that is tested by
+            canaries must not have recorded them.
         progress: Told about slow work.
 
     Returns:
@@ -118,8 +123,11 @@ def fit_bundle(
     layers = sorted({min(round(depth * source.layers), source.layers - 1) for depth in DEPTHS})
     work = out.parent / f".{out.name}.fitting"
     # The configuration changes what the weights compute, the chat template whose tokens are whose.
-    store = Store(work, source, "".join(identity.parts.values()), layers)
-    materials = gather(source, store, concepts, data, tokens, progress, rates)
+    parts = "".join(identity.parts.values())
+    with reader(path, layers) if reader else nullcontext(source) as reads:
+        # What another reader has read is rounded otherwise, and is not mixed with this one's.
+        store = Store(work, reads, parts if reads is source else f"{type(reads).__name__} {parts}", layers)
+        materials = gather(reads, store, concepts, data, tokens, progress, rates)
     fitted = [_Fit(material, layers, rates[material.concept.name]).run(source, progress) for material in materials]
     report = Report(
         plumbob=version,

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from probes.activations import TransformersSource
+from probes.activations import Reader
 from probes.calibrate import may_fire
 from probes.chat import Conversation
 from probes.concepts import Concept, load_benign
@@ -91,7 +91,7 @@ class Material:
 
 
 def gather(
-    source: TransformersSource,
+    source: Reader,
     store: Store,
     concepts: Sequence[Concept],
     data: Path | None,
@@ -140,7 +140,7 @@ def calibrating(requests: Sequence[Benign]) -> NDArray[np.bool_]:
 
 
 def _choose_ordinary(
-    source: TransformersSource, requests: Sequence[Benign], budget: int
+    source: Reader, requests: Sequence[Benign], budget: int
 ) -> tuple[Sample[Benign], NDArray[np.bool_]]:
     """Benign requests within a budget, and which of them are to be answered."""
 
@@ -162,7 +162,7 @@ def _choose_ordinary(
 
 
 def _read_ordinary(
-    source: TransformersSource, store: Store, sample: Sample[Benign], answered: NDArray[np.bool_], progress: Progress
+    source: Reader, store: Store, sample: Sample[Benign], answered: NDArray[np.bool_], progress: Progress
 ) -> Ordinary:
     tokens = list(sample.tokens)
     asked = np.flatnonzero(answered).tolist()
