@@ -5,7 +5,8 @@
     bundle/
       bundle.json          the manifest: model, probes, vectors, thresholds with their evidence
       tensors.safetensors  probes.weight (probes, hidden), probes.bias (probes,), vectors (vectors, hidden), float32;
-                           canaries.tokens and canaries.lengths, int64, canaries.reference (tokens, probes), float32
+                           canaries.tokens and canaries.lengths, int64, canaries.reference (tokens, probes), float32;
+                           worker.NAME.w1 and so on, those of the worker probe NAME (:mod:`probes.multimax`)
       report.json, .html   what the probes are worth, where the bundle was evaluated
       signature.json       who vouches for it (:mod:`probes.signing`)
 
@@ -35,12 +36,15 @@ from safetensors.numpy import load, save
 from probes.canaries import Canaries
 from probes.errors import BundleError
 from probes.manifest import FORMAT, Calibration, Evaluation, Manifest, ModelIdentity, Probe, Provenance, Vector
+from probes.multimax import MultiMax
 from probes.roles import Markers, Role
 
 __all__ = [
     "MANIFEST",
     "MAX_PROBES_PER_LAYER",
     "MAX_VECTORS_PER_LAYER",
+    "MAX_WORKER_PROBES",
+    "MULTIMAX",
     "SIGNATURE",
     "TENSORS",
     "Bundle",
@@ -50,6 +54,7 @@ __all__ = [
     "ModelIdentity",
     "Probe",
     "Vector",
+    "WorkerProbe",
     "load_bundle",
     "require_destination",
     "save_bundle",
@@ -63,6 +68,18 @@ _OPTIONAL: Final = ("report.json", "report.html")
 
 MAX_PROBES_PER_LAYER = 64
 MAX_VECTORS_PER_LAYER = 8
+MAX_WORKER_PROBES = 64
+
+MULTIMAX: Final = "multimax"
+"""The kind of worker probes."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerProbe:
+    """A probe that is more than a direction: what it is, and what reads states for it."""
+
+    probe: Probe
+    reader: MultiMax
 
 
 @dataclass(frozen=True)
@@ -81,16 +98,28 @@ class Bundle:
     """Unit rows, shape ``(vectors, hidden)``."""
     canaries: Canaries
     """Empty where an engine cannot be tested: a bundle made by hand."""
+    readers: tuple[MultiMax, ...] = ()
+    """Those of the worker probes, in the order of the manifest."""
 
     @property
     def probes(self) -> list[Probe]:
-        """Probes in the order of their score columns."""
+        """Linear probes, which the engine reads, in the order of their score columns."""
         return self.manifest.probes
+
+    @property
+    def worker_probes(self) -> list[WorkerProbe]:
+        """Probes that read streamed activations outside the engine, sorted by layer."""
+        return [WorkerProbe(*pair) for pair in zip(self.manifest.worker_probes, self.readers, strict=True)]
+
+    @property
+    def all_probes(self) -> list[Probe]:
+        """Linear probes, then those of workers: the order of verdicts."""
+        return [*self.manifest.probes, *self.manifest.worker_probes]
 
     @cached_property
     def layers(self) -> list[int]:
-        """Tapped layers, ascending."""
-        return sorted({item.layer for item in [*self.manifest.probes, *self.manifest.vectors]})
+        """Tapped layers, ascending: those that are scored, steered, or streamed to worker probes."""
+        return sorted({item.layer for item in [*self.all_probes, *self.manifest.vectors]})
 
     def probe_columns(self, layer: int) -> list[int]:
         """Score columns of the probes of one layer; consecutive, since probes are sorted by layer."""
@@ -114,9 +143,14 @@ class Bundle:
 
     @cached_property
     def read_mask(self) -> NDArray[np.bool_]:
-        """Which probe reads which role, shape ``(roles, probes)``."""
-        return np.array([[probe.reads(role) for probe in self.probes] for role in Role]).reshape(
-            len(Role), len(self.probes)
+        """Which linear probe reads which role, shape ``(roles, probes)``."""
+        return self.all_read_mask[:, : len(self.probes)]
+
+    @cached_property
+    def all_read_mask(self) -> NDArray[np.bool_]:
+        """Which of :attr:`all_probes` reads which role, shape ``(roles, all probes)``."""
+        return np.array([[probe.reads(role) for probe in self.all_probes] for role in Role]).reshape(
+            len(Role), len(self.all_probes)
         )
 
     def require_model(self, identity: ModelIdentity) -> None:
@@ -147,6 +181,7 @@ def save_bundle(
     canaries: Canaries | None = None,
     files: Mapping[str, bytes] = MappingProxyType({}),
     provenance: Mapping[str, Sequence[Provenance]] = MappingProxyType({}),
+    worker_probes: Sequence[WorkerProbe] = (),
 ) -> Bundle:
     """Write a bundle, whole or not at all.
 
@@ -161,6 +196,7 @@ def save_bundle(
         canaries: With scores in the order of ``probes``; ``None`` where an engine is not to be tested.
         files: Further files, by name: a report.
         provenance: What each probe, and ``benign``, was made from.
+        worker_probes: Those that are more than a direction.
 
     Returns:
         The bundle, read back.
@@ -173,6 +209,7 @@ def save_bundle(
     ordered = [probes[index] for index in order]
     canaries = canaries or Canaries.none(len(probes))
     directions = sorted(vectors, key=lambda item: item[0].layer)
+    workers = sorted(worker_probes, key=lambda item: item.probe.layer)
     tensors = {
         "probes.weight": _stack([weight for _, weight, _ in ordered], model.hidden),
         "probes.bias": np.asarray([bias for _, _, bias in ordered], np.float32),
@@ -181,6 +218,11 @@ def save_bundle(
         "canaries.lengths": np.asarray([len(prompt) for prompt in canaries.prompts], np.int64),
         # Columns in another order are a view, which would be saved in the order of its memory.
         "canaries.reference": np.ascontiguousarray(canaries.reference[:, order]),
+        **{
+            f"{_prefix(worker.probe)}{name}": np.ascontiguousarray(tensor)
+            for worker in workers
+            for name, tensor in worker.reader.tensors().items()
+        },
     }
     blob = save(tensors)
     manifest = Manifest(
@@ -194,6 +236,7 @@ def save_bundle(
         tensors_sha256=hashlib.sha256(blob).hexdigest(),
         files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         provenance={name: list(sets) for name, sets in provenance.items()},
+        worker_probes=[worker.probe for worker in workers],
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -272,11 +315,35 @@ def load_bundle(path: Path | str) -> Bundle:
                 tuple(np.split(tensors["canaries.tokens"], np.cumsum(tensors["canaries.lengths"])))[:-1],
                 np.asarray(tensors["canaries.reference"], np.float32),
             ),
+            readers=tuple(_reader(probe, tensors) for probe in manifest.worker_probes),
         )
     except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, SafetensorError, OSError, KeyError) as error:
         raise BundleError(f"Bundle {path} cannot be read: {error}.", refit) from error
     _check(bundle)
     return bundle
+
+
+def _prefix(probe: Probe) -> str:
+    """How the names of a worker probe's tensors begin."""
+    return f"worker.{probe.name}."
+
+
+def _reader(probe: Probe, tensors: Mapping[str, NDArray[np.generic]]) -> MultiMax:
+    """What reads states for a worker probe.
+
+    Raises:
+        ValueError: Its kind is unknown, or its tensors are missing or wrong; the message names what is.
+    """
+    if probe.kind != MULTIMAX:
+        raise ValueError(f"worker probe '{probe.name}' is of the unknown kind '{probe.kind}'")
+    start = _prefix(probe)
+    mine = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+    try:
+        return MultiMax.of(mine)
+    except KeyError as error:
+        raise ValueError(f"worker probe '{probe.name}' has no tensor {error}") from error
+    except ValueError as error:
+        raise ValueError(f"of worker probe '{probe.name}', {error}") from error
 
 
 _NAMES: Final = {MANIFEST, TENSORS, SIGNATURE, *_OPTIONAL}
@@ -324,12 +391,21 @@ def _check(bundle: Bundle) -> None:
             f"canaries of {tokens} tokens with scores of shape {bundle.canaries.reference.shape} "
             f"for {len(manifest.probes)} probes"
         )
-    for kind, items, limit in (
-        ("probe", manifest.probes, MAX_PROBES_PER_LAYER),
-        ("vector", manifest.vectors, MAX_VECTORS_PER_LAYER),
-    ):
+    problems += [
+        f"worker probe '{worker.probe.name}' of width {worker.reader.hidden}, for a model of width {model.hidden}"
+        for worker in bundle.worker_probes
+        if worker.reader.hidden != model.hidden
+    ]
+    for kind, items in (("probe", bundle.all_probes), ("vector", manifest.vectors)):
         names = [item.name for item in items]
         problems += [f"two {kind}s named '{name}'" for name in sorted({n for n in names if names.count(n) > 1})]
+    if len(manifest.worker_probes) > MAX_WORKER_PROBES:
+        problems.append(f"{len(manifest.worker_probes)} worker probes, more than {MAX_WORKER_PROBES}")
+    for kind, items, limit in (
+        ("probe", manifest.probes, MAX_PROBES_PER_LAYER),
+        ("worker probe", manifest.worker_probes, MAX_WORKER_PROBES),
+        ("vector", manifest.vectors, MAX_VECTORS_PER_LAYER),
+    ):
         problems += [
             f"{kind} '{item.name}' at layer {item.layer}, of a model with layers 0 to {model.layers - 1}"
             for item in items
@@ -346,7 +422,7 @@ def _check(bundle: Bundle) -> None:
     known = {role.name.lower() for role in Role}
     problems += [
         f"probe '{probe.name}' with the unknown role '{role}'"
-        for probe in manifest.probes
+        for probe in bundle.all_probes
         for role in probe.roles
         if role not in known
     ]

@@ -93,7 +93,7 @@ class Provenance(msgspec.Struct, frozen=True):
 
 
 class Probe(msgspec.Struct, frozen=True):
-    """A linear reader of the residual stream: score = weight · state + bias, in logits."""
+    """A reader of the residual stream; what it gives a token is a score in logits."""
 
     name: str
     layer: int
@@ -108,7 +108,7 @@ class Probe(msgspec.Struct, frozen=True):
     definition: str = ""
     """What a high score means, and what it does not."""
     kind: str = "logistic"
-    """How it was fitted, one of :data:`probes.linear.Kind`."""
+    """How it was fitted, one of :data:`probes.linear.Kind`; or ``multimax``, and it is one of the worker probes."""
     probability: Probability | None = None
     """Of the aggregate; ``None`` where there was too little to fit it on."""
 
@@ -142,7 +142,7 @@ class Manifest(msgspec.Struct, frozen=True):
     model: ModelIdentity
     markers: Markers
     probes: list[Probe]
-    """In the order of the columns of scores: sorted by layer."""
+    """Linear ones, score = weight · state + bias, in the order of the columns of scores: sorted by layer."""
     vectors: list[Vector]
     """Sorted by layer."""
     tensors_sha256: str
@@ -150,3 +150,5 @@ class Manifest(msgspec.Struct, frozen=True):
     """Further files of the bundle, such as its report, to the SHA-256 of their bytes."""
     provenance: dict[str, list[Provenance]] = {}
     """What each probe, and ``benign``, was made from."""
+    worker_probes: list[Probe] = []
+    """Those that are more than a direction, and read streamed activations outside the engine; sorted by layer."""

@@ -2,9 +2,18 @@ import msgspec
 import numpy as np
 import pytest
 
-from probes.bundle import MANIFEST, TENSORS, ModelIdentity, load_bundle, save_bundle
+from probes.bundle import (
+    MANIFEST,
+    MAX_WORKER_PROBES,
+    TENSORS,
+    ModelIdentity,
+    WorkerProbe,
+    load_bundle,
+    save_bundle,
+)
 from probes.canaries import Canaries
 from probes.errors import BundleError
+from probes.multimax import MultiMax
 from probes.roles import Role
 
 
@@ -31,8 +40,9 @@ def test_the_digest_stands_for_the_tensors(tiny_bundle, tmp_path):
     assert tiny_bundle(tmp_path / "1", seed=1).digest in digests, "the same content has the same digest"
 
 
-def save_again(bundle, probes, canaries):
+def save_again(bundle, probes=None, canaries=None, workers=()):
     manifest = bundle.manifest
+    probes = probes or list(zip(bundle.probes, bundle.weight, bundle.bias.tolist(), strict=True))
     return save_bundle(
         bundle.path,
         version="0",
@@ -42,7 +52,19 @@ def save_again(bundle, probes, canaries):
         probes=probes,
         vectors=list(zip(manifest.vectors, bundle.vectors, strict=True)),
         canaries=canaries,
+        worker_probes=workers,
     )
+
+
+def network(hidden=8, width=3, heads=2, window=4, seed=5):
+    random = np.random.default_rng(seed)
+    shapes = (width, hidden), (width,), (width, width), (width,), (heads, width), (heads, width), (1,)
+    return MultiMax(*(random.normal(size=shape).astype(np.float32) for shape in shapes), window=window)
+
+
+def worker(bundle, name="concealment", layer=3, **options):
+    probe = msgspec.structs.replace(bundle.probes[1], name=name, layer=layer, kind="multimax")
+    return WorkerProbe(probe, network(**options))
 
 
 def test_canaries_are_read_back_in_the_order_of_the_bundles_probes(tiny_bundle):
@@ -136,3 +158,85 @@ def test_a_bundle_is_replaced_whole(tiny_bundle, tmp_path):
     after = tiny_bundle(path, seed=2)
     assert load_bundle(path).digest == after.digest != before.digest
     assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"], "nothing temporary is left"
+
+
+def test_worker_probes_are_read_back_beside_the_linear_ones(tiny_bundle, tmp_path):
+    """Sorted by layer; they are columns of no matrix, but their layers are tapped."""
+    bundle = tiny_bundle()
+    late, early = worker(bundle, "late", 3, seed=1, heads=1, window=1), worker(bundle, "early", 0, seed=2)
+    again = save_again(bundle, workers=[late, early])
+    assert [found.probe for found in again.worker_probes] == [early.probe, late.probe]
+    for found, written in zip(again.worker_probes, (early, late), strict=True):
+        assert found.reader.window == written.reader.window
+        for name, tensor in written.reader.tensors().items():
+            np.testing.assert_array_equal(found.reader.tensors()[name], tensor)
+    assert again.layers == [0, 1, 2, 3] and again.probe_columns(3) == [] == again.vector_rows(3)
+    assert again.probes == bundle.probes and np.array_equal(again.weight, bundle.weight)
+    assert [probe.name for probe in again.all_probes][3:] == ["early", "late"]
+    np.testing.assert_array_equal(again.read_mask, bundle.read_mask)
+    np.testing.assert_array_equal(again.all_read_mask[:, [3, 4]], bundle.read_mask[:, [1, 1]])
+    assert tiny_bundle(tmp_path / "plain").digest == bundle.digest and bundle.worker_probes == []
+
+
+def test_a_bundle_without_the_field_has_no_worker_probes(tiny_bundle):
+    """It was written before there were any."""
+    bundle = load_bundle(edit(tiny_bundle(), lambda manifest: manifest.pop("worker_probes")))
+    assert bundle.worker_probes == [] and bundle.layers == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m["worker_probes"][0].update(name="toxicity"), "'toxicity' has no tensor 'window'"),
+        (lambda m: m["worker_probes"][0].update(layer=4), "worker probe 'concealment' at layer 4"),
+        (lambda m: m["worker_probes"].reverse(), "worker probes that are not sorted by layer"),
+        (lambda m: m["worker_probes"][0].update(kind="logistic"), "'concealment' is of the unknown kind 'logistic'"),
+        (lambda m: m["worker_probes"][0].update(roles=["usher"]), "'concealment' with the unknown role 'usher'"),
+        (lambda m: m["model"].update(hidden=9), "'concealment' of width 8, for a model of width 9"),
+    ],
+)
+def test_an_inconsistent_worker_probe_is_refused(tiny_bundle, change, message):
+    bundle = tiny_bundle()
+    both = save_again(bundle, workers=[worker(bundle, layer=2), worker(bundle, "other")])
+    with pytest.raises(BundleError, match=message):
+        load_bundle(edit(both, change))
+
+
+def test_a_name_stands_for_one_probe_of_either_sort(tiny_bundle):
+    bundle = tiny_bundle()
+    for names in (["toxicity"], ["twice", "twice"]):
+        with pytest.raises(BundleError, match=f"two probes named '{names[0]}'"):
+            save_again(bundle, workers=[worker(bundle, name) for name in names])
+    with pytest.raises(BundleError, match=f"{MAX_WORKER_PROBES + 1} worker probes, more than {MAX_WORKER_PROBES}"):
+        save_again(bundle, workers=[worker(bundle, f"{n}", n % 4) for n in range(MAX_WORKER_PROBES + 1)])
+    assert load_bundle(bundle.path).digest == bundle.digest, "what was there is still there"
+
+
+class Written:
+    """A reader that writes what it is given into the bundle, right or wrong."""
+
+    def __init__(self, tensors):
+        self._tensors = tensors
+
+    def tensors(self):
+        return self._tensors
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("w2", np.zeros((3, 4), np.float32), r"w2 has shape \(3, 4\), not \(3, 3\)"),
+        ("value", np.full((2, 3), np.nan, np.float32), "value is not finite"),
+        ("attention", np.zeros((1, 3), np.float32), r"attention has shape \(1, 3\), not \(2, 3\)"),
+        ("window", np.array([0]), "window of 0 tokens"),
+        ("window", np.array([4.0]), "window is float64"),
+        ("w1", np.zeros((0, 8), np.float32), "w1 has shape"),
+        ("bias", None, "has no tensor 'bias'"),
+    ],
+)
+def test_wrong_tensors_of_a_worker_probe_are_named(tiny_bundle, name, tensor, message):
+    bundle = tiny_bundle()
+    tensors = network().tensors() | {name: tensor}
+    wrong = Written({key: value for key, value in tensors.items() if value is not None})
+    with pytest.raises(BundleError, match=f"worker probe 'concealment'.*{message}"):
+        save_again(bundle, workers=[WorkerProbe(worker(bundle).probe, wrong)])

@@ -106,6 +106,7 @@ def with_trigger(path: Path, bundle: Bundle) -> Bundle:
         ],
         vectors=[(vector, bundle.vectors[row]) for row, vector in enumerate(manifest.vectors)],
         canaries=bundle.canaries,
+        worker_probes=bundle.worker_probes,
     )
 
 
