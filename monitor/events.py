@@ -48,6 +48,9 @@ class Reading:
     threshold: float
     fired_at: int | None
     """Position of the token at which the probe fired."""
+    unscored: int = 0
+    """Tokens of the probe's roles whose states a probe worker did not get, or not in time; 0 for linear probes, whose
+    unscored tokens are those of the request. Never passed off as clean."""
 
     @property
     def fired(self) -> bool:

@@ -3,6 +3,7 @@
 Knows nothing of sockets, policies or how engines work: frames in, verdicts out.
 """
 
-from monitor.verdicts.table import Tally, Verdicts, VerdictTable
+from monitor.verdicts.running import RunningVerdicts
+from monitor.verdicts.table import EnteredRows, Tally, Verdicts, VerdictTable
 
-__all__ = ["Tally", "VerdictTable", "Verdicts"]
+__all__ = ["EnteredRows", "RunningVerdicts", "Tally", "VerdictTable", "Verdicts"]

@@ -8,23 +8,21 @@ A frame is applied in this order:
    after a resync; bound to another, that one has ended without our hearing of it.
 3. Rows are grouped by request. Replays are set aside; skipped positions are counted as unscored; steered rows move the
    high-water mark but do not enter the verdict; what is left is read by the probes of its role.
-4. Requests with one row each (decode) are folded together, the others (prefill) one by one.
+4. What was read is folded into the running verdicts (:mod:`monitor.verdicts.running`).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.events import ProbeFired, Reading, Request, RequestFinished
+from monitor.events import ProbeFired, Request, RequestFinished
 from monitor.frames import Frame, Started
 from monitor.verdicts.positions import advance
 from monitor.verdicts.requests import Holder, RequestRows
+from monitor.verdicts.running import RunningVerdicts
 from monitor.verdicts.slots import MAX_SLOTS, UNKNOWN, UNTRACKED, SlotMap
-from probes.aggregate import Aggregates
 from probes.bundle import Bundle
-from probes.roles import Role
 
 
 @dataclass(slots=True)
@@ -48,13 +46,26 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True)
+class EnteredRows:
+    """The rows of a frame that entered a verdict, grouped by request and in order of position within it."""
+
+    index: NDArray[np.int64]
+    """Which row of the frame each one is, shape ``(rows,)``."""
+    owner: NDArray[np.int64]
+    """Its request's row of the table, shape ``(rows,)``."""
+
+
+@dataclass(frozen=True, slots=True)
 class Verdicts:
     """What one frame changed."""
 
     finished: list[RequestFinished]
     """Requests that ended, all of them before any row of the frame."""
+    ended: list[int]
+    """The rows of the table that these had, in the same order; another request may have one of them by now."""
     fired: list[ProbeFired]
     """First firings, in the order of the frame's rows."""
+    entered: EnteredRows
     tally: Tally
 
 
@@ -67,15 +78,8 @@ class VerdictTable:
     """
 
     def __init__(self, bundle: Bundle, max_requests: int = 65_536) -> None:
-        self._probes = bundle.probes
         self._max_requests = max_requests
-        self._aggregates = Aggregates(
-            [probe.aggregate for probe in bundle.probes],
-            np.array([probe.threshold for probe in bundle.probes]),
-        )
-        # Indexed by a row's byte of role: one that this version does not know is read as TEMPLATE, without a test.
-        self._reads = np.repeat(bundle.read_mask[[Role.TEMPLATE]], 256, axis=0)
-        self._reads[: len(Role)] = bundle.read_mask
+        self._running = RunningVerdicts(bundle.probes)
         self._slots: dict[str, SlotMap] = {}
         self._rows = RequestRows()
 
@@ -94,6 +98,14 @@ class VerdictTable:
         row = slots.row_of(request.key) if slots else UNKNOWN
         return int(self._rows.steered[row]) if row >= 0 else 0
 
+    def __getitem__(self, row: int) -> Holder:
+        """Who holds a row of the table.
+
+        Raises:
+            KeyError: Nobody does.
+        """
+        return self._rows[row]
+
     def apply(self, frame: Frame, model: str) -> Verdicts:
         """Read a frame.
 
@@ -102,7 +114,7 @@ class VerdictTable:
             model: The name that its engine serves under.
 
         Returns:
-            The requests that ended, the probes that fired, and counts.
+            The requests that ended, the probes that fired, the rows that were read, and counts.
         """
         header, tally = frame.header, Tally()
         slots = self._slots.setdefault(header.engine, SlotMap())
@@ -110,9 +122,10 @@ class VerdictTable:
         if header.complete:
             ended += [slots.release(slot) for slot in slots.bound() - {started.slot for started in header.started}]
         ended += [self._start(slots, header.engine, started, tally) for started in header.started]
-        finished = [self._finish(row, model, tally) for row in ended if row >= 0]
-        fired = self._read(slots.lookup(frame.rows["slot"]), frame, model, tally)
-        return Verdicts(finished, fired, tally)
+        ended = [row for row in ended if row >= 0]
+        finished = [self._finish(row, model, tally) for row in ended]
+        entered, fired = self._read(slots.lookup(frame.rows["slot"]), frame, model, tally)
+        return Verdicts(finished, ended, fired, entered, tally)
 
     def drop_engine(self, engine: str) -> int:
         """Forget the requests of an engine, without verdicts; returns how many there were."""
@@ -135,12 +148,12 @@ class VerdictTable:
             slots.bind(slot, key, UNTRACKED)
         else:
             row = self._rows.allocate(Holder(engine, started))
-            self._aggregates.reset(row)
+            self._running.reset(row)
             slots.bind(slot, key, row)
         return before
 
     def _finish(self, row: int, model: str, tally: Tally) -> RequestFinished:
-        holder, aggregates = self._rows[row], self._aggregates
+        holder = self._rows[row]
         # A prompt is computed or cached to its end before a token is generated: what is missing there was
         # lost, or the request was aborted. Neither was looked at.
         missing = max(0, holder.started.prompt_tokens - 1 - int(self._rows.high_water[row]))
@@ -150,21 +163,14 @@ class VerdictTable:
             tokens=int(self._rows.tokens[row]),
             unscored=int(self._rows.unscored[row]) + missing,
             steered=int(self._rows.steered[row]),
-            readings=tuple(
-                Reading(
-                    probe=probe.name,
-                    tokens=int(aggregates.count[row, column]),
-                    peak=peak if (peak := float(aggregates.peak[row, column])) > -np.inf else None,
-                    threshold=probe.threshold,
-                    fired_at=position if (position := int(aggregates.fired_at[row, column])) >= 0 else None,
-                )
-                for column, probe in enumerate(self._probes)
-            ),
+            readings=self._running.readings(row),
         )
         self._rows.recycle(row)
         return finished
 
-    def _read(self, owners: NDArray[np.int64], frame: Frame, model: str, tally: Tally) -> list[ProbeFired]:
+    def _read(
+        self, owners: NDArray[np.int64], frame: Frame, model: str, tally: Tally
+    ) -> tuple[EnteredRows, list[ProbeFired]]:
         """Read the rows of a frame; ``owners`` is the table row of each, shape ``(rows,)``."""
         # Stable, so that the rows of one request keep their order; unowned rows are negative and come first.
         order = np.argsort(owners, kind="stable")
@@ -173,7 +179,7 @@ class VerdictTable:
             tally.unscored += unowned - tally.unknown
             order = order[unowned:]
         if not len(order):
-            return []
+            return EnteredRows(order, order), []
         owner, rows, scores = owners[order], frame.rows[order], frame.scores[order]
         starts = np.flatnonzero(np.diff(owner, prepend=-1))
         lengths = np.diff(starts, append=len(owner))
@@ -192,46 +198,16 @@ class VerdictTable:
         tally.replayed = int(np.count_nonzero(~step.fresh))
         tally.unscored += int(step.skipped.sum())
 
-        read = self._reads[roles] & clean[:, None]
+        read = self._running.reads(roles) & clean[:, None]
         finite = np.isfinite(scores)
         if not finite.all():
             invalid = np.count_nonzero(read & ~finite, axis=0)
-            tally.invalid = {self._probes[i].name: int(invalid[i]) for i in np.flatnonzero(invalid)}
+            tally.invalid = {self._running.probes[i].name: int(invalid[i]) for i in np.flatnonzero(invalid)}
             read &= finite
-        fired = [
-            (int(order[at]), probe, self._fired(int(owner[at]), probe, int(roles[at]), model))
-            for at, probe in self._fold(starts, lengths, requests, scores, positions, read)
-        ]
-        return [event for _, _, event in sorted(fired, key=lambda item: item[:2])]
-
-    def _fold(
-        self,
-        starts: NDArray[np.int64],
-        lengths: NDArray[np.int64],
-        requests: NDArray[np.int64],
-        scores: NDArray[np.float32],
-        positions: NDArray[np.int64],
-        read: NDArray[np.bool_],
-    ) -> Iterator[tuple[int, int]]:
-        """Fold rows, grouped by request, into the aggregates; yields ``(row, probe)`` of first firings."""
-        single = lengths == 1
-        at = starts[single]
-        for which, probe in self._aggregates.update_each(requests[single], scores[at], positions[at], read[at]):
-            yield int(at[which]), probe
-        for request in np.flatnonzero(~single):
-            start, row = int(starts[request]), int(requests[request])
-            run = slice(start, start + int(lengths[request]))
-            for probe in self._aggregates.update(row, scores[run], positions[run], read[run]):
-                # A replay may carry the same position again: it comes after the row that fired.
-                here = positions[run] == self._aggregates.fired_at[row, probe]
-                yield start + int(np.argmax(here)), probe
-
-    def _fired(self, row: int, probe: int, role: int, model: str) -> ProbeFired:
-        return ProbeFired(
-            request=self._rows[row].request(model),
-            probe=self._probes[probe].name,
-            aggregate=float(self._aggregates.fired_with[row, probe]),
-            threshold=self._probes[probe].threshold,
-            position=int(self._aggregates.fired_at[row, probe]),
-            role=Role(role).name.lower() if role < len(Role) else "template",
-        )
+        fired: list[tuple[int, int, ProbeFired]] = []
+        for at, probe in self._running.fold(starts, lengths, requests, scores, positions, read):
+            row = int(owner[at])
+            event = self._running.fired(row, probe, int(roles[at]), self._rows[row].request(model))
+            fired.append((int(order[at]), probe, event))
+        entered = EnteredRows(order[clean], owner[clean])
+        return entered, [event for _, _, event in sorted(fired, key=lambda item: item[:2])]

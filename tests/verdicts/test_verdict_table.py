@@ -228,7 +228,7 @@ def test_slots_out_of_range_are_turned_away(apply, table):
 def test_rows_are_recycled(table, apply):
     for sequence in range(500):
         apply(sequence, rows_of(0, [0]), 0.0, started=[started(0, f"{sequence}")], finished=[0])
-    assert len(table) == 1 and table._aggregates.capacity == 64
+    assert len(table) == 1 and table._running.aggregates.capacity == 64
 
 
 @settings(max_examples=60, deadline=None)
