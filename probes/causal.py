@@ -27,13 +27,14 @@ from probes.activations import TransformersSource
 from probes.chat import Message
 from probes.errors import ConceptError, ModelError
 from probes.examples import Pair
-from probes.forcing import Edit, Prompt, log_likelihoods
+from probes.forcing import Prompt, log_likelihoods
 from probes.manifest import Probe
 from probes.metrics import MIN_GROUPS, Interval, bootstrap
 from probes.models import Progress, no_progress
 from probes.report.document import Causal
 from probes.report.words import with_interval
 from probes.roles import Role, RoleReader
+from probes.steering.edit import Edit
 from probes.store import last_message
 
 REFUSALS: Final = ("I'm sorry", "I can't", "I cannot", "Sorry")
@@ -94,9 +95,9 @@ def check(
         )
     edits = [
         None,
-        Edit(probe.layer, unit, ablates=True),
-        Edit(probe.layer, length * unit),
-        *(Edit(probe.layer, length * draw) for draw in _random_units(len(unit), seed)),
+        Edit.ablating(probe.layer, unit),
+        Edit.adding(probe.layer, length * unit),
+        *(Edit.adding(probe.layer, length * draw) for draw in _random_units(len(unit), seed)),
     ]
     prompts = _answers(source, pairs) if reads_answers else _openings(source, pairs)
     likelihoods = log_likelihoods(
@@ -171,7 +172,7 @@ def _answers(source: TransformersSource, pairs: Sequence[Pair]) -> list[Prompt]:
     sides = [(pair.id, pair.positive) for pair in pairs] + [(pair.id, pair.negative) for pair in pairs]
     prompts: list[Prompt] = []
     for name, side in sides:
-        ids, span = _answer(source, name, side)
+        ids, span = answer_span(source, name, side)
         start = max(0, span.start - len(source.markers.headers["assistant"]))
         prompts.append(Prompt(ids[:start], [ids[start : span.stop]], span.start - start, range(start, span.stop)))
     return prompts
@@ -182,7 +183,7 @@ def _openings(source: TransformersSource, pairs: Sequence[Pair]) -> list[Prompt]
     prompts: list[Prompt] = []
     for pair in pairs:
         said = [
-            _answer(source, pair.id, [*pair.positive, Message("assistant", opening)])
+            answer_span(source, pair.id, [*pair.positive, Message("assistant", opening)])
             for opening in (*REFUSALS, *COMPLIANCES)
         ]
         ids, begin = said[0][0], said[0][1].start
@@ -201,8 +202,18 @@ def _openings(source: TransformersSource, pairs: Sequence[Pair]) -> list[Prompt]
     return prompts
 
 
-def _answer(source: TransformersSource, name: str, conversation: Sequence[Message]) -> tuple[list[int], range]:
-    """A conversation's tokens, and which of them are its last message, the assistant's."""
+def answer_span(source: TransformersSource, name: str, conversation: Sequence[Message]) -> tuple[list[int], range]:
+    """A conversation's tokens, and which of them are its last message, the assistant's.
+
+    Args:
+        source: The model.
+        name: Of the conversation, for errors.
+        conversation: It ends with the assistant.
+
+    Raises:
+        ModelError: The chat template marks no such messages.
+        ConceptError: That message has no text.
+    """
     if "assistant" not in source.markers.headers:
         raise ModelError(
             f"Model {source.model.name_or_path} has no chat template that marks messages of: assistant.",

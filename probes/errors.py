@@ -4,6 +4,7 @@
     ├── ModelError              a model that cannot be found, read, or tapped
     ├── BundleError             a bundle that is damaged, or of another model
     ├── ConceptError            contrast data that cannot be used
+    ├── SteeringError           a direction, a dose or an operation that cannot be used
     ├── (probes.requests)       RequestError, a file of requests that cannot be used
     ├── (probes.report)         ReportError, a report that is damaged or cannot be written
     └── (monitor.errors)        PolicyError, PrerequisiteError, PortError, EngineError
@@ -47,3 +48,7 @@ class BundleError(PlumbobError):
 
 class ConceptError(PlumbobError):
     """Contrast data that cannot be used: missing, malformed, or too little."""
+
+
+class SteeringError(PlumbobError):
+    """A direction, a dose or an operation on the residual stream that cannot be used."""

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from probes.activations import TransformersSource
 from probes.errors import ModelError
 from probes.models import Progress, no_progress
+from probes.steering.edit import Edit, rewriting
 
 LOGITS: Final = 1 << 26
 """Of one forward pass at most: 256 MiB in float32, beside as much for their logarithm."""
@@ -42,31 +43,6 @@ class Prompt:
     def __post_init__(self) -> None:
         if not self.texts or self.skipped < 1 or min(map(len, self.texts)) <= self.skipped:
             raise ValueError("A prompt has texts with a token that is given and one that is scored.")
-
-
-@dataclass(frozen=True, slots=True)
-class Edit:
-    """What is done to the states that leave a block."""
-
-    layer: int
-    """The block, counted from 0."""
-    vector: NDArray[np.floating]
-    """Added to the pushed rows; or a unit vector, if it is to be ablated. Shape ``(hidden,)``."""
-    ablates: bool = False
-    """Take the projection on the vector out of every row instead (Arditi et al., arXiv 2406.11717, equation 4)."""
-
-    def __call__(self, states: Any, pushed: Any) -> Any:
-        """Rewrite states.
-
-        Args:
-            states: A tensor of shape ``(texts, tokens, hidden)``.
-            pushed: Which rows are pushed, shape ``(texts, tokens)``.
-        """
-        exact = states.float()
-        vector = exact.new_tensor(self.vector)
-        if self.ablates:
-            return (exact - (exact @ vector)[..., None] * vector).to(states.dtype)
-        return (exact + pushed[..., None] * vector).to(states.dtype)
 
 
 def log_likelihoods(
@@ -135,7 +111,7 @@ def _batch(
 
     clean: Any = None
     for edit in edits:
-        if edit and (edit.ablates or any(prompt.pushed.start < len(prompt.ids) for prompt in prompts)):
+        if edit and (edit.everywhere or any(prompt.pushed.start < len(prompt.ids) for prompt in prompts)):
             cache = read(edit)
         else:
             clean = read(None) if clean is None else clean
@@ -168,15 +144,8 @@ def _edited(source: TransformersSource, edit: Edit | None, pushed: Any) -> Gener
     if edit is None:
         yield
         return
-
-    def rewrite(_module: Any, _arguments: Any, output: Any) -> Any:
-        return (edit(output[0], pushed), *output[1:]) if isinstance(output, tuple) else edit(output, pushed)
-
-    handle = source.blocks[edit.layer].register_forward_hook(rewrite)
-    try:
+    with rewriting(source.blocks[edit.layer], lambda states: edit(states, pushed)):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager

@@ -1,10 +1,11 @@
 """The types of ``bundle.json``: the model that a bundle belongs to, its probes and vectors, and their evidence."""
 
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
 from probes.aggregate import Aggregate
+from probes.errors import BundleError
 from probes.roles import Markers, Role
 
 FORMAT: Final = 2
@@ -125,6 +126,30 @@ class Vector(msgspec.Struct, frozen=True):
     """It is added to the output of block ``layer``, counted from 0."""
     hidden_norm: float
     """Median norm of the residual stream of that layer over response tokens; the unit of dose."""
+    method: str = "mean"
+    """How it was made, one of :data:`probes.steering.extraction.Method`."""
+    origin: str = ""
+    """What it was made from: a concept's pairs, a probe, an expression, or a file with its SHA-256."""
+    max_dose: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """The cap: the largest dose, either way, that may be ordered; ``None`` where no sweep has set one."""
+    working: tuple[float, float] | None = None
+    """The lowest and the highest dose of the range around 0 in which the sweep found ordinary text unharmed."""
+
+    def require_dose(self, strength: float) -> None:
+        """Check a dose against the cap.
+
+        Args:
+            strength: A dose, or the strength of an operation.
+
+        Raises:
+            BundleError: It is beyond the cap.
+        """
+        # A NaN is not below it either.
+        if self.max_dose is not None and not abs(strength) <= self.max_dose:
+            raise BundleError(
+                f"A dose of {strength:g} of vector '{self.name}' is over the bundle's cap of {self.max_dose:g}.",
+                f"Order a dose from {-self.max_dose:g} to {self.max_dose:g}.",
+            )
 
     def coefficient(self, dose: float) -> float:
         """What to multiply the unit vector with, so that its norm is ``dose`` times the residual stream's."""

@@ -5,7 +5,8 @@ import pytest
 
 from probes.activations import TransformersSource
 from probes.errors import ModelError
-from probes.forcing import Edit, Prompt, log_likelihoods
+from probes.forcing import Prompt, log_likelihoods
+from probes.steering.edit import Edit
 from tests.models import tiny_model as model_of
 
 torch = pytest.importorskip("torch")
@@ -15,7 +16,7 @@ LAYER = 2
 RANDOM = np.random.default_rng(0)
 UNIT = RANDOM.normal(size=32)
 UNIT /= np.linalg.norm(UNIT)
-EDITS = [None, Edit(LAYER, UNIT, ablates=True), Edit(LAYER, 3 * UNIT), Edit(0, -3 * UNIT)]
+EDITS = [None, Edit.ablating(LAYER, UNIT), Edit.adding(LAYER, 3 * UNIT), Edit.adding(0, -3 * UNIT)]
 
 
 def tokens(count):
@@ -49,12 +50,12 @@ def one_by_one(source, prompts, edit):
 
             def rewrite(_module, _arguments, states, prompt=prompt):
                 states = states.clone()
-                if edit.ablates:
-                    unit = torch.tensor(edit.vector, dtype=states.dtype)
+                unit = torch.tensor(edit.vectors[0], dtype=states.dtype)
+                if edit.everywhere:
                     return states - (states @ unit)[..., None] * unit
                 for row in range(states.shape[1]):
                     if row in prompt.pushed:
-                        states[:, row] += torch.tensor(edit.vector, dtype=states.dtype)
+                        states[:, row] += edit.table[0, 0] * unit
                 return states
 
             handle = source.blocks[edit.layer].register_forward_hook(rewrite) if edit else None
@@ -83,7 +84,7 @@ def test_families_with_windows_caps_and_other_blocks(tmp_path, family):
     """Attention windows reach over the cached prompt, capped logits are capped, and positions are those of the text."""
     source = TransformersSource(model_of(tmp_path, family), dtype="float32")
     vector = RANDOM.normal(size=64)
-    edits = [None, Edit(1, vector), Edit(1, vector / np.linalg.norm(vector), ablates=True)]
+    edits = [None, Edit.adding(1, vector), Edit.ablating(1, vector / np.linalg.norm(vector))]
     for prompts in (AFTER, WITHIN):
         expected = np.stack([one_by_one(source, prompts, edit) for edit in edits])
         np.testing.assert_allclose(log_likelihoods(source, prompts, edits), expected, rtol=1e-3, atol=1e-3)
@@ -114,7 +115,7 @@ def test_nothing_is_left_of_what_is_ablated():
 def test_pushing_by_nothing_changes_nothing(tiny_model, dtype):
     source = TransformersSource(tiny_model, dtype=dtype)
     for prompts in (AFTER, WITHIN):
-        clean, pushed = log_likelihoods(source, prompts, [None, Edit(LAYER, 0 * UNIT)])
+        clean, pushed = log_likelihoods(source, prompts, [None, Edit.adding(LAYER, 0 * UNIT)])
         assert np.array_equal(clean, pushed)
 
 
