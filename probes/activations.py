@@ -1,7 +1,7 @@
 """Activations to fit on: the residual stream of conversations, at several layers.
 
-``ActivationSource`` is the seam. :class:`TransformersSource` reads a model with transformers; the engine that will serve
-it can be read as well (:mod:`monitor.reader`). "The output of block i" means here what it means in the engine: the
+``ActivationSource`` is the seam. :class:`TransformersSource` reads a model with transformers; the engine that serves it
+can be read as well (:mod:`monitor.reader`). "The output of block i" means here what it means in the engine: the
 residual stream after block i, before any further norm.
 """
 

@@ -1,6 +1,7 @@
 """An engine in a process of its own (:mod:`monitor.engine.arm`), from the side that asks."""
 
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -68,27 +69,48 @@ class Arm:
             self._process.stdout.close()
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], tokens: int, *, logprobs: bool = False, fresh: bool = False
+        self,
+        prompts: Sequence[Sequence[int]],
+        tokens: int,
+        *,
+        stops: Sequence[int] = (),
+        logprobs: bool = False,
+        fresh: bool = False,
     ) -> Answer:
         """Generate greedily for a batch of prompts.
 
         Args:
             prompts: Token ids of each.
-            tokens: To generate for each; end of sequence is ignored.
+            tokens: To generate for each, at most.
+            stops: Tokens that end an answer; end of sequence is none, unless it is named here.
             logprobs: Also tell the log-probability of each prompt's tokens.
             fresh: Empty the prefix cache first.
 
         Raises:
             EngineError: The engine ended.
         """
-        self.ask(prompts, tokens, logprobs=logprobs, fresh=fresh)
+        self.ask(prompts, tokens, stops=stops, logprobs=logprobs, fresh=fresh)
         return self.answer()
 
     def ask(
-        self, prompts: Sequence[Sequence[int]], tokens: int, *, logprobs: bool = False, fresh: bool = False
+        self,
+        prompts: Sequence[Sequence[int]],
+        tokens: int,
+        *,
+        stops: Sequence[int] = (),
+        logprobs: bool = False,
+        fresh: bool = False,
     ) -> None:
         """Begin what :meth:`generate` does; :meth:`answer` ends it."""
-        self._write(Generate([list(prompt) for prompt in prompts], tokens, logprobs=logprobs, fresh=fresh))
+        self._write(Generate([list(prompt) for prompt in prompts], tokens, list(stops), logprobs, fresh))
+
+    def answered(self) -> bool:
+        """Whether :meth:`answer` would not wait: the answer is there, or the engine has ended."""
+        if self._process.stdout is None:
+            return True
+        poll = select.poll()
+        poll.register(self._process.stdout, select.POLLIN)
+        return bool(poll.poll(0))
 
     def answer(self) -> Answer:
         """What was asked for."""

@@ -27,7 +27,9 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     prompts: list[list[int]]
     """Token ids of each."""
     tokens: int
-    """To generate for each; end of sequence is ignored."""
+    """To generate for each, at most."""
+    stops: list[int] = []
+    """Tokens that end an answer, which they are part of; end of sequence is none, unless it is named here."""
     logprobs: bool = False
     """Also tell the log-probability of each prompt's tokens."""
     fresh: bool = False
@@ -153,6 +155,7 @@ def generate(llm: Any, command: Generate, names: Iterator[str]) -> Answer:
         temperature=0.0,
         max_tokens=command.tokens,
         ignore_eos=True,
+        stop_token_ids=command.stops,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
         prompt_logprobs=0 if command.logprobs else None,
