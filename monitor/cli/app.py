@@ -15,7 +15,7 @@ from rich.text import Text
 from monitor import __version__
 from monitor.cli.audit import audit, audit_path
 from monitor.cli.console import err, fail, out, print_table, progress
-from monitor.cli.offline import calibrate, evaluate, score
+from monitor.cli.offline import ReadBy, calibrate, evaluate, open_reader, score
 from monitor.cli.serving import API_PORT, GRPC_PORT, METRICS_PORT, Drift, Plan, Serving, default_endpoint
 from monitor.cli.signing import keygen, sign, verify
 from probes.errors import PlumbobError
@@ -125,6 +125,10 @@ def fit(
     tokens: Annotated[
         int | None, typer.Option(min=10_000, help="Tokens to read at most; fewer are faster, and worth less.")
     ] = None,
+    reader: Annotated[
+        ReadBy, typer.Option(help="What reads the model and lets it answer: vllm is the tapped engine itself.")
+    ] = ReadBy.TRANSFORMERS,
+    allow_untested: Untested = False,
 ) -> None:
     """Fit probes and steering vectors to a model, set their thresholds, evaluate them, and write a bundle.
 
@@ -136,6 +140,7 @@ def fit(
 
     # Its warnings would stand between the progress and the error that says the same in one line.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    opens = open_reader(reader, allow_untested=allow_untested)
     concepts = [load_concept(path) for path in concept] if concept else CONCEPTS
     with progress() as report:
         fitted = fit_bundle(
@@ -147,6 +152,7 @@ def fit(
             false_positive_rate=false_positive_rate,
             tokens=tokens or TOKENS,
             command=" ".join(["plumbob", *sys.argv[1:]]),
+            reader=opens,
             progress=report,
         )
     print_table(bundle_table(fitted))

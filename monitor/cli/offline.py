@@ -1,7 +1,7 @@
 """``plumbob score``, ``plumbob eval`` and ``plumbob calibrate``: a bundle on requests that are in a file.
 
 Whatever can be wrong with the files is found before the model is loaded, and what is written is written whole or not at
-all.
+all. What reads the model in ``plumbob fit`` is chosen here, too.
 """
 
 import os
@@ -11,8 +11,10 @@ import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import IO, Annotated
+from typing import IO, TYPE_CHECKING, Annotated
 
 import msgspec
 import numpy as np
@@ -25,6 +27,9 @@ from monitor.cli.console import err, out, print_table, progress
 from probes.bundle import MANIFEST, SIGNATURE, Bundle, Probe, load_bundle, require_destination, save_bundle
 from probes.errors import PlumbobError
 
+if TYPE_CHECKING:
+    from probes.activations import OpenReader
+
 _BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle that was fitted to the model.")]
 _Model = Annotated[
     str | None, typer.Option("--model", "-m", help="Where the model is now, if not where it was fitted from.")
@@ -36,6 +41,33 @@ _Trust = Annotated[
 ]
 _LINE = '{"id", "messages": [{"role", "content"}, …]} or {"id", "prompt"}'
 """What a request is, for the help."""
+
+
+class ReadBy(StrEnum):
+    """What reads activations, and lets the model answer."""
+
+    TRANSFORMERS = "transformers"
+    VLLM = "vllm"
+    """The tapped engine that will serve the model."""
+
+
+def open_reader(by: ReadBy, *, allow_untested: bool) -> "OpenReader | None":
+    """How fitting opens its reader; ``None``: it uses transformers, which it has open anyway.
+
+    Args:
+        by: What is to read.
+        allow_untested: Take a vLLM that the tap was not tested on.
+
+    Raises:
+        PrerequisiteError: vLLM is to read, and is missing or was not tested.
+    """
+    if by is ReadBy.TRANSFORMERS:
+        return None
+    from monitor.cli.serving import require_vllm
+    from monitor.reader import VllmSource
+
+    require_vllm(allow_untested=allow_untested)
+    return partial(VllmSource, allow_untested=allow_untested)
 
 
 def score(
