@@ -6,6 +6,9 @@ A frame goes through it as the design's line goes through the house::
        ^                                                         |
        +----------------------- orders --------------------------+
 
+What probe workers (:mod:`monitor.workers`) read comes later, and goes from Policy on the same way; a bundle without
+probes for them never has that imported.
+
 :meth:`Monitor.receive` takes one message and :meth:`Monitor.tick` does what is due; :meth:`Monitor.run` calls
 both.
 """
@@ -13,20 +16,24 @@ both.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from monitor.actions import Actions, Recorder, Sink
 from monitor.audit import AuditLog, AuditSink
-from monitor.events import EngineChanged, EventLog, FramesLost
-from monitor.frames import RESYNC, Frame, Hello, Order, encode_ack, encode_order
+from monitor.events import EngineChanged, EventLog, FramesLost, ProbeFired, RequestFinished
+from monitor.frames import RESYNC, Frame, Hello, Order, Stream, encode_ack, encode_order
 from monitor.ingest import Arrival, Link, Malformed, Source, core_identity
 from monitor.policy import Policy
 from monitor.stats import SkipReason, Stats, Status
 from monitor.verdicts import Tally, VerdictTable
 from probes.bundle import Bundle
+
+if TYPE_CHECKING:
+    from monitor.workers import ProbeWorkers, WorkerPool
 
 _TICK_SECONDS: Final = 0.05
 
@@ -49,6 +56,8 @@ class Limits:
     """At least between two confirmations to one engine."""
     resync_seconds: float = 1.0
     """At least between two requests to resync to one engine."""
+    workers: int = 1
+    """Probe workers, where the bundle has probes for them."""
 
 
 class Monitor:
@@ -61,6 +70,8 @@ class Monitor:
         sinks: Where events go, beside :attr:`events`.
         audit: Where interventions, engines and the policy are recorded; closed with the monitor. ``None``: nowhere.
         limits: How much to keep, how long to wait.
+        pool: Probe workers that run already, for the bundle's worker probes; closed with the monitor. ``None``: they
+            are started, if the bundle has any.
         clock: Seconds of the host's monotonic clock, the one that engines stamp frames with.
     """
 
@@ -73,11 +84,14 @@ class Monitor:
         sinks: Sequence[Sink] = (),
         audit: AuditLog | None = None,
         limits: Limits | None = None,
+        pool: "WorkerPool | None" = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.bundle = bundle
         self.policy = policy
-        self.stats = Stats([probe.name for probe in bundle.probes])
+        self.stats = Stats(
+            [probe.name for probe in bundle.all_probes], [probe.name for probe in bundle.manifest.worker_probes]
+        )
         self.events = EventLog(on_drop=self._count_dropped_event)
         self._source = source
         self._limits = limits or Limits()
@@ -91,20 +105,26 @@ class Monitor:
             sinks = [self._audit, *sinks]
         self._recorder = Recorder(self.events, sinks, self.stats)
         self._actions = Actions(self._recorder, self.stats, self._send_order, self._limits.max_requests)
+        self._workers = self._open_workers(pool)
 
     async def run(self) -> None:
         """Read until cancelled, or until the source ends."""
         async with asyncio.TaskGroup() as group:
             ticking = group.create_task(self._keep_ticking())
-            async for arrival in self._source:
-                self.receive(arrival)
-                # What has arrived already is read without a pause; servers on this loop have their turn here.
-                await asyncio.sleep(0)
+            with self._listening_to_workers():
+                async for arrival in self._source:
+                    self.receive(arrival)
+                    # What has arrived already is read without a pause; servers on this loop have their turn here.
+                    await asyncio.sleep(0)
             ticking.cancel()
 
     def close(self) -> None:
         """Let go of the source, end all subscriptions, and write the audit log to its end."""
         self._source.close()
+        if self._workers is not None:
+            for finished in self._workers.finish_all():
+                self._finish(finished)
+            self._workers.close()
         self.events.close()
         if self._audit is not None:
             self._audit.close()
@@ -119,6 +139,8 @@ class Monitor:
             policy_name=self.policy.name,
             policy_digest=self.policy.digest,
             engines=tuple(link.status(now, self._verdicts.active(link.engine)) for link in list(self._links.values())),
+            workers=0 if self._workers is None else len(self._workers.pool),
+            workers_running=0 if self._workers is None else self._workers.pool.running,
         )
 
     def receive(self, arrival: Arrival) -> None:
@@ -133,20 +155,38 @@ class Monitor:
                 logger.debug("Skipped a message of %r: %s", arrival.identity, detail)
 
     def tick(self) -> None:
-        """Do what is due: confirmations, requests to resync, engines that fell silent."""
+        """Do what is due: confirmations, requests to resync, engines that fell silent, workers to start again."""
         if self._audit is not None:
             self._audit.count()
+        if self._workers is not None:
+            self._collect(self._workers)
+            self._workers.tick()
+            self._collect(self._workers)
         now = self._clock()
         for link in list(self._links.values()):
             silent = now - link.last_seen
             if not link.lost and silent > self._limits.silence_seconds:
-                link.lost = True
+                link.lost, link.streams = True, False
                 dropped = self._drop_requests(link)
                 self._changed(link, "lost", f"silent for {silent:.1f} s; {dropped} requests end without a verdict")
             elif link.lost and silent > self._limits.forget_seconds:
                 del self._links[link.engine]
             else:
                 self._answer(link, now)
+
+    def _open_workers(self, pool: "WorkerPool | None") -> "ProbeWorkers | None":
+        """What reads the bundle's worker probes; ``None`` where it has none."""
+        if not (probes := self.bundle.manifest.worker_probes):
+            return None
+        from monitor.workers import ProbeWorkers, WorkerPool
+
+        return ProbeWorkers(
+            probes,
+            pool or WorkerPool(self.bundle.path, probes, workers=self._limits.workers),
+            self.stats,
+            on_unscored=self._count_worker_unscored,
+            clock=self._clock,
+        )
 
     async def _keep_ticking(self) -> None:
         while True:
@@ -160,6 +200,9 @@ class Monitor:
         before = link.fits, link.shadow, link.drift
         link.model, link.vllm, link.fits = hello.model, hello.vllm, hello.bundle == self.bundle.digest
         link.shadow, link.drift = hello.shadow, hello.drift
+        if link.fits and not link.streams and self._workers is not None:
+            # Where one is not sent, all are with the next HELLO: an engine that streams already just goes on.
+            link.streams = all(self._send_order(link.engine, Stream(layer, "all")) for layer in self._workers.layers)
         if (link.fits, link.shadow, link.drift) == before:
             return
         if not link.fits:
@@ -201,16 +244,51 @@ class Monitor:
         """Verdicts, decisions and actions of one frame."""
         verdicts = self._verdicts.apply(frame, link.model)
         self.stats.count_rows(link.model, verdicts.tally)
-        for finished in verdicts.finished:
-            self.stats.requests_finished[link.model,] += 1
-            self.stats.observe_margins(link.model, finished.readings)
-            self._actions.forget(finished.request)
-            self._recorder.record(finished)
+        finished = verdicts.finished
+        if self._workers is not None:
+            finished = self._workers.finish(finished, verdicts.ended)
+        for event in finished:
+            self._finish(event)
         for fired in verdicts.fired:
-            self.stats.probe_fired[link.model, fired.probe] += 1
-            self._recorder.record(fired)
-            self._actions.apply(fired, self.policy.decide(fired), held=link.held)
+            self._fire(fired, link.held)
+        # Last, so that nothing of the above waits for it.
+        if self._workers is not None:
+            self._workers.read(frame, verdicts.entered, self._verdicts, link.model)
         return verdicts.tally
+
+    def _collect(self, workers: "ProbeWorkers") -> None:
+        """Verdicts, decisions and actions of what workers have answered."""
+        news = workers.collect()
+        for fired, ended in news.fired:
+            link = self._links.get(fired.request.engine)
+            self._fire(fired, link.held if link is not None else "its engine is not known any more", ended=ended)
+        for finished in news.finished:
+            self._finish(finished)
+
+    def _fire(self, fired: ProbeFired, held: str, *, ended: bool = False) -> None:
+        self.stats.probe_fired[fired.request.model, fired.probe] += 1
+        self._recorder.record(fired)
+        self._actions.apply(fired, self.policy.decide(fired), held=held, ended=ended)
+
+    def _finish(self, finished: RequestFinished) -> None:
+        model = finished.request.model
+        self.stats.requests_finished[model,] += 1
+        self.stats.observe_margins(model, finished.readings)
+        self._actions.forget(finished.request)
+        self._recorder.record(finished)
+
+    @contextmanager
+    def _listening_to_workers(self) -> Generator[None]:
+        """Collect what workers answer as soon as they do."""
+        if (workers := self._workers) is None:
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        loop.add_reader(workers.fileno(), self._collect, workers)
+        try:
+            yield
+        finally:
+            loop.remove_reader(workers.fileno())
 
     def _heard(self, engine: str) -> Link | None:
         """The link of an engine from which something came; ``None`` where there is no room for another."""
@@ -246,6 +324,8 @@ class Monitor:
 
     def _drop_requests(self, link: Link) -> int:
         dropped = self._verdicts.drop_engine(link.engine)
+        if self._workers is not None:
+            self._workers.drop_engine(link.engine)
         self.stats.requests_dropped[link.model, "engine_lost"] += dropped
         return dropped
 
@@ -264,6 +344,10 @@ class Monitor:
         if lost:
             stats.frames_lost[model,] += lost
             self._recorder.record(FramesLost(link.engine, model, lost))
+
+    def _count_worker_unscored(self, engine: str, tokens: int) -> None:
+        if (link := self._links.get(engine)) is not None:
+            link.worker_unscored += tokens
 
     def _count_dropped_event(self) -> None:
         self.stats.events_dropped += 1

@@ -62,10 +62,12 @@ class Stats:
 
     Args:
         probes: Names of the probes, in the order of the bundle.
+        worker_probes: Names of those of them that probe workers read.
     """
 
-    def __init__(self, probes: Sequence[str]) -> None:
+    def __init__(self, probes: Sequence[str], worker_probes: Sequence[str] = ()) -> None:
         self.probes = tuple(probes)
+        self.worker_probes = tuple(worker_probes)
 
         self.frames_received: Counter[tuple[str]] = Counter()
         """``(model,)``: frames that were read."""
@@ -98,6 +100,17 @@ class Stats:
         """``(model,)``: rows of a slot that no request was announced for."""
         self.scores_invalid: Counter[tuple[str, str]] = Counter()
         """``(model, probe)``: scores that were not finite, and not read."""
+
+        self.worker_tokens_scored: Counter[tuple[str, str]] = Counter()
+        """``(model, probe)``: tokens that a probe worker scored."""
+        self.worker_tokens_unscored: Counter[tuple[str, str, str]] = Counter()
+        """``(model, probe, reason)``: tokens of the probe's roles that it did not score; reasons are
+        :data:`UnscoredReason`."""
+        self.worker_carries_lost: Counter[tuple[str]] = Counter()
+        """``(model,)``: requests in flight of which a worker took to its end what it remembered: its probes begin
+        anew."""
+        self.worker_restarts: Counter[tuple[str]] = Counter()
+        """``(reason,)``: workers that ended or were ended, to be started again; reasons are :data:`WorkerFault`."""
 
         self.requests_finished: Counter[tuple[str]] = Counter()
         """``(model,)``: requests that ended with a verdict."""
@@ -166,6 +179,29 @@ DropReason = Literal["engine_lost", "table_full"]
 * ``table_full``: more requests at once than the table keeps.
 """
 
+Refusal = Literal["queue_full", "worker_down"]
+"""Why a worker was not asked to score rows: too much waits for it, or it has ended."""
+
+UnscoredReason = Literal["no_states", "queue_full", "worker_down", "overtaken", "unreadable", "failed", "late"]
+"""Why a token has no score of a probe that workers read.
+
+* ``no_states``: its frame came without its activations: it was served from the prefix cache, or its layer is not
+  streamed (the engine was not started to, or has not had the order yet).
+* ``queue_full``: more waited for the worker than may.
+* ``worker_down``: the worker had ended, or ended before it answered.
+* ``overtaken``: the engine had written over the activations before the worker came to them.
+* ``unreadable``: the worker could not read the engine's ring.
+* ``failed``: the probe raised an error.
+* ``late``: the request had ended, and its verdict did not wait any longer.
+"""
+
+WorkerFault = Literal["ended", "stuck"]
+"""Why a worker is started again.
+
+* ``ended``: its process ended.
+* ``stuck``: it did not answer, or not what it was asked, and was killed.
+"""
+
 AuditFault = Literal["write", "sync", "disturbed"]
 """What is wrong with the audit log.
 
@@ -211,6 +247,8 @@ class EngineStatus:
     """From a step computed to its frame read, of the latest frame; ``None`` before the first."""
     drift: float | None = None
     """The largest drift of a probe that its self-test found; ``None``: not tested, or not since its weights changed."""
+    worker_unscored: int = 0
+    """Tokens that probe workers did not score, each counted once a probe that was to read it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +265,10 @@ class Status:
     """SHA-256 of the policy file."""
     engines: tuple[EngineStatus, ...]
     """In the order in which they were first heard."""
+    workers: int = 0
+    """Probe workers; 0 where the bundle has no probes for them."""
+    workers_running: int = 0
+    """Those of them that take work now."""
 
     @property
     def requests_active(self) -> int:

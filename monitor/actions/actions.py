@@ -37,15 +37,21 @@ class Actions:
         self._max_requests = max_requests
         self._applied: OrderedDict[tuple[str, str], set[str]] = OrderedDict()
 
-    def apply(self, fired: ProbeFired, decisions: Iterable[Decision], *, held: str = "") -> None:
+    def apply(self, fired: ProbeFired, decisions: Iterable[Decision], *, held: str = "", ended: bool = False) -> None:
         """Carry out what a policy decided about one firing.
 
         Args:
             fired: The firing.
             decisions: In the order of the policy.
             held: Why they are carried out in ``shadow``, whatever their mode; empty: they are not.
+            ended: The request had ended when its probe fired: there is nothing left to change, but much to tell.
         """
         decisions = [_hold(decision, held) if held else decision for decision in decisions]
+        if ended:
+            decisions = [
+                decision if isinstance(decision.action, AlertAction) else _hold(decision, "the request had ended")
+                for decision in decisions
+            ]
         if not decisions:
             return
         applied = self._remember(fired.request)

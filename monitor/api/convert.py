@@ -116,6 +116,8 @@ def status_message(status: stats.Status) -> status_pb2.Status:
         policy_digest=status.policy_digest,
         engines=[_engine_status(engine) for engine in status.engines],
         requests_active=status.requests_active,
+        workers=status.workers,
+        workers_running=status.workers_running,
     )
 
 
@@ -132,6 +134,7 @@ def _engine_status(engine: stats.EngineStatus) -> status_pb2.EngineStatus:
         last_seen_seconds=engine.last_seen_seconds,
         lag_seconds=engine.lag_seconds,
         drift=engine.drift,
+        worker_unscored=engine.worker_unscored,
     )
 
 
@@ -158,6 +161,7 @@ def _reading(reading: events.Reading) -> event_pb2.Reading:
         peak=reading.peak,
         threshold=reading.threshold,
         fired_at=reading.fired_at,
+        unscored=reading.unscored,
     )
 
 

@@ -6,11 +6,19 @@ their ids are unique for each start, so a crash loop would make new series each 
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, get_args
 
-from monitor.stats import AuditFault, DropReason, MalformedReason, SkipReason, Stats
+from monitor.stats import (
+    AuditFault,
+    DropReason,
+    MalformedReason,
+    SkipReason,
+    Stats,
+    UnscoredReason,
+    WorkerFault,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +33,8 @@ class Family:
     """Its keys are the values of the labels, in their order."""
     reasons: tuple[str, ...] = ()
     """The values of the label ``reason``, where there is one."""
+    probes: Callable[[Stats], Sequence[str]] = lambda stats: stats.probes
+    """The values of the label ``probe``, where there is one."""
 
 
 MODEL: Final = ("model_name",)
@@ -89,6 +99,34 @@ COUNTERS: Final = (
         "Scores that were not finite, and not read.",
         ("model_name", "probe"),
         lambda s: s.scores_invalid,
+    ),
+    Family(
+        "worker_tokens_scored",
+        "Tokens that a probe worker scored.",
+        ("model_name", "probe"),
+        lambda s: s.worker_tokens_scored,
+        probes=lambda s: s.worker_probes,
+    ),
+    Family(
+        "worker_tokens_unscored",
+        "Tokens of a probe's roles that its worker did not score.",
+        ("model_name", "probe", "reason"),
+        lambda s: s.worker_tokens_unscored,
+        get_args(UnscoredReason),
+        probes=lambda s: s.worker_probes,
+    ),
+    Family(
+        "worker_carries_lost",
+        "Requests in flight of which a probe worker took to its end what it remembered.",
+        MODEL,
+        lambda s: s.worker_carries_lost,
+    ),
+    Family(
+        "worker_restarts",
+        "Probe workers that ended, or were stuck and killed, to be started again.",
+        ("reason",),
+        lambda s: s.worker_restarts,
+        get_args(WorkerFault),
     ),
     Family("requests_finished", "Requests that ended with a verdict.", MODEL, lambda s: s.requests_finished),
     Family(

@@ -66,6 +66,12 @@ class MonitorCollector(Collector):
         yield _margins(margins)
         yield from self._of_watching()
         yield from _of_engines(status, models)
+        yield GaugeMetricFamily(
+            f"{PREFIX}workers", "Probe workers that there are to be; 0: no probe needs one.", value=status.workers
+        )
+        yield GaugeMetricFamily(
+            f"{PREFIX}workers_running", "Probe workers that take work now.", value=status.workers_running
+        )
         yield from self._of_configuration(status)
 
     def _of_watching(self) -> Iterator[Metric]:
@@ -78,7 +84,7 @@ class MonitorCollector(Collector):
         yield GaugeMetricFamily(f"{PREFIX}watchers", "Watchers of the event log.", value=self._events.subscribers)
 
     def _of_configuration(self, status: Status) -> Iterator[Metric]:
-        probes = self._bundle.manifest.probes
+        probes = self._bundle.all_probes
         yield _gauge(
             "probe_info",
             "A probe of the bundle and the decoder layer that it reads.",
@@ -109,7 +115,7 @@ class MonitorCollector(Collector):
 
 def _counter(family: Family, stats: Stats, models: list[str]) -> CounterMetricFamily:
     metric = CounterMetricFamily(f"{PREFIX}{family.name}", family.help, labels=family.labels)
-    known = {"model_name": models, "probe": list(stats.probes), "reason": list(family.reasons)}
+    known = {"model_name": models, "probe": list(family.probes(stats)), "reason": list(family.reasons)}
     counts: dict[tuple[Any, ...], int] = {}
     if all(known.get(label) for label in family.labels):
         counts = dict.fromkeys(product(*(known[label] for label in family.labels)), 0)

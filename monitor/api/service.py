@@ -81,7 +81,7 @@ class MonitorService(MonitorServiceServicer):
         return ListProbesResponse(
             bundle_digest=self._bundle.digest,
             model=manifest.model.name,
-            probes=[probe_message(probe) for probe in manifest.probes],
+            probes=[probe_message(probe) for probe in self._bundle.all_probes],
             vectors=[vector_message(vector) for vector in manifest.vectors],
         )
 

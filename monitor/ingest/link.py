@@ -33,6 +33,10 @@ class Link:
     unscored: int = 0
     lag_seconds: float | None = None
     resync_wanted: bool = False
+    streams: bool = False
+    """Whether it was ordered to stream what probe workers read."""
+    worker_unscored: int = 0
+    """Tokens that probe workers did not score, each counted once a probe."""
     _acked: int = -1
     _next_ack: float = 0.0
     _next_resync: float = 0.0
@@ -106,4 +110,5 @@ class Link:
             last_seen_seconds=max(0.0, now - self.last_seen),
             lag_seconds=self.lag_seconds,
             drift=self.drift,
+            worker_unscored=self.worker_unscored,
         )

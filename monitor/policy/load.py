@@ -48,7 +48,7 @@ def default_policy(bundle: Bundle) -> Policy:
                 mode="alert",
                 actions=(AlertAction(severity="warning"),),
             )
-            for probe in bundle.probes
+            for probe in bundle.all_probes
         ),
     )
 
@@ -62,7 +62,7 @@ def _rules(spec: PolicySpec, place: Place, bundle: Bundle) -> tuple[Rule, ...]:
 
 
 def _rule(spec: RuleSpec, place: Place, bundle: Bundle) -> Rule:
-    probe, probes = spec.when.probe, [probe.name for probe in bundle.probes]
+    probe, probes = spec.when.probe, [probe.name for probe in bundle.all_probes]
     if probe not in probes:
         place.at("when", "probe").fail(f"the bundle has no probe '{probe}'", suggest(probe, probes))
     return Rule(

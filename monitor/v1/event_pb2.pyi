@@ -99,18 +99,20 @@ class Request(_message.Message):
     def __init__(self, engine: _Optional[str] = ..., model: _Optional[str] = ..., request_id: _Optional[str] = ..., key: _Optional[str] = ..., prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class Reading(_message.Message):
-    __slots__ = ("probe", "tokens", "peak", "threshold", "fired_at")
+    __slots__ = ("probe", "tokens", "peak", "threshold", "fired_at", "unscored")
     PROBE_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     PEAK_FIELD_NUMBER: _ClassVar[int]
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     FIRED_AT_FIELD_NUMBER: _ClassVar[int]
+    UNSCORED_FIELD_NUMBER: _ClassVar[int]
     probe: str
     tokens: int
     peak: float
     threshold: float
     fired_at: int
-    def __init__(self, probe: _Optional[str] = ..., tokens: _Optional[int] = ..., peak: _Optional[float] = ..., threshold: _Optional[float] = ..., fired_at: _Optional[int] = ...) -> None: ...
+    unscored: int
+    def __init__(self, probe: _Optional[str] = ..., tokens: _Optional[int] = ..., peak: _Optional[float] = ..., threshold: _Optional[float] = ..., fired_at: _Optional[int] = ..., unscored: _Optional[int] = ...) -> None: ...
 
 class ProbeFired(_message.Message):
     __slots__ = ("request", "probe", "aggregate", "threshold", "position", "role")

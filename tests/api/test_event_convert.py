@@ -26,7 +26,7 @@ SAMPLES: dict[type, events.Event] = {
         40,
         3,
         2,
-        (events.Reading("harm", 30, 2.5, 1.5, 17), events.Reading("lies", 1, None, 1.0, None)),
+        (events.Reading("harm", 30, 2.5, 1.5, 17, 3), events.Reading("lies", 1, None, 1.0, None, 2)),
     ),
     events.EngineChanged: events.EngineChanged("engine-1", "tiny", "refused", "another bundle"),
     events.FramesLost: events.FramesLost("engine-1", "tiny", 9),
@@ -106,7 +106,7 @@ def test_every_literal_has_its_enum_value(literal):
 
 
 def test_status_mirrors_its_engines(monitor):
-    monitor.engines = [EngineStatus("engine-1", "tiny", "0.32.0", "lost", 5, 4, 3, 2, 1.5, 0.25, 0.125)]
+    monitor.engines = [EngineStatus("engine-1", "tiny", "0.32.0", "lost", 5, 4, 3, 2, 1.5, 0.25, 0.125, 6)]
     message = status_message(monitor.status())
     assert message.started.ToDatetime(UTC) == monitor.status().started
     assert (message.bundle_digest, message.policy_name) == (monitor.bundle.digest, "policy.yaml")
