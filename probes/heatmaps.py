@@ -55,8 +55,9 @@ def heatmap(scorer: Scorer, column: int, title: str, request: Request, encoded: 
     # What reads states and decodes tokens is the scorer's own.
     (reading,) = scorer._source.read([encoded.token_ids.tolist()], scorer._layers)
     roles = scorer._roles.prompt(encoded.token_ids)
-    scores = scorer.token_scores(reading.states)[:, column]
-    read = scorer.bundle.read_mask[roles, column] & np.isfinite(scores)
+    reads = scorer.bundle.all_read_mask[roles]
+    scores = scorer.token_scores(reading.states, reads)[:, column]
+    read = reads[:, column] & np.isfinite(scores)
     center = fired_at if fired_at >= 0 else int(np.argmax(np.where(read, scores, -np.inf)))
     begin = max(0, min(center - SHOWN // 2, len(scores) - SHOWN))
     window = range(begin, min(begin + SHOWN, len(scores)))
@@ -97,7 +98,7 @@ def heatmaps(
     Raises:
         ModelError: The model cannot be read.
     """
-    threshold = scorer.bundle.probes[column].threshold
+    threshold = scorer.bundle.all_probes[column].threshold
     return [
         heatmap(scorer, column, title, requests[index], encoded[index], int(fired_at[index]))
         for title, index in chosen(labels, peaks, threshold)

@@ -83,13 +83,13 @@ def judge(
     read = _Read(labelled, encoded, peaks, fired_at, _detected(scorer, encoded, fired_at))
     cost = _seconds_a_token(scorer)
     known = {name for request in labelled for name in request.labels}
-    columns = [column for column, probe in enumerate(scorer.bundle.probes) if probe.name in known]
+    columns = [column for column, probe in enumerate(scorer.bundle.all_probes) if probe.name in known]
     found: list[ProbeReport] = []
     for number, column in enumerate(columns):
         progress("judging probes", number, len(columns))
         found.append(_probe(scorer, column, read, cost, examples=examples))
     progress("judging probes", len(columns), len(columns))
-    missing = [probe.name for probe in scorer.bundle.probes if probe.name not in known]
+    missing = [probe.name for probe in scorer.bundle.all_probes if probe.name not in known]
     return Judgement(found, _notes(scorer, requests, read, seconds, missing))
 
 
@@ -107,7 +107,7 @@ class _Read:
 
 def _probe(scorer: Scorer, column: int, read: _Read, cost: float, *, examples: bool) -> ProbeReport:
     """What one probe shows on the requests that are labelled for it."""
-    bundle, probe = scorer.bundle, scorer.bundle.probes[column]
+    bundle, probe = scorer.bundle, scorer.bundle.all_probes[column]
     rows = [index for index, request in enumerate(read.requests) if probe.name in request.labels]
     mine = [read.requests[row] for row in rows]
     of = Labelled.of(probe, mine, read.peaks[rows, column], read.detected[rows, column])
@@ -144,7 +144,7 @@ def _probe(scorer: Scorer, column: int, read: _Read, cost: float, *, examples: b
 
 def _detected(scorer: Scorer, encoded: Sequence[Encoded], fired_at: NDArray[np.int64]) -> NDArray[np.int64]:
     """Tokens that each probe read up to where it fired, 0 where it did not, shape ``(requests, probes)``."""
-    reader, reads = RoleReader(scorer.bundle.manifest.markers), scorer.bundle.read_mask
+    reader, reads = RoleReader(scorer.bundle.manifest.markers), scorer.bundle.all_read_mask
     detected = np.zeros_like(fired_at)
     for row in np.flatnonzero((fired_at >= 0).any(axis=1)).tolist():
         read = reads[reader.prompt(encoded[row].token_ids)].cumsum(axis=0)
@@ -155,19 +155,17 @@ def _detected(scorer: Scorer, encoded: Sequence[Encoded], fired_at: NDArray[np.i
 
 def _seconds_a_token(scorer: Scorer) -> float:
     """What one probe's score and verdict take beyond the activations, all probes of the bundle sharing the work."""
-    bundle = scorer.bundle
-    probes = len(bundle.probes)
-    layers = len({probe.layer for probe in bundle.probes})
-    states = np.ones((layers, _TIMED_TOKENS, bundle.manifest.model.hidden), np.float32)
-    thresholds = np.array([probe.threshold for probe in bundle.probes])
-    aggregates = Aggregates([probe.aggregate for probe in bundle.probes], thresholds, 1)
-    reads, taken = np.ones((_TIMED_TOKENS, probes), bool), list[float]()
+    probes, hidden = scorer.bundle.all_probes, scorer.bundle.manifest.model.hidden
+    states = np.ones((len({probe.layer for probe in probes}), _TIMED_TOKENS, hidden), np.float32)
+    thresholds = np.array([probe.threshold for probe in probes])
+    aggregates = Aggregates([probe.aggregate for probe in probes], thresholds, 1)
+    reads, taken = np.ones((_TIMED_TOKENS, len(probes)), bool), list[float]()
     for _ in range(_TIMED_RUNS):
         aggregates.reset(0)
         begin = time.perf_counter()
-        aggregates.update(0, scorer.token_scores(states), np.arange(_TIMED_TOKENS), reads)
+        aggregates.update(0, scorer.token_scores(states, reads), np.arange(_TIMED_TOKENS), reads)
         taken.append(time.perf_counter() - begin)
-    return float(np.median(taken)) / (_TIMED_TOKENS * probes)
+    return float(np.median(taken)) / (_TIMED_TOKENS * len(probes))
 
 
 def _notes(

@@ -5,8 +5,9 @@
 2. Of a text longer than the model's context, the first tokens that fit are read. The model is causal, so their scores
    are exactly those of the whole text, and a position means the same. Keeping the last ones instead would cut off the
    headers that tell whose words they are. Truncated requests are marked: the rest of them was not looked at.
-3. A token's score is weight · state + bias in float32, its role comes from the bundle's markers, and the verdict from
-   :class:`probes.aggregate.Aggregates`: what the engine and the monitor do, with the same code where it is the same.
+3. A token's score is weight · state + bias in float32, or what the reader of a worker probe gives it; its role comes
+   from the bundle's markers, and the verdict from :class:`probes.aggregate.Aggregates`: what the engine and the monitor
+   do, with the same code where it is the same.
 
 Requests are read in chunks, so that states of only so many are held at once.
 """
@@ -50,7 +51,7 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Verdicts of requests, in their order; arrays are ``(requests, probes)``."""
+    """Verdicts of requests, in their order; arrays are ``(requests, all probes)``, linear ones first."""
 
     peak: NDArray[np.float64]
     """The largest aggregate, in logits; −inf where fewer tokens were read than the probe needs for a verdict."""
@@ -108,16 +109,16 @@ class Scorer:
     """
 
     def __init__(self, bundle: Bundle, source: ActivationSource, tokenizer: Any, context: int | None = None) -> None:
-        if not bundle.probes:
+        if not bundle.all_probes:
             raise BundleError(f"Bundle {bundle.path} has no probes.", "Name one that was fitted.")
         self.bundle = bundle
         self._source, self._tokenizer, self._context = source, tokenizer, context
-        self._layers = sorted({probe.layer for probe in bundle.probes})
+        self._layers = sorted({probe.layer for probe in bundle.all_probes})
         self._columns = [bundle.probe_columns(layer) for layer in self._layers]
         self._roles = RoleReader(bundle.manifest.markers)
         self._aggregates = Aggregates(
-            [probe.aggregate for probe in bundle.probes],
-            np.array([probe.threshold for probe in bundle.probes]),
+            [probe.aggregate for probe in bundle.all_probes],
+            np.array([probe.threshold for probe in bundle.all_probes]),
             _CHUNK_REQUESTS,
         )
 
@@ -148,19 +149,27 @@ class Scorer:
             yield self._score(chunk, report)
             done += sum(len(request.token_ids) for request in chunk)
 
-    def token_scores(self, states: NDArray[np.floating]) -> NDArray[np.float32]:
-        """The score of every token by every probe, whoever wrote it.
+    def token_scores(self, states: NDArray[np.floating], reads: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """The score of every token of a request by every probe.
 
         Args:
             states: Of the probes' layers, ascending, shape ``(layers, tokens, hidden)``.
+            reads: Which of :attr:`Bundle.all_probes` reads which token, shape ``(tokens, all probes)``.
 
         Returns:
-            Logits, shape ``(tokens, probes)``.
+            Logits, shape ``(tokens, all probes)``. A linear probe scores all tokens. What a worker probe makes of one
+            hangs on those that it read before; where it does not read, its score is NaN.
         """
-        scores = np.empty((states.shape[1], len(self.bundle.probes)), np.float32)
+        linear = len(self.bundle.probes)
+        scores = np.full(reads.shape, np.nan, np.float32)
         for state, columns in zip(states, self._columns, strict=True):
             scores[:, columns] = np.asarray(state, np.float32) @ self.bundle.weight[columns].T
-        return scores + self.bundle.bias
+        scores[:, :linear] += self.bundle.bias
+        for column, worker in enumerate(self.bundle.worker_probes, linear):
+            read = np.flatnonzero(reads[:, column])
+            state = np.asarray(states[self._layers.index(worker.probe.layer), read], np.float32)
+            scores[read, column] = worker.reader.scores(state, worker.reader.begin())
+        return scores
 
     def describe(
         self, request: Request, encoded: Encoded, scores: Scores, row: int, *, probability: bool = False
@@ -175,7 +184,7 @@ class Scorer:
             probability: Whether to give probabilities, too.
         """
         verdicts: dict[str, Verdict] = {}
-        for column, probe in enumerate(self.bundle.probes):
+        for column, probe in enumerate(self.bundle.all_probes):
             peak, fired_at = float(scores.peak[row, column]), int(scores.fired_at[row, column])
             score = peak if peak > -np.inf else None
             verdicts[probe.name] = Verdict(
@@ -223,9 +232,9 @@ class Scorer:
         read = [row for row, request in enumerate(chunk) if len(request.token_ids)]
         readings = self._source.read([chunk[row].token_ids.tolist() for row in read], self._layers, progress)
         for row, reading in zip(read, readings, strict=True):
-            scores = self.token_scores(reading.states)
-            reads = self.bundle.read_mask[self._roles.prompt(reading.token_ids)] & np.isfinite(scores)
-            aggregates.update(row, scores, np.arange(len(scores)), reads)
+            reads = self.bundle.all_read_mask[self._roles.prompt(reading.token_ids)]
+            scores = self.token_scores(reading.states, reads)
+            aggregates.update(row, scores, np.arange(len(scores)), reads & np.isfinite(scores))
         return Scores(
             peak=aggregates.peak[rows].copy(),
             tokens=aggregates.count[rows].copy(),

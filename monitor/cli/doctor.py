@@ -152,7 +152,7 @@ def _bundle(path: Path, model: str | None) -> str:
     bundle = load_bundle(path)
     if model is not None:
         bundle.require_model(identify(resolve_model(model), model))
-    names = ", ".join(probe.name for probe in bundle.probes)
+    names = ", ".join(probe.name for probe in bundle.all_probes)
     return f"{bundle.digest[:12]} for {bundle.manifest.model.name}: {names}"
 
 

@@ -24,7 +24,16 @@ from rich.text import Text
 
 from monitor import __version__
 from monitor.cli.console import err, out, print_table, progress
-from probes.bundle import MANIFEST, SIGNATURE, Bundle, Probe, load_bundle, require_destination, save_bundle
+from probes.bundle import (
+    MANIFEST,
+    SIGNATURE,
+    Bundle,
+    Probe,
+    WorkerProbe,
+    load_bundle,
+    require_destination,
+    save_bundle,
+)
 from probes.errors import PlumbobError
 
 if TYPE_CHECKING:
@@ -87,12 +96,12 @@ def score(
 
     _quiet()
     loaded = _load(bundle, trust)
-    rows = read_requests(requests, [probe.name for probe in loaded.probes])
+    rows = read_requests(requests, [probe.name for probe in loaded.all_probes])
     target = _destination(scored, requests)
     with progress() as report:
         scorer = open_scorer(loaded, model, batch_tokens, report)
         encoded = scorer.encode(rows)
-        tally = np.zeros((2, len(loaded.probes)), np.int64)
+        tally = np.zeros((2, len(loaded.all_probes)), np.int64)
         with _whole(target) as stream:
             done = 0
             for chunk in scorer.score(encoded, report):
@@ -103,7 +112,7 @@ def score(
                 done += len(chunk)
                 tally += [(chunk.fired_at >= 0).sum(axis=0), (chunk.peak > -np.inf).sum(axis=0)]
     table = Table("probe", "fired", "scored", "without verdict")
-    for probe, fired, read in zip(loaded.probes, *tally.tolist(), strict=True):
+    for probe, fired, read in zip(loaded.all_probes, *tally.tolist(), strict=True):
         table.add_row(Text(probe.name), str(fired), str(read), str(len(rows) - read))
     print_table(table)
     if truncated := sum(request.truncated for request in encoded):
@@ -143,7 +152,7 @@ def evaluate(
 
     _quiet()
     loaded = _load(bundle, trust)
-    rows = read_requests(data, [probe.name for probe in loaded.probes])
+    rows = read_requests(data, [probe.name for probe in loaded.all_probes])
     require_labels(rows, data)
     if examples and made is None:
         raise PlumbobError("--heatmaps are part of the report, and no report is asked for.", "Add --out DIR.")
@@ -199,7 +208,7 @@ def calibrate(
 
     _quiet()
     loaded = _load(bundle, trust)
-    rows = read_requests(benign, [probe.name for probe in loaded.probes])
+    rows = read_requests(benign, [probe.name for probe in loaded.all_probes])
     for number, row in enumerate(rows, 1):
         if shown := sorted(probe for probe, label in row.labels.items() if label):
             raise PlumbobError(
@@ -210,7 +219,7 @@ def calibrate(
     target = require_destination(made or bundle)
     with progress() as report:
         scores = score_requests(open_scorer(loaded, model, batch_tokens, report), rows, report)
-    probes, kept = recalibrate(loaded.probes, rows, scores, rate)
+    probes, kept = recalibrate(loaded.all_probes, rows, scores, rate)
     if len(kept) == len(probes):
         raise PlumbobError(f"No threshold can be set on {benign}: {next(iter(kept.values()))}")
     stale = [*loaded.manifest.files, *([SIGNATURE] if (loaded.path / SIGNATURE).exists() else [])]
@@ -220,10 +229,14 @@ def calibrate(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         model=loaded.manifest.model,
         markers=loaded.manifest.markers,
-        probes=list(zip(probes, loaded.weight, loaded.bias.tolist(), strict=True)),
+        probes=list(zip(probes[: len(loaded.probes)], loaded.weight, loaded.bias.tolist(), strict=True)),
         vectors=list(zip(loaded.manifest.vectors, loaded.vectors, strict=True)),
         canaries=loaded.canaries,
         provenance=loaded.manifest.provenance,
+        worker_probes=[
+            WorkerProbe(probe, reader)
+            for probe, reader in zip(probes[len(loaded.probes) :], loaded.readers, strict=True)
+        ],
     )
     print_table(calibration_table(loaded, probes, kept))
     for name, why in kept.items():
@@ -236,7 +249,7 @@ def calibrate(
 def calibration_table(before: Bundle, probes: list[Probe], kept: dict[str, str]) -> Table:
     """What each threshold stands on, slice by slice."""
     table = Table("probe", "traffic", "requests", "fired (95% interval)", "its own threshold", "certified")
-    for old, probe in zip(before.probes, probes, strict=True):
+    for old, probe in zip(before.all_probes, probes, strict=True):
         if probe.name in kept:
             table.add_row(Text(probe.name), "", "", "", f"{old.threshold:.2f} (kept)", "")
             continue

@@ -20,7 +20,7 @@ def bundle_table(bundle: Bundle) -> Table:
         "recall",
     ):
         table.add_column(column)
-    for probe in bundle.probes:
+    for probe in bundle.all_probes:
         calibration, evaluation = probe.calibration, probe.evaluation
         low, high = calibration.interval
         table.add_row(

@@ -22,7 +22,7 @@ from probes.signing import generate_key, load_private_key, sign_bundle
 from tests.cli.conftest import assert_one_error
 from tests.models import tiny_model
 from tests.probes.conftest import one_thread  # noqa: F401  (a fixture: so small a model is slower on several threads)
-from tests.probes.test_score import bundle_for
+from tests.probes.test_score import bundle_for, with_workers
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -280,6 +280,27 @@ def test_a_bundle_is_calibrated_in_place_and_what_cannot_be_is_kept(plumbob, fol
     assert "said keeps its threshold. Of 80 requests, 0 have tokens that it reads." in result.err
     assert "5.00 (kept)" in result.out
     assert files(folder) == ["benign.jsonl", "bundle"]
+
+
+def test_worker_probes_are_scored_and_calibrated_with_the_others(plumbob, folder, fitted):
+    """What reads the states stays as it was; so it does where a bundle is signed."""
+    both = with_workers(fitted, folder / "bundle")
+    write(folder / "in.jsonl", map(line, range(9)))
+    assert plumbob(*score(folder)).code == 0
+    (scored,) = {tuple(json.loads(text)["verdicts"]) for text in (folder / "out.jsonl").read_text().splitlines()}
+    assert scored == tuple(probe.name for probe in both.all_probes) and "either at length" in scored
+    result = plumbob("calibrate", folder / "bundle", "--benign", benign(folder), "--fpr", "0.05")
+    assert result.code == 0, result.err
+    key = folder / "key"
+    assert plumbob("keygen", "--out", key).code == plumbob("sign", folder / "bundle", "--key", key).code == 0
+    made = load_bundle(folder / "bundle")
+    for old, new in zip(both.worker_probes, made.worker_probes, strict=True):
+        assert new.probe.threshold != old.probe.threshold and new.probe.calibration.false_positive_rate == 0.05
+        assert all(np.array_equal(tensor, new.reader.tensors()[name]) for name, tensor in old.reader.tensors().items())
+    rows = read_requests(folder / "benign.jsonl")
+    scores = score_requests(open_scorer(made), rows)
+    fired = (scores.peak >= [probe.threshold for probe in made.all_probes]).sum(axis=0)
+    assert fired.tolist() == [probe.calibration.fired for probe in made.all_probes]
 
 
 def test_what_vouches_for_the_earlier_thresholds_is_left_out(plumbob, folder, fitted):

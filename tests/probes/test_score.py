@@ -15,11 +15,12 @@ from monitor.verdicts import VerdictTable
 from probes import score as scoring
 from probes.activations import TransformersSource
 from probes.aggregate import Aggregate, running
-from probes.bundle import Bundle, Calibration, Evaluation, Probe, load_bundle, save_bundle
+from probes.bundle import Bundle, Calibration, Evaluation, Probe, WorkerProbe, load_bundle, save_bundle
 from probes.chat import Message, find_markers
 from probes.errors import BundleError, ModelError
 from probes.manifest import Probability
 from probes.models import identify
+from probes.multimax import MultiMax
 from probes.requests import Request, RequestError
 from probes.roles import Role, RoleReader
 from probes.score import Scorer, Scores, open_scorer, score_requests
@@ -114,7 +115,7 @@ def recomputed(bundle, source, request, tokens=None):
         states[probe.layer + 1][0].numpy().astype(np.float64) @ weight + bias
         for probe, weight, bias in zip(bundle.probes, bundle.weight, bundle.bias, strict=True)
     ]
-    return ids, RoleReader(bundle.manifest.markers).prompt(ids), np.stack(columns, axis=1)
+    return ids, RoleReader(bundle.manifest.markers).prompt(ids), np.array(columns).reshape(-1, len(ids)).T
 
 
 def expected(bundle, source, request, tokens=None):
@@ -311,3 +312,81 @@ def test_a_bundle_without_probes_is_refused(bundle, source, tmp_path):
     )
     with pytest.raises(BundleError, match="has no probes"):
         Scorer(load_bundle(empty.path), source, source.tokenizer)
+
+
+WORKERS = (
+    ("asked at length", 2, ["user"], Aggregate(half_life=1.0, min_tokens=3)),
+    ("either at length", 3, ["assistant", "user"], Aggregate(half_life=2.0, min_tokens=2, agree=2, agree_of=3)),
+)
+WINDOW = 5
+
+
+def with_workers(bundle, path, probes=True):
+    """The same bundle with networks of two heads beside its probes, or in their place."""
+    random = np.random.default_rng(8)
+    hidden, workers = bundle.manifest.model.hidden, []
+    for name, layer, roles, aggregate in WORKERS:
+        shapes = (6, hidden), (6,), (6, 6), (6,), (2, 6), (2, 6), (1,)
+        tensors = [random.normal(size=shape).astype(np.float32) for shape in shapes]
+        tensors[5] /= 30
+        probe = msgspec.structs.replace(
+            bundle.probes[0], name=name, layer=layer, roles=roles, aggregate=aggregate, kind="multimax", threshold=150.0
+        )
+        workers.append(WorkerProbe(probe, MultiMax(*tensors, window=WINDOW)))
+    kept = list(zip(bundle.probes, bundle.weight, bundle.bias.tolist(), strict=True)) if probes else []
+    manifest = bundle.manifest
+    return save_bundle(
+        path,
+        version="0",
+        created="",
+        model=manifest.model,
+        markers=manifest.markers,
+        probes=kept,
+        vectors=[],
+        worker_probes=workers,
+    )
+
+
+def expected_of_workers(bundle, source, request):
+    """``(peak, tokens, fired_at)`` of each worker probe, one token and one head at a time."""
+    ids, roles, _ = recomputed(bundle, source, request)
+    with torch.inference_mode():
+        states = source.model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
+    found = []
+    for worker in bundle.worker_probes:
+        net, probe = worker.reader, worker.probe
+        at = np.flatnonzero(np.isin(roles, [Role[name.upper()] for name in probe.roles]))
+        inner = np.maximum(states[probe.layer + 1][0].numpy().astype(float)[at] @ net.w1.T + net.b1, 0)
+        outer = np.maximum(inner @ net.w2.T + net.b2, 0)
+        scores = np.full(len(at), float(net.bias[0]))
+        for token in range(len(at)):
+            for head in range(net.heads):
+                window = outer[max(0, token + 1 - WINDOW) : token + 1]
+                weights = np.exp(window @ net.attention[head])
+                scores[token] += (weights / weights.sum()) @ (window @ net.value[head])
+        aggregate = running(scores, probe.aggregate)
+        over = np.flatnonzero(aggregate >= probe.threshold)
+        found.append((aggregate.max(initial=-np.inf), len(at), at[over[0]] if len(over) else -1))
+    return [np.array(column) for column in zip(*found, strict=True)]
+
+
+def test_worker_probes_have_verdicts_beside_the_linear_ones(bundle, source, tmp_path):
+    both = with_workers(bundle, tmp_path / "both")
+    wanted = [expected_of_workers(both, source, request) for request in REQUESTS]
+    fired = np.array([fired_at for _, _, fired_at in wanted]) >= 0
+    assert fired.any(axis=0).all() and not fired.all(axis=0).any(), "the test would show little"
+    scorer = Scorer(both, source, source.tokenizer)
+    scores = score_requests(scorer, REQUESTS)
+    first = [np.s_[:, :3], np.s_[:, 3:]]
+    linear, workers = (Scores(scores.peak[part], scores.tokens[part], scores.fired_at[part]) for part in first)
+    assert_equal(linear, [expected(both, source, request) for request in REQUESTS])
+    assert_equal(workers, wanted)
+    line = scorer.describe(REQUESTS[1], scorer.encode(REQUESTS[1:2])[0], scores, 1)
+    assert list(line.verdicts) == [probe.name for probe in both.all_probes]
+    assert line.verdicts["either at length"].threshold == 150.0
+
+
+def test_a_bundle_of_worker_probes_alone_is_scored(bundle, source, tmp_path):
+    alone = with_workers(bundle, tmp_path / "alone", probes=False)
+    scorer = Scorer(alone, source, source.tokenizer)
+    assert_equal(score_requests(scorer, REQUESTS), [expected_of_workers(alone, source, one) for one in REQUESTS])
