@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from monitor.actions import MemorySink
-from monitor.frames import ROW, VERSION, Frame, Hello, Started, StateBlock, Steer, Stream, decode, decode_order
+from monitor.frames import VERSION, Frame, Hello, Started, StateBlock, Steer, Stream, decode, decode_order
 from monitor.frames import encode_frame as encode
 from monitor.ingest import Arrival, MemorySource
 from monitor.policy import default_policy
@@ -155,7 +155,7 @@ class House:
     pool: WorkerPool
     policy: object = None
     ahead: float = 0.0
-    """Seconds that the monitor's clock is ahead of the others'."""
+    """Seconds that have passed on the monitor's clock, which stands still by itself."""
     engines: list[Engine] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -167,7 +167,7 @@ class House:
             sinks=[self.sink],
             limits=Limits(),
             pool=self.pool,
-            clock=lambda: time.monotonic() + self.ahead,
+            clock=lambda: 1000.0 + self.ahead,
         )
         self.stats = self.monitor.stats
 
@@ -217,6 +217,9 @@ class House:
 def pool(bundle):
     """Two workers, for all tests of a module."""
     pool = WorkerPool(bundle.path, bundle.manifest.worker_probes, workers=2)
+    while pool.running < 2:
+        assert not pool.collect(), "a worker was lost"
+        time.sleep(0.01)
     yield pool
     pool.close()
 
@@ -246,4 +249,3 @@ def by_probe(finished):
 
 
 LINEAR = [name for name, *_ in PROBES]
-EMPTY = np.empty(0, ROW)
