@@ -63,6 +63,7 @@ class VllmSource:
         layers: That can be read, and no others.
         dtype: ``bfloat16``, as it will be served, or ``float32``, the reference.
         step_tokens: Rows of a step at most.
+        context: Tokens of a conversation and its answer at most, if the model can read as many.
         allow_untested: Take a vLLM that the tap was not tested on.
         engine: Further arguments of ``vllm.LLM``.
 
@@ -76,8 +77,9 @@ class VllmSource:
         path: Path,
         layers: Sequence[int],
         dtype: str = "bfloat16",
-        step_tokens: int = STEP_TOKENS,
         *,
+        step_tokens: int = STEP_TOKENS,
+        context: int = CONTEXT,
         allow_untested: bool = False,
         engine: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
@@ -107,7 +109,7 @@ class VllmSource:
         self.markers = find_markers(self.tokenizer)
         self._roles = RoleReader(self.markers)
         self._path = path
-        self._context = min(CONTEXT, getattr(config.get_text_config(), "max_position_embeddings", CONTEXT))
+        self._context = min(context, getattr(config.get_text_config(), "max_position_embeddings", context))
         self._rows = max(_STEPS * step_tokens, self._context)
         self._settings: dict[str, Any] = {
             "model": str(path),

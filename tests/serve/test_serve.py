@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,9 +97,16 @@ def server(model_path, source, tmp_path_factory):  # noqa: F811
     folder = tmp_path_factory.mktemp("serve")
     firing = random_bundle(folder / "bundle", model_path, source.markers, threshold=-1e9)
     (folder / "policy.yaml").write_text(POLICY)
+    with running_server(folder, firing.path, "--policy", str(folder / "policy.yaml")) as running:
+        yield running
+
+
+@contextmanager
+def running_server(folder: Path, bundle_path: Path, *options: str) -> Iterator[Server]:
+    """``plumbob serve demo``, ready, until it has been stopped."""
     ports = [free_port() for _ in range(3)]
-    command = [sys.executable, "-m", "monitor.cli", "serve", "demo", "--bundle", str(firing.path), "--eager"]
-    command += ["--policy", str(folder / "policy.yaml"), "--endpoint", f"ipc://{folder}/engine.sock"]
+    command = [sys.executable, "-m", "monitor.cli", "serve", "demo", "--bundle", str(bundle_path), "--eager", *options]
+    command += ["--endpoint", f"ipc://{folder}/engine.sock"]
     command += ["--port", str(ports[0]), "--metrics-port", str(ports[1]), "--grpc-port", str(ports[2])]
     command += ["--max-model-len", "1024"]
     log = folder / "serve.log"
