@@ -33,6 +33,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from monitor.engine import op
+
 MAX_GATES: Final = 8
 """Gates that an engine can be started with: each costs a read of one byte a row in every tap that steers."""
 FOREVER: Final = 2**31 - 1
@@ -94,7 +96,7 @@ class Counter(IntEnum):
 class Flag(IntFlag):
     """What ``row_gates`` says of a row and a gate."""
 
-    STEER = 1
+    STEER = op.STEER
     """Taps steer the row, from here on in the pass."""
     EARLY = 2
     """They did so from the first layer on."""

@@ -25,6 +25,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from monitor.engine.op import STEER
+
 _MAX_SPLITS: Final = 32
 """The most programs that share a row's projections; ``_finish`` adds up that many at once."""
 _PROGRAMS: Final = 256
@@ -37,6 +39,7 @@ graphs it records, has compiled both.
 """
 _STEERED_AT_ONCE: Final = 4096
 """The part of a row that one program steers."""
+_STEER = tl.constexpr(STEER)
 
 
 def tap(
@@ -51,11 +54,13 @@ def tap(
     column: int,
     states: Tensor,
     stream: Tensor,
+    row_gates: Tensor | None = None,
+    gate_table: Tensor | None = None,
 ) -> None:
     """Score every row, steer the rows that have an entry, copy the states while they are streamed.
 
     The arguments are those of :func:`monitor.engine.op.tap`. Rows of ``hidden`` and ``residual`` may be strided; the
-    last dimension of every argument is contiguous, and ``weights``, ``table`` and ``vectors`` are contiguous.
+    last dimension of every argument is contiguous, and all but these and ``scores`` and ``states`` are contiguous.
     Partial sums go to the caching allocator: within a graph's recording that is the graph's own pool.
     """
     (rows, width), count, vector_count = hidden.shape, len(weights), len(vectors)
@@ -99,6 +104,8 @@ def tap(
         bias,
         row_entry,
         table,
+        row_gates,
+        gate_table,
         vectors,
         scores,
         scores.stride(0),
@@ -106,6 +113,7 @@ def tap(
         rows,
         splits,
         width,
+        GATES=0 if gate_table is None else len(gate_table),
         PROBES=count - vector_count,
         VECTORS=vector_count,
         SPLITS=_MAX_SPLITS,
@@ -180,6 +188,8 @@ def _finish(
     bias,
     row_entry,
     table,
+    row_gates,
+    gate_table,
     vectors,
     scores,
     scores_stride,
@@ -187,6 +197,7 @@ def _finish(
     rows,
     splits,
     width,
+    GATES: tl.constexpr,
     PROBES: tl.constexpr,
     VECTORS: tl.constexpr,
     SPLITS: tl.constexpr,
@@ -204,25 +215,38 @@ def _finish(
         sums = tl.load(part[:, None] + probe[None, :], mask=(split < splits)[:, None] & (probe < PROBES), other=0.0)
         score = tl.sum(sums, axis=0) + tl.load(bias + probe, mask=probe < PROBES, other=0.0)
         tl.store(scores + row.to(tl.int64) * scores_stride + column + probe, score, mask=probe < PROBES)
-    if VECTORS > 0:  # noqa: SIM102  Decided when compiling, the other when running.
-        if entry >= 0:
+    if VECTORS > 0:
+        ordered = entry >= 0
+        steered = ordered
+        for gate in tl.static_range(GATES):
+            steered |= (tl.load(row_gates + row * GATES + gate) & _STEER) != 0
+        if steered:
             position = tl.program_id(1) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
             change = tl.full((BLOCK_WIDTH,), 0.0, tl.float32)
             for vector in tl.static_range(VECTORS):
                 sums = tl.load(part + (PROBES + vector), mask=split < splits, other=0.0)
                 projection = tl.sum(sums, axis=0) + tl.load(bias + (PROBES + vector))
                 amounts = table + (entry * VECTORS + vector) * 4
-                add, scale = tl.load(amounts), tl.load(amounts + 1)
-                low, high = tl.load(amounts + 2), tl.load(amounts + 3)
+                # Without an entry of its own, a row begins with the neutral one.
+                add, scale = tl.load(amounts, mask=ordered, other=0.0), tl.load(amounts + 1, mask=ordered, other=1.0)
+                low = tl.load(amounts + 2, mask=ordered, other=float("-inf"))
+                high = tl.load(amounts + 3, mask=ordered, other=float("inf"))
+                for gate in tl.static_range(GATES):
+                    mine = (tl.load(row_gates + row * GATES + gate) & _STEER) != 0
+                    theirs = gate_table + (gate * VECTORS + vector) * 4
+                    add += tl.load(theirs, mask=mine, other=0.0)
+                    scale *= tl.load(theirs + 1, mask=mine, other=1.0)
+                    low = tl.maximum(low, tl.load(theirs + 2, mask=mine, other=float("-inf")))
+                    high = tl.minimum(high, tl.load(theirs + 3, mask=mine, other=float("inf")))
                 # The difference first: where nothing is scaled or clipped it is exactly zero.
                 amount = add + (tl.minimum(tl.maximum(scale * projection, low), high) - projection)
                 direction = tl.load(vectors + vector * width + position, mask=position < width, other=0.0)
                 change += amount * direction
-            steered = hidden + row.to(tl.int64) * hidden_stride + position
-            before = tl.load(steered, mask=position < width, other=0.0)
+            target = hidden + row.to(tl.int64) * hidden_stride + position
+            before = tl.load(target, mask=position < width, other=0.0)
             after = (before.to(tl.float32) + change).to(before.dtype)
             # Adding zero would turn −0 into 0.
-            tl.store(steered, tl.where(change == 0.0, before, after), mask=position < width)
+            tl.store(target, tl.where(change == 0.0, before, after), mask=position < width)
 
 
 def map_rows(

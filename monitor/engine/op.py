@@ -9,7 +9,10 @@ projection directions :math:`w_{K+1} … w_{K+V}` and steering vectors :math:`u_
     h \leftarrow h + \sum_v \bigl( a_v + \operatorname{clip}(c_v\, p_v, l_v, m_v) - p_v \bigr)\, u_v
 
 where ``table[entry, v] = (a, c, l, m)`` is what to add to the projection, what to scale it by, and the range to clip
-it to before adding; ``entry`` is the row's own. :data:`NEUTRAL` changes nothing, exactly. All projections are of the
+it to before adding; ``entry`` is the row's own. :data:`NEUTRAL` changes nothing, exactly. Where gates steer the row as
+well (:mod:`monitor.engine.gate`), their entries are joined to it: what is added is added up, scales multiply, and
+ranges intersect (an empty intersection is its upper bound). So the order of gates does not matter either, and two that
+take the same direction away take it away once. All projections are of the
 row before steering, so that the order of vectors does not matter. Scores are those of the row before steering too, and
 so are the states that are streamed.
 
@@ -23,16 +26,20 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-OP_VERSION: Final = 2
+OP_VERSION: Final = 3
 """Part of the key of compiled artefacts: raise it when the op's meaning or signature changes."""
 
 NEUTRAL: Final = (0.0, 1.0, -float("inf"), float("inf"))
 """The table's entry that leaves a row as it is."""
 
+STEER: Final = 1
+"""The bit of ``row_gates`` that says to steer."""
+
 _library = torch.library.Library("plumbob", "DEF")
 _library.define(
     "tap(Tensor(a!) hidden, Tensor? residual, Tensor weights, Tensor bias, Tensor row_entry, Tensor table, "
-    "Tensor vectors, Tensor(b!) scores, int column, Tensor(c!) states, Tensor stream) -> ()"
+    "Tensor vectors, Tensor(b!) scores, int column, Tensor(c!) states, Tensor stream, Tensor? row_gates=None, "
+    "Tensor? gate_table=None) -> ()"
 )
 
 
@@ -48,6 +55,8 @@ def tap(
     column: int,
     states: Tensor,
     stream: Tensor,
+    row_gates: Tensor | None = None,
+    gate_table: Tensor | None = None,
 ) -> None:
     """Score every row and steer the rows whose slot says so; the reference in torch.
 
@@ -64,6 +73,9 @@ def tap(
         states: Where rows are streamed from, ``(at least tokens, hidden)``; without rows where the layer never is.
         stream: ``(1,)``, int32: not zero while the layer is streamed. Read on the device, so that streaming is switched
             without recording a graph again.
+        row_gates: Which gates steer each row, in bit :data:`STEER`, ``(at least tokens, gates)``, int8; ``None``: there
+            are no gates.
+        gate_table: What each gate does, ``(gates, V, 4)``, float32; given with ``row_gates``.
     """
     tokens, vector_count = hidden.shape[0], vectors.shape[0]
     probe_count = weights.shape[0] - vector_count
@@ -74,10 +86,17 @@ def tap(
         states[:tokens] = state
     if not vector_count:
         return
-    steered = torch.nonzero(row_entry[:tokens] >= 0).flatten()
+    ordered = row_entry[:tokens] >= 0
+    gates = None if row_gates is None else (row_gates[:tokens] & STEER) != 0
+    steered = torch.nonzero(ordered if gates is None else ordered | gates.any(dim=1)).flatten()
     if not len(steered):
         return
-    add, scale, low, high = table[row_entry[steered].long()].unbind(-1)
+    entry = table[row_entry[steered].clamp(min=0).long()]
+    if gates is not None and gate_table is not None:
+        entry[~ordered[steered]] = torch.tensor(NEUTRAL, device=entry.device)
+        for mine, theirs in zip(gates[steered].unbind(dim=1), gate_table, strict=True):
+            entry = torch.where(mine[:, None, None], _joined(entry, theirs), entry)
+    add, scale, low, high = entry.unbind(-1)
     projection = projected[steered, probe_count:]
     # The difference first: where nothing is scaled or clipped it is exactly zero, and the amount exactly ``add``.
     amount = add + (torch.clamp(scale * projection, low, high) - projection)
@@ -86,6 +105,12 @@ def tap(
     before = hidden[steered]
     # Where nothing is added, not even the sign of a zero changes.
     hidden[steered] = torch.where(change == 0, before, (before.float() + change).to(hidden.dtype))
+
+
+def _joined(entry: Tensor, other: Tensor) -> Tensor:
+    """Two entries as one, see the module's docstring; shapes ``(…, V, 4)``."""
+    (add, scale, low, high), (more, times, above, below) = entry.unbind(-1), other.unbind(-1)
+    return torch.stack([add + more, scale * times, low.maximum(above), high.minimum(below)], dim=-1)
 
 
 def _tap_on_cuda(*arguments: Any) -> None:
@@ -107,6 +132,8 @@ def _fake(
     column: int,
     states: Tensor,
     stream: Tensor,
+    row_gates: Tensor | None = None,
+    gate_table: Tensor | None = None,
 ) -> None:
     """Tell the compiler that nothing is returned."""
 

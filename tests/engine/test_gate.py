@@ -12,8 +12,10 @@ from hypothesis import strategies as st  # noqa: E402
 
 from monitor.engine import gate as op  # noqa: E402
 from monitor.engine.gate import FOREVER, Counter, Flag, Limit, Rule  # noqa: E402
+from monitor.engine.op import NEUTRAL  # noqa: E402
 from probes.aggregate import Aggregate, Aggregates, running  # noqa: E402
 from probes.roles import Role  # noqa: E402
+from tests.engine.test_op import make  # noqa: E402
 
 LAYER = 3
 CLOSE = 1e-9
@@ -324,3 +326,54 @@ def test_is_a_proper_operator_for_the_compiler():
         torch.ops.plumbob.gate.default, (*arguments, *state, 3, LAYER), test_utils=("test_schema", "test_faketensor")
     )
     assert len(Limit) == house.limits.shape[1]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    ordered=st.lists(st.booleans(), min_size=6, max_size=6),
+    steering=st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=6, max_size=6),
+    split=st.booleans(),
+)
+def test_taps_join_what_gates_and_orders_do_to_a_row(seed, ordered, steering, split):
+    """Written out: sums of what is added, products of scales, intersections of ranges, each vector by itself."""
+    arguments = make(seed, 6, 24, 2, 2, 1, torch.float32, split=split)
+    random = np.random.default_rng(seed)
+    tables = np.array([random.normal(size=(4, 2)), random.random((4, 2)), *np.sort(random.normal(size=(2, 4, 2)), 0)])
+    entries = tables.transpose(1, 2, 0).astype(np.float32)
+    arguments["table"][0] = torch.from_numpy(entries[0])
+    arguments["row_entry"][:6] = torch.where(torch.tensor(ordered), 0, -1)
+    flags = torch.where(torch.tensor(steering), int(Flag.STEER), 0) | int(Flag.TAINTED)
+    arguments |= {"row_gates": flags.to(torch.int8), "gate_table": torch.from_numpy(entries[1:])}
+    state = (arguments["hidden"] + (arguments["residual"] if split else 0)).double().numpy()
+    weights, vectors = arguments["weights"].double().numpy(), arguments["vectors"].double().numpy()
+    projection = state @ weights[2:].T + arguments["bias"][2:].double().numpy()
+    expected = arguments["hidden"].double().numpy()
+    for row in range(6):
+        applied = [entries[0]] * ordered[row] + [entries[1 + gate] for gate in range(3) if steering[row][gate]]
+        for vector in range(2):
+            add, scale, low, high = np.array([entry[vector] for entry in applied]).reshape(-1, 4).T.astype(float)
+            clipped = min(
+                max(np.prod(scale) * projection[row, vector], max(low, default=-np.inf)), min(high, default=np.inf)
+            )
+            expected[row] += (add.sum() + clipped - projection[row, vector]) * vectors[vector]
+    untouched = [row for row in range(6) if not ordered[row] and not any(steering[row])]
+    before = arguments["hidden"].clone()
+    torch.ops.plumbob.tap(*arguments.values())
+    np.testing.assert_allclose(arguments["hidden"], expected, rtol=1e-4, atol=1e-3)
+    assert torch.equal(arguments["hidden"][untouched], before[untouched])
+
+
+def test_a_gates_dose_is_that_of_an_order_to_the_last_bit():
+    by_order = make(0, 5, 32, 1, 2, 1, torch.bfloat16, split=True)
+    by_gate = {name: value.clone() if torch.is_tensor(value) else value for name, value in by_order.items()}
+    by_order["table"][0, :, 0] = 0.7
+    by_order["row_entry"][:5] = 0
+    gate_table = torch.tensor(NEUTRAL).repeat(1, 2, 1)
+    gate_table[0, :, 0] = 0.7
+    by_gate |= {"row_gates": torch.full((5, 1), int(Flag.STEER), dtype=torch.int8), "gate_table": gate_table}
+    before = by_gate["hidden"].clone()
+    torch.ops.plumbob.tap(*by_order.values())
+    torch.ops.plumbob.tap(*by_gate.values())
+    assert torch.equal(by_gate["hidden"], by_order["hidden"])
+    assert not torch.equal(by_gate["hidden"], before)

@@ -21,6 +21,7 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from monitor.engine import gate as op  # noqa: E402
+from monitor.engine import op as tapped  # noqa: E402
 from monitor.engine.gate import FOREVER, Counter, Flag, Rule  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -195,6 +196,44 @@ def test_does_nothing_where_no_gate_reads_the_layer(kernels, gated, layer):
     for name in ("averages", "counters", "row_gates"):
         assert torch.equal(arguments[name], before[name])
     assert arguments["row_average"].isnan().all()
+
+
+@executes
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 1000), gates=st.integers(1, 3), vectors=st.integers(1, 3))
+def test_the_tap_joins_gates_and_orders_as_the_reference_does(kernels, seed, gates, vectors):
+    from monitor.engine.kernels import tap
+
+    random = np.random.default_rng(seed)
+    # Whole numbers, so that every sum is exact in any order and what is compared is what was chosen to be added.
+    rows, width = 7, 40
+    integers = functools.partial(random.integers, -4, 5)
+
+    def table(entries):
+        bounds = np.sort(integers((entries, vectors, 2)), axis=-1)
+        drawn = np.concatenate([integers((entries, vectors, 1)), random.integers(0, 2, (entries, vectors, 1))], axis=-1)
+        return np.concatenate([drawn, bounds], axis=-1).astype(np.float32)
+
+    drawn = {
+        "hidden": integers((rows, width)).astype(np.float32),
+        "residual": integers((rows, width)).astype(np.float32),
+        "weights": integers((1 + vectors, width)).astype(np.float32),
+        "bias": integers(1 + vectors).astype(np.float32),
+        "row_entry": random.integers(-1, 2, rows).astype(np.int32),
+        "table": table(2),
+        "vectors": integers((vectors, width)).astype(np.float32),
+        "scores": np.zeros((rows, 1), np.float32),
+        "column": 0,
+        "states": np.zeros((0, width), np.float32),
+        "stream": np.zeros(1, np.int32),
+        "row_gates": random.choice([0, 1, 8, 9], (rows, gates)).astype(np.int8),
+        "gate_table": table(gates),
+    }
+    ours = {n: torch.from_numpy(v).to(DEVICE) if isinstance(v, np.ndarray) else v for n, v in drawn.items()}
+    reference = copy(ours, "cpu")
+    tap(*ours.values())
+    tapped.tap(*reference.values())
+    assert torch.equal(ours["hidden"].cpu(), reference["hidden"])
 
 
 @compiles
