@@ -182,7 +182,7 @@ class Monitor:
 
         return ProbeWorkers(
             probes,
-            pool or WorkerPool(self.bundle.path, probes, workers=self._limits.workers),
+            pool or WorkerPool(self.bundle, workers=self._limits.workers),
             self.stats,
             on_unscored=self._count_worker_unscored,
             clock=self._clock,

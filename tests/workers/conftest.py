@@ -216,7 +216,7 @@ class House:
 @pytest.fixture(scope="module")
 def pool(bundle):
     """Two workers, for all tests of a module."""
-    pool = WorkerPool(bundle.path, bundle.manifest.worker_probes, workers=2)
+    pool = WorkerPool(bundle, workers=2)
     while pool.running < 2:
         assert not pool.collect(), "a worker was lost"
         time.sleep(0.01)

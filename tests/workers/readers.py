@@ -2,12 +2,11 @@
 
 import os
 import time
-from pathlib import Path
 
 import numpy as np
 
 from monitor.workers.worker import Readers
-from probes.bundle import load_bundle
+from probes.bundle import Bundle
 
 RAISE, SLEEP, EXIT, SHAPE = -1.0, -2.0, -3.0, -4.0
 
@@ -33,13 +32,13 @@ class Summing:
         return sums
 
 
-def summing(bundle: Path) -> Readers:
-    return [(worker.probe, Summing()) for worker in load_bundle(bundle).worker_probes]
+def summing(bundle: Bundle) -> Readers:
+    return [(worker.probe, Summing()) for worker in bundle.worker_probes]
 
 
-def too_few(bundle: Path) -> Readers:
+def too_few(bundle: Bundle) -> Readers:
     return summing(bundle)[:-1]
 
 
-def broken(bundle: Path) -> Readers:
+def broken(bundle: Bundle) -> Readers:
     raise RuntimeError("these readers cannot be loaded")

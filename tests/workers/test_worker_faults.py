@@ -18,7 +18,7 @@ from monitor.workers import pool as pools
 from probes.aggregate import running
 from probes.roles import Role
 from tests.conftest import HIDDEN
-from tests.workers.conftest import LAYERS, WORKER_PROBES, by_probe, rows_of
+from tests.workers.conftest import LAYERS, WORKER_PROBES, by_probe, make_worker_bundle, rows_of
 from tests.workers.readers import EXIT, RAISE, SHAPE, SLEEP
 
 NAMES = [name for name, *_ in WORKER_PROBES]
@@ -43,8 +43,7 @@ def clock():
 
 @pytest.fixture(scope="module")
 def pool(bundle, clock):
-    probes = bundle.manifest.worker_probes
-    pool = WorkerPool(bundle.path, probes, readers="tests.workers.readers:summing", clock=clock)
+    pool = WorkerPool(bundle, readers="tests.workers.readers:summing", clock=clock)
     yield pool
     pool.close()
 
@@ -259,7 +258,7 @@ def test_finished_requests_that_wait_are_bounded(house, monkeypatch):
 
 
 def test_a_monitor_that_closes_tells_of_the_requests_that_wait(bundle, make_house, clock):
-    own = WorkerPool(bundle.path, bundle.manifest.worker_probes, readers="tests.workers.readers:summing")
+    own = WorkerPool(bundle, readers="tests.workers.readers:summing")
     house = make_house(pool=own)
     engine = house.engine()
     engine.start()
@@ -311,8 +310,7 @@ def test_what_has_ended_is_forgotten_without_another_job(house):
 @pytest.mark.parametrize(("readers", "fault"), [("too_few", "stuck"), ("broken", "ended")])
 def test_a_worker_that_cannot_read_is_started_again_after_ever_longer_pauses(bundle, readers, fault, capfd):
     clock = Clock()
-    probes = bundle.manifest.worker_probes
-    pool = WorkerPool(bundle.path, probes, readers=f"tests.workers.readers:{readers}", clock=clock)
+    pool = WorkerPool(bundle, readers=f"tests.workers.readers:{readers}", clock=clock)
     try:
         for pause in (0.5, 1.0, 2.0):
             deadline, lost = time.monotonic() + 20, []
@@ -334,9 +332,23 @@ def test_a_worker_that_cannot_read_is_started_again_after_ever_longer_pauses(bun
         assert "these readers cannot be loaded" in capfd.readouterr().err
 
 
+def test_a_bundle_that_was_replaced_is_not_read(tmp_path, capfd):
+    bundle = make_worker_bundle(tmp_path)
+    make_worker_bundle(tmp_path, [*WORKER_PROBES[:2], ("sandbagging", 3, ["user"], 0.0, AGGREGATE)])
+    pool = WorkerPool(bundle)
+    try:
+        deadline = time.monotonic() + 20
+        while not pool.collect():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        pool.close()
+    assert "has changed since the monitor read it. Restart the monitor." in capfd.readouterr().err
+
+
 def test_a_pool_needs_a_worker(bundle):
     with pytest.raises(ValueError, match="0 workers"):
-        WorkerPool(bundle.path, bundle.manifest.worker_probes, workers=0)
+        WorkerPool(bundle, workers=0)
 
 
 def test_workers_end_with_a_monitor_that_is_killed(bundle):
@@ -345,7 +357,7 @@ import os, signal, time
 from monitor.workers import WorkerPool
 from probes.bundle import load_bundle
 bundle = load_bundle({str(bundle.path)!r})
-pool = WorkerPool(bundle.path, bundle.manifest.worker_probes, workers=2)
+pool = WorkerPool(bundle, workers=2)
 while pool.running < 2:
     pool.collect()
     time.sleep(0.01)
