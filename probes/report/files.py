@@ -63,7 +63,7 @@ def read(path: Path) -> Report:
     return decode(encoded, str(path))
 
 
-def encode(report: Report) -> bytes:
+def encode(report: msgspec.Struct) -> bytes:
     """The JSON, indented, the same bytes for the same report.
 
     Raises:
