@@ -49,8 +49,8 @@ class Reading:
     fired_at: int | None
     """Position of the token at which the probe fired."""
     unscored: int = 0
-    """Tokens of the probe's roles whose states a probe worker did not get, or not in time; 0 for linear probes, whose
-    unscored tokens are those of the request. Never passed off as clean."""
+    """Tokens of the probe's roles that its worker did not score; 0 for probes that the engine reads. Positions that were
+    never heard of have no role, and are among those of the request."""
 
     @property
     def fired(self) -> bool:
