@@ -5,7 +5,7 @@ each message, and then, since the verdict is the *highest* mean of a request, on
 so far is highest (hard examples, mined twice; Felzenszwalb et al. 2010, section 4, for the procedure). Of a negative
 this is the place that would have raised a false alarm; of a positive, the one that shows the concept best.
 
-Three ways to a direction:
+Four ways to a direction:
 
 * ``logistic``: logistic regression on standardised means, the scale folded back into the weights;
 * ``mean_difference``: from the mean of the negatives to that of the positives, without (mass-mean; Marks and Tegmark,
@@ -13,6 +13,10 @@ Three ways to a direction:
 * ``two_direction``: truth and its interaction with polarity (TTPD; Bürger et al., arXiv 2407.12831), for concepts whose
   sign negation would turn: a regression on the label and on label times polarity, whose first direction is read, with
   the second one projected out.
+
+* ``at_ends``: logistic regression where messages end, plus a direction that tells ends from the places before them,
+  added with such a weight that the score peaks at ends: for concepts that a message shows at its last word only. What
+  makes a statement false is not yet there in its middle, and a peak that falls there is chance.
 
 All of them end as ``score = weight · state + bias`` in logits: a column of the engine's matrix.
 """
@@ -26,15 +30,23 @@ from numpy.typing import NDArray
 
 from probes.aggregate import Aggregate
 from probes.errors import ConceptError
+from probes.multimax import MultiMax
 from probes.store import Rows
 
-Kind = Literal["logistic", "mean_difference", "two_direction"]
+Kind = Literal["logistic", "mean_difference", "two_direction", "at_ends"]
 """Ways to fit a linear probe."""
 
+PENALISED: Final = ("logistic", "at_ends")
+"""Those whose penalty is chosen."""
 MINED: Final = 2
 """Rounds in which places are added where the probe is highest."""
 BENIGN_POINTS: Final = 2
 """Places of each benign request that are ordinary from the start."""
+END_GAP: Final = 4.0
+"""How far the score of an end lies above that of a place before it, in standard deviations of the scores at ends: more,
+and where an end is seen best decides instead of what is seen there."""
+BEFORE_END: Final = 3
+"""Places before the end of each message."""
 _FORGOTTEN: Final = 8.0
 """Half-lives after which a state no longer counts in a mean."""
 
@@ -91,7 +103,14 @@ class Spans:
             means[index] = (weights / weights.sum()).astype(np.float32) @ self.states[begin:end]
         return means
 
-    def running(self, probe: Linear) -> NDArray[np.float64]:
+    def scores(self, probe: Linear | MultiMax) -> NDArray[np.floating]:
+        """The score of each row, shape ``(rows,)``."""
+        if isinstance(probe, Linear):
+            return self.states @ probe.weight.astype(np.float32) + probe.bias
+        parts = np.split(self.states, self.offsets[1:-1])
+        return np.concatenate([np.zeros(0), *(probe.scores(part, probe.begin()) for part in parts)])
+
+    def running(self, probe: Linear | MultiMax) -> NDArray[np.float64]:
         """The aggregate after each row, conversations in rows and their tokens in columns; −inf beyond and before.
 
         Equal to :func:`probes.aggregate.running` on each conversation.
@@ -99,8 +118,7 @@ class Spans:
         from scipy.signal import lfilter as untyped
 
         lfilter: Any = untyped
-        aggregate = self.aggregate
-        scores = self.states @ probe.weight.astype(np.float32) + probe.bias
+        aggregate, scores = self.aggregate, self.scores(probe)
         width = int(self.counts.max(initial=1))
         padded = np.zeros((len(self.counts), width))
         padded[self._row, self._column] = scores
@@ -117,7 +135,7 @@ class Spans:
         unripe = (columns < aggregate.min_tokens - 1) | (columns >= self.counts[:, None])
         return np.where(unripe, -np.inf, means)
 
-    def peaks(self, probe: Linear) -> NDArray[np.float64]:
+    def peaks(self, probe: Linear | MultiMax) -> NDArray[np.float64]:
         """The verdict's peak of each conversation, shape ``(conversations,)``; −inf where it has none."""
         return self.running(probe).max(axis=1, initial=-np.inf)
 
@@ -163,6 +181,8 @@ def fit(spans: Spans, training: Training, kind: Kind, penalty: float) -> Linear:
                 "Write longer messages, or set a lower min_tokens.",
             )
     states = spans.means(points)
+    if kind == "at_ends":
+        return _fit_ends(spans, states, training, index, points, penalty)
     probe = _fit_points(states, training, index, kind, penalty)
     for _ in range(MINED):
         more = _highest(spans, training, probe)
@@ -224,6 +244,57 @@ def _fit_points(
         direction = direction * gain[0]
     weight = direction / scale
     return Linear(weight, float(bias - mean @ weight))
+
+
+def _fit_ends(
+    spans: Spans,
+    states: NDArray[np.float32],
+    training: Training,
+    index: NDArray[np.int64],
+    points: NDArray[np.int64],
+    penalty: float,
+) -> Linear:
+    """What ends show, and a direction that lifts them above the places before them."""
+    probe = _fit_points(states, training, index, "logistic", penalty)
+    before = _before_end(spans, training, index, points)
+    if not len(before):
+        # Every message has its first verdict at its last token.
+        return probe
+    at_end = points == spans.offsets[training.chosen[index] + 1] - 1
+    ends, others = states[at_end], spans.means(before)
+    scale = ends.std(axis=0) + 1e-6
+    places = np.concatenate([ends, others]) / scale
+    lift, _ = _logistic(
+        places - places.mean(axis=0),
+        np.arange(len(places)) < len(ends),
+        np.repeat([0.5 / len(ends), 0.5 / len(others)], [len(ends), len(others)]) * len(places),
+        penalty,
+    )
+    # What is shown at ends is not to be changed by how clearly a place is an end.
+    shown = probe.weight * scale
+    lift -= shown * (lift @ shown) / (shown @ shown)
+    lift /= scale
+    gap = float(((ends @ lift).mean() - (others @ lift).mean()))
+    if gap <= 0:
+        return probe
+    lift *= END_GAP * float((ends @ probe.weight).std()) / gap
+    return Linear(probe.weight + lift, probe.bias - float((ends @ lift).mean()))
+
+
+def _before_end(
+    spans: Spans, training: Training, index: NDArray[np.int64], points: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Places of each labelled message between its first verdict and its end."""
+    first = spans.aggregate.min_tokens - 1
+    found = list[int]()
+    for at, point in zip(index.tolist(), points.tolist(), strict=True):
+        conversation = int(training.chosen[at])
+        begin = int(spans.offsets[conversation]) + first
+        if not training.benign[at] and begin < point:
+            kept = spans.last[begin:point]
+            places = begin + np.flatnonzero(kept)
+            found += places[np.linspace(0, len(places) - 1, BEFORE_END).astype(int)].tolist() if len(places) else []
+    return np.unique(np.array(found, np.int64))
 
 
 def _direction(
