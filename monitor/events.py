@@ -49,8 +49,8 @@ class Reading:
     fired_at: int | None
     """Position of the token at which the probe fired."""
     unscored: int = 0
-    """Tokens of the probe's roles that its worker did not score; 0 for probes that the engine reads. Positions that were
-    never heard of have no role, and are among those of the request."""
+    """Tokens of the probe's roles that its worker did not score; 0 for probes that the engine reads. Positions that
+    were never heard of have no role, and are among those of the request."""
 
     @property
     def fired(self) -> bool:
