@@ -18,6 +18,7 @@ from monitor.cli.console import err, fail, out, print_table, progress
 from monitor.cli.offline import ReadBy, calibrate, evaluate, open_reader, score
 from monitor.cli.serving import API_PORT, GRPC_PORT, METRICS_PORT, Drift, Plan, Serving, default_endpoint
 from monitor.cli.signing import keygen, sign, verify
+from monitor.cli.steering import steer
 from probes.errors import PlumbobError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ app = typer.Typer(
 bench = typer.Typer(help="Measure what Plumbob costs.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 app.add_typer(audit, name="audit")
+app.add_typer(steer, name="steer")
 for _command in (score, calibrate, keygen, sign, verify):
     app.command()(_command)
 app.command("eval")(evaluate)
