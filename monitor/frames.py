@@ -21,7 +21,7 @@ drop was numbered too. The first frame after a loss, and the answer to RESYNC, i
 in flight.
 """
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 import numpy as np
@@ -87,6 +87,29 @@ class StateBlock(msgspec.Struct, frozen=True, array_like=True):
     rows: int
 
 
+class GateEvent(msgspec.Struct, frozen=True, array_like=True):
+    """What a gate of the engine decided.
+
+    Sent with every frame until the monitor has confirmed one that had it: whoever records them keeps each number once.
+    """
+
+    number: int
+    """Counts from 0 with the engine, in the order of decisions; a gap is a loss."""
+    gate: str
+    kind: Literal["opened", "closed"]
+    """It began to steer, or it has steered for the last time until it opens again, or for good."""
+    key: str
+    """The engine's own id of the request."""
+    request_id: str
+    """The id that the user of the API sees."""
+    position: int
+    """Opened: of the token that opened it. Closed: the first that is no longer steered."""
+    average: float | None
+    """Opened: the running average at that token, in logits. Closed: ``None``."""
+    steered: int
+    """Rows of the request that the gate has steered so far."""
+
+
 class FrameHeader(msgspec.Struct, frozen=True, array_like=True):
     """Everything of a frame but its arrays."""
 
@@ -110,6 +133,8 @@ class FrameHeader(msgspec.Struct, frozen=True, array_like=True):
     """Slots whose request has ended; applied before ``started``, since slots are reused."""
     started: list[Started]
     states: list[StateBlock] = []
+    gates: list[GateEvent] = []
+    """What gates decided, oldest first, as far as it is not confirmed."""
 
 
 class Frame(msgspec.Struct, frozen=True):
@@ -151,7 +176,57 @@ class Stream(msgspec.Struct, frozen=True, tag="stream"):
     rows: Selection
 
 
-Order = Steer | Release | Stream
+class Act(msgspec.Struct, frozen=True):
+    """What is done to the projection of a row on a steering vector; see :class:`probes.steering.Operation`."""
+
+    vector: str
+    add: float = 0.0
+    """Dose, relative to the residual stream's norm."""
+    scale: float = 1.0
+    """What the projection is multiplied with; 0 takes it away."""
+    low: float | None = None
+    """It is at least this, before anything is added, in norms of the residual stream; ``None``: no bound."""
+    high: float | None = None
+
+
+class Arm(msgspec.Struct, frozen=True, tag="arm"):
+    """Let the engine itself steer requests, from the very token at which a probe's running average crosses a threshold
+    (:mod:`monitor.engine.gate`); it needs no monitor for that. The engine must have been started with gates.
+
+    A gate of the same id is tuned: averages go on. Where ``acts`` differ, it steers anew only when it opens again.
+    """
+
+    id: str
+    probe: str
+    acts: Annotated[list[Act], msgspec.Meta(min_length=1)]
+    threshold: float | None = None
+    """In logits; ``None``: the probe's own."""
+    half_life: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """Of the average, in tokens; ``None``: the probe's own."""
+    min_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    """Tokens read before it may open; ``None``: the probe's own."""
+    streak: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    """Averages in a row that must reach the threshold; ``None``: the probe's own agreement, if it is of that kind."""
+    release: float | None = None
+    """It stays open until averages fall below this, in logits; ``None``: until the hold is over."""
+    release_streak: Annotated[int, msgspec.Meta(ge=1)] = 1
+    """So many averages in a row."""
+    hold: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    """Rows steered after the last token over the threshold, at least; ``None``: none where there is a release, else
+    until the request ends."""
+    budget: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    """The most rows steered of a request; ``None``: no limit."""
+    key: str | None = None
+    """The request it is for; ``None``: all, those in flight from their next row on."""
+
+
+class Disarm(msgspec.Struct, frozen=True, tag="disarm"):
+    """Let a gate steer no more, from the next step on."""
+
+    id: str
+
+
+Order = Steer | Release | Stream | Arm | Disarm
 
 
 class Ack(msgspec.Struct, frozen=True, array_like=True):

@@ -77,8 +77,12 @@ def require_seams(missing: dict[Runner | None, list[str]], runner: Runner) -> No
         )
 
 
-def require_features(vllm_config: Any) -> None:
+def require_features(vllm_config: Any, *, gates: bool = False) -> None:
     """Check that nothing in the configuration breaks the relation of rows to tokens.
+
+    Args:
+        vllm_config: Of the engine.
+        gates: It is to have gates.
 
     Raises:
         EngineError: Something does; the message names it.
@@ -113,6 +117,12 @@ def require_features(vllm_config: Any) -> None:
             speculative and vllm_config.scheduler_config.async_scheduling and not vllm_config.use_v2_model_runner,
             "speculative decoding and asynchronous scheduling on Model Runner V1",
             "Set --no-async-scheduling.",
+        ),
+        (
+            # A gate decides in the pass, before it is known which drafts are accepted.
+            speculative and gates,
+            "gates and speculative decoding",
+            'Leave "gates" out of additional_config.plumbob, or switch speculative decoding off.',
         ),
         (
             # Which drafts are verified is decided on the device, after the row map was made.

@@ -17,7 +17,7 @@ from monitor.engine.selftest import outcome_of
 from monitor.engine.settings import Settings, inherited, switched_on
 from monitor.engine.tapped import ORDERS_FIELD, REQUEST_FIELD
 from monitor.engine.wrap import Method, wrap_once
-from monitor.frames import VERSION, Hello, Steer
+from monitor.frames import VERSION, Arm, Disarm, Hello, Order, Steer
 from probes.bundle import load_bundle
 
 _COMPLETION: Final = re.compile(r"^(cmpl-.+)-\d+$")
@@ -31,6 +31,7 @@ def install() -> None:
 
     wrap_once(EngineCore, "preprocess_add_request", _preprocess_add_request)
     wrap_once(Scheduler, "__init__", _init)
+    wrap_once(Scheduler, "add_request", _add_request)
     wrap_once(Scheduler, "schedule", _schedule)
     wrap_once(KVCacheCoordinator, "cache_blocks", _cache_blocks)
 
@@ -41,6 +42,8 @@ def _init(method: Method) -> Method:
         settings = inherited() if switched_on(self.vllm_config) else None
         if settings is not None and settings.endpoint is not None:
             self.plumbob_inbox = OrderInbox(settings.endpoint, _hello(self.vllm_config, settings))
+            if settings.gates:
+                self.plumbob_gates = set[str]()
 
     return init
 
@@ -68,16 +71,51 @@ def _schedule(method: Method) -> Method:
         inbox: OrderInbox | None = self.__dict__.get("plumbob_inbox")
         orders = inbox.take() if inbox is not None else []
         for order in orders:
+            # Blocks registered so far hold only tokens scheduled before this step, and this order begins with it.
             if isinstance(order, Steer) and (request := self.requests.get(order.key)) is not None:
-                # Blocks registered so far hold only tokens scheduled before this step, and this order begins with it.
-                clean = getattr(request, "plumbob_clean_tokens", request.num_computed_tokens)
-                request.plumbob_clean_tokens = min(clean, request.num_computed_tokens)
+                _keep_private(request, request.num_computed_tokens)
+        _note_gates(self, orders)
         output = method(self, *args, **kwargs)
         if orders:
             setattr(output, ORDERS_FIELD, orders)
         return output
 
     return schedule
+
+
+def _keep_private(request: Any, clean_tokens: int) -> None:
+    """Let no token from here on enter the prefix cache."""
+    request.plumbob_clean_tokens = min(getattr(request, "plumbob_clean_tokens", clean_tokens), clean_tokens)
+
+
+def _note_gates(scheduler: Any, orders: list[Order]) -> None:
+    """Keep private what gates may steer from this step on, and remember those that judge every request that comes."""
+    gates: set[str] | None = scheduler.__dict__.get("plumbob_gates")
+    for order in orders:
+        if gates is None or not isinstance(order, Arm | Disarm):
+            continue
+        gates.discard(order.id)
+        if isinstance(order, Disarm):
+            continue
+        if order.key is None:
+            gates.add(order.id)
+        for request in scheduler.requests.values():
+            if order.key in (None, request.request_id):
+                _keep_private(request, max(request.num_computed_tokens, request.num_prompt_tokens - 1))
+
+
+def _add_request(method: Method) -> Method:
+    """What a gate decides is known only behind the step, so that a request that one may steer keeps its answer private.
+
+    Its prompt is shared as ever: a gate steers no row before the prompt's last.
+    """
+
+    def add_request(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.__dict__.get("plumbob_gates"):
+            _keep_private(request, request.num_prompt_tokens - 1)
+        return method(self, request, *args, **kwargs)
+
+    return add_request
 
 
 def _cache_blocks(method: Method) -> Method:

@@ -13,8 +13,10 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Final, Protocol
 
 import numpy as np
@@ -28,6 +30,7 @@ from monitor.frames import (
     VERSION,
     Ack,
     FrameHeader,
+    GateEvent,
     Hello,
     Order,
     Started,
@@ -41,6 +44,11 @@ QUEUE_STEPS: Final = 256
 """Steps that may wait for the sending thread; most hold a stage, of which there are fewer."""
 SEND_FRAMES: Final = 64
 """Frames that may wait inside ZeroMQ for the monitor to read them."""
+EVENTS: Final = 4096
+"""What gates decided that may wait for a monitor to confirm it; beyond it the oldest are lost, which their numbers
+show."""
+FRAME_EVENTS: Final = 64
+"""Of them, those that one frame carries."""
 HELLO_SECONDS: Final = 1.0
 ORDERS: Final = 4096
 """Orders that may wait for the next step; beyond it the newest are dropped and logged."""
@@ -102,6 +110,11 @@ class Exporter:
         self._away = True
         """The monitor takes nothing at the moment, or was not reached yet; written by the sending thread."""
         self._announce_all = threading.Event()
+        # The engine's thread appends; the sending thread takes away what is confirmed.
+        self._telling = threading.Lock()
+        self._events: deque[GateEvent] = deque(maxlen=EVENTS)
+        self._carried: deque[tuple[int, int]] = deque(maxlen=QUEUE_STEPS)
+        """Frames sent with events: sequence number, and the last event's."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(endpoint,), name="plumbob-exporter", daemon=True)
         self._thread.start()
@@ -133,6 +146,11 @@ class Exporter:
             step = replace(step, started=self._in_flight())
         # Only this thread puts, so that a queue that was not full still is not.
         return self._queue.put_nowait((sequence, complete, step))
+
+    def tell(self, events: Sequence[GateEvent]) -> None:
+        """Send events with the next frames, until one that had them is confirmed. Called by the engine's thread."""
+        with self._telling:
+            self._events.extend(events)
 
     def close(self) -> None:
         """Send what waits, within a second, and end the thread."""
@@ -183,6 +201,10 @@ class Exporter:
                 streamed = np.where(kept, np.cumsum(kept) - 1, -1).astype(np.int32)[streamed]
         if step.states_copied is not None:
             step.states_copied()
+        with self._telling:
+            events = list(islice(self._events, FRAME_EVENTS))
+        if events:
+            self._carried.append((sequence, events[-1].number))
         header = FrameHeader(
             version=VERSION,
             engine=self._engine,
@@ -198,6 +220,7 @@ class Exporter:
             finished=step.finished,
             started=step.started,
             states=step.states,
+            gates=events,
         )
         message = encode_frame(header, rows, scores, streamed)
         if step.stage is not None:
@@ -222,6 +245,14 @@ class Exporter:
                 self._announce_all.set()
             elif isinstance(message, Ack):
                 self._acked = message.sequence
+                self._confirm(message.sequence)
+
+    def _confirm(self, sequence: int) -> None:
+        """Forget the events of a frame that has arrived; one that was dropped on its way is never confirmed itself."""
+        arrived = next((number for sent, number in self._carried if sent == sequence), -1)
+        with self._telling:
+            while self._events and self._events[0].number <= arrived:
+                self._events.popleft()
 
 
 class OrderInbox:

@@ -72,7 +72,7 @@ def _create_engine_config(method: Method) -> Method:
         self.additional_config = {**self.additional_config, settings.KEY: settings.take_over(wanted, bundle)}
         vllm_config = method(self, *args, **kwargs)
         compat.require_seams(_missing, "V2" if vllm_config.use_v2_model_runner else "V1")
-        compat.require_features(vllm_config)
+        compat.require_features(vllm_config, gates=wanted.gates > 0)
         return vllm_config
 
     return create_engine_config

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from monitor.engine.gate import MAX_GATES
 from monitor.engine.op import OP_VERSION
 from monitor.errors import EngineError
 from probes.bundle import Bundle
@@ -39,6 +40,8 @@ class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Layers whose activations may be streamed."""
     stream_rows: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Rows that wait for a reader that falls behind, a layer; never fewer than two of the largest steps."""
+    gates: Annotated[int, msgspec.Meta(ge=0, le=MAX_GATES)] = 0
+    """Gates that may be armed at once; 0: the graph has none."""
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -51,6 +54,7 @@ class Settings(msgspec.Struct, frozen=True):
     drift: OnDrift
     stream: list[int]
     stream_rows: int
+    gates: int = 0
 
 
 class GraphKey(msgspec.Struct, frozen=True):
@@ -65,6 +69,8 @@ class GraphKey(msgspec.Struct, frozen=True):
     """Steering vectors at each tapped layer."""
     stream: list[int]
     """Layers whose activations may be streamed."""
+    gates: int = 0
+    """Gates that may be armed at once."""
     op: int = OP_VERSION
 
 
@@ -97,6 +103,7 @@ def take_over(wanted: Wanted, bundle: Bundle) -> dict[str, Any]:
         drift=wanted.drift,
         stream=sorted(set(wanted.stream)),
         stream_rows=wanted.stream_rows,
+        gates=wanted.gates,
     )
     os.environ[ENVIRONMENT] = msgspec.json.encode(settings).decode()
     key = GraphKey(
@@ -105,6 +112,7 @@ def take_over(wanted: Wanted, bundle: Bundle) -> dict[str, Any]:
         probes=[len(bundle.probe_columns(layer)) for layer in bundle.layers],
         vectors=[len(bundle.vector_rows(layer)) for layer in bundle.layers],
         stream=settings.stream,
+        gates=settings.gates,
     )
     return msgspec.to_builtins(key)
 

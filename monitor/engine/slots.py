@@ -32,6 +32,8 @@ class Tracked:
     request_id: str
     prompt_roles: NDArray[np.uint8]
     pushes: list[Push] = field(default_factory=list[Push])
+    gated_from: int = _NEVER
+    """The first position that a gate steered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,8 @@ class Batch:
     """What the step found in the prefix cache."""
     unscored: int
     """Rows that are not scored."""
+    again: NDArray[np.int64]
+    """Of each request, in the order of the batch: rows that were computed before; 0 where it is not scored."""
 
     def describe(self, slots: NDArray[np.int32], positions: NDArray[np.int32]) -> NDArray[np.void]:
         """The rows of a frame.
@@ -177,7 +181,18 @@ class Slots:
         segments = timeline(pushes)
         self._steering.set(request.slot, segments)
         request.pushes = pushes
-        self._tainted_from[request.slot] = segments[0].start if segments else _NEVER
+        self._tainted_from[request.slot] = min(segments[0].start if segments else _NEVER, request.gated_from)
+
+    def upcoming(self, slot: int) -> int:
+        """The position that the slot's request has not reached yet."""
+        return int(self._next_position[slot])
+
+    def gated(self, key: str, position: int) -> None:
+        """Mark what lies downstream of a gate's steering, which began at a position of a request in flight."""
+        request = self._requests.get(key)
+        if request is not None and request.slot >= 0:
+            request.gated_from = min(request.gated_from, position)
+            self._tainted_from[request.slot] = min(self._tainted_from[request.slot], position)
 
     def batch(
         self, keys: Sequence[str], scheduled: NDArray[np.integer], first: NDArray[np.integer], *, suspended: bool
@@ -200,6 +215,7 @@ class Slots:
             Gap(self._by_slot[int(slots[i])], int(upcoming[i]), int(first[i]))
             for i in np.flatnonzero((first > upcoming) & (slots >= 0)).tolist()
         ]
+        again = np.where(slots >= 0, np.clip(upcoming - first, 0, scheduled), 0)
         reached = np.maximum(upcoming, first + scheduled)
         self._next_position[slots] = reached
         self._next_position[-1] = _NEVER
@@ -212,7 +228,7 @@ class Slots:
             for slot in slots[first < self._prompt_tokens[slots]].tolist()
             if slot >= 0
         }
-        return Batch(slots, self._tainted_from[slots], prompts, [] if suspended else gaps, unscored)
+        return Batch(slots, self._tainted_from[slots], prompts, [] if suspended else gaps, unscored, again)
 
 
 def _started(request: Tracked) -> Started:

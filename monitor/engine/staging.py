@@ -25,16 +25,19 @@ class Stage:
         rows: The most rows of a step.
         probes: Columns of scores.
         device: Where steps are computed.
+        gates: Gates of the engine.
     """
 
-    def __init__(self, rows: int, probes: int, device: torch.device) -> None:
+    def __init__(self, rows: int, probes: int, device: torch.device, gates: int = 0) -> None:
         self.scores = torch.empty(rows, probes, device=device)
         """``(rows, probes)``, float32."""
         self.slots = torch.full((rows,), -1, dtype=torch.int32, device=device)
         """``(rows,)``, int32; −1: not scored."""
         self.positions = torch.zeros(rows, dtype=torch.int32, device=device)
         """``(rows,)``, int32."""
-        buffers = (self.slots, self.positions, self.scores)
+        self.gates = torch.zeros(rows, gates, dtype=torch.int8, device=device)
+        """``(rows, gates)``, of :class:`monitor.engine.gate.Flag`; stale where no gate is active."""
+        buffers = (self.slots, self.positions, self.scores, *((self.gates,) if gates else ()))
         self._copies: list[tuple[Tensor, Tensor]] = []
         self._copied: torch.cuda.Event | None = None
         if device.type != "cpu":
@@ -68,8 +71,12 @@ class Stage:
 
     def read(self, rows: int) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:
         """Slots, positions and scores of the first ``rows`` rows, as views of the host's buffers."""
-        slots, positions, scores = self._host
+        slots, positions, scores, *_ = self._host
         return slots[:rows], positions[:rows], scores[:rows]
+
+    def read_gates(self, rows: int) -> NDArray[np.int8]:
+        """What gates did to the first ``rows`` rows, as a view of the host's buffer."""
+        return self._host[3][:rows]
 
 
 class Staging:
@@ -79,16 +86,17 @@ class Staging:
         rows: The most rows of a step.
         probes: Columns of scores.
         device: Where steps are computed.
+        gates: Gates of the engine.
     """
 
-    def __init__(self, rows: int, probes: int, device: torch.device) -> None:
+    def __init__(self, rows: int, probes: int, device: torch.device, gates: int = 0) -> None:
         self.side = torch.cuda.Stream(device) if device.type != "cpu" else None
         """The stream that copies run on."""
-        self.spare = Stage(rows, probes, device)
+        self.spare = Stage(rows, probes, device, gates)
         """For steps that are not exported: never on its way out."""
         self._free: queue.SimpleQueue[Stage] = queue.SimpleQueue()
         for _ in range(DEPTH):
-            self._free.put(Stage(rows, probes, device))
+            self._free.put(Stage(rows, probes, device, gates))
 
     def take(self) -> Stage | None:
         """A free stage, or ``None``."""

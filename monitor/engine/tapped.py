@@ -16,16 +16,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from monitor.engine.gates import DOWNSTREAM, Gates
 from monitor.engine.kv_scores import KvScores, find_group
 from monitor.engine.link import Exporter, Step
 from monitor.engine.rows import commit, map_rows
 from monitor.engine.settings import inherited
 from monitor.engine.slots import Batch, Gap, Slots
-from monitor.engine.staging import Staging
+from monitor.engine.staging import Stage, Staging
 from monitor.engine.steering import ENTRIES_PER_SLOT, Steering, to_device
 from monitor.engine.streams import Streams
 from monitor.engine.taps import Taps
-from monitor.frames import Order, Started, Stream
+from monitor.errors import EngineError
+from monitor.frames import Arm, Order, Release, Started, Steer, Stream
 from probes.bundle import load_bundle
 from probes.errors import PlumbobError
 
@@ -73,10 +75,15 @@ class RunnerTap:
             ENTRIES_PER_SLOT * slots,
             stream=settings.stream,
             dtype=vllm_config.model_config.dtype,
+            gates=settings.gates,
+            slots=slots,
         )
         self._steering = Steering(self.taps, bundle, slots)
         self.slots = Slots(self._steering, bundle, slots)
-        self._staging = Staging(max_rows, len(bundle.probes), device)
+        self._gates = Gates(self.taps, bundle, self.slots.gated) if settings.gates else None
+        self._gating = False
+        """A gate may judge or steer in this step."""
+        self._staging = Staging(max_rows, len(bundle.probes), device, settings.gates)
         self._streams = Streams(
             self.taps, settings.engine, self._staging.side, rows=settings.stream_rows, exports=exports
         )
@@ -118,6 +125,8 @@ class RunnerTap:
         for key in scheduler_output.finished_req_ids:
             if (slot := self.slots.finish(key)) is not None:
                 self._finished.append(slot)
+                if self._gates is not None:
+                    self._gates.finish(slot)
         for new in scheduler_output.scheduled_new_reqs:
             arguments = new.sampling_params.extra_args if new.sampling_params else None
             request_id = (arguments or {}).get(REQUEST_FIELD) or new.req_id
@@ -126,18 +135,34 @@ class RunnerTap:
             started = self.slots.start(new.req_id, request_id, new.prompt_token_ids or [], scored=scored)
             if started is not None:
                 self._started.append(started)
+            if self._gates is not None and started is not None:
+                self._gates.start(started)
+            elif self._gates is not None:
+                self._gates.extend(new.req_id, len(new.prompt_token_ids or []))
         orders: list[Order] = getattr(scheduler_output, ORDERS_FIELD, [])
         for order in orders:
             try:
-                if isinstance(order, Stream):
-                    self._streams.select(order.layer, order.rows)
-                else:
-                    self.slots.order(order)
+                self._carry_out(order)
             except PlumbobError as error:
                 # One order of a monitor with another bundle is no reason to be switched off.
                 logger.warning("Plumbob refused an order: %s", error)
         if self._kv is not None and (copies := getattr(scheduler_output, "kv_cache_block_copies", None)):
             self._kv.copy_blocks(copies)
+
+    def _carry_out(self, order: Order) -> None:
+        if isinstance(order, Stream):
+            self._streams.select(order.layer, order.rows)
+        elif isinstance(order, Steer | Release):
+            self.slots.order(order)
+        elif self._gates is None:
+            raise EngineError(
+                f"Gate '{order.id}' cannot be used: this engine has none.",
+                'Start it with "gates": N in additional_config.plumbob.',
+            )
+        elif isinstance(order, Arm):
+            self._gates.arm(order, self.slots.upcoming)
+        else:
+            self._gates.disarm(order.id)
 
     def begin(
         self,
@@ -181,6 +206,9 @@ class RunnerTap:
             rows,
             requests,
         )
+        self._gating = self._gates is not None and self._gates.active
+        if self._gates is not None and self._gating:
+            self._gates.open(self._batch, scheduled, first, self._stage, rows)
 
     def end(self, kv_slots: Callable[[int], Tensor] | None = None, rejected: Tensor | None = None) -> None:
         """Send what the step left, and clear the row map.
@@ -199,6 +227,8 @@ class RunnerTap:
             self.taps.row_entry.fill_(-1)
         if rejected is not None:
             stage.slots[: self._rows].masked_fill_(rejected, -1)
+        if self._gates is not None and self._gating:
+            self._gates.close(stage, self._rows)
         kv = self._kv
         commit(
             self.taps.scores,
@@ -208,8 +238,10 @@ class RunnerTap:
             stage.scores,
             self._rows,
         )
+        events = self._gates.take_events() if self._gates is not None else []
         if self.exporter is None:
             return None
+        self.exporter.tell(events)
         if batch.gaps and kv is not None and self._blocks is not None:
             # Behind this step's own scores: a request may find blocks that another one fills in the same step.
             self._offer_cached(kv, batch.gaps, self._blocks)
@@ -224,7 +256,7 @@ class RunnerTap:
             started=self._started,
             stage=stage,
             rows=self._rows,
-            describe=_describe_step(batch),
+            describe=_describe_step(batch, stage if self._gating else None),
             states=states,
             streamed=streamed,
             states_copied=copied,
@@ -243,6 +275,8 @@ class RunnerTap:
     def disarm(self) -> None:
         """Leave every row alone from now on, and send nothing more."""
         self.taps.row_entry.fill_(-1)
+        if self._gates is not None:
+            self._gates.close_all()
         self._streams.close()
         if self.exporter is not None:
             self.exporter.close()
@@ -283,14 +317,19 @@ class RunnerTap:
             self._started, self._finished = [], []
 
 
-def _describe_step(batch: Batch) -> Callable[..., tuple[NDArray[np.void], NDArray[np.bool_] | None]]:
+def _describe_step(
+    batch: Batch, stage: Stage | None
+) -> Callable[..., tuple[NDArray[np.void], NDArray[np.bool_] | None]]:
+    """Describe the rows of a step; with ``stage``, what its gates did is marked as well."""
+
     def describe(
         slots: NDArray[np.int32], positions: NDArray[np.int32], _: NDArray[np.float32]
     ) -> tuple[NDArray[np.void], NDArray[np.bool_] | None]:
         kept = slots >= 0
-        if kept.all():
-            return batch.describe(slots, positions), None
-        return batch.describe(slots[kept], positions[kept]), kept
+        rows = batch.describe(slots[kept], positions[kept])
+        if stage is not None:
+            rows["steered"] |= ((stage.read_gates(len(slots))[kept] & DOWNSTREAM) != 0).any(axis=1)
+        return rows, None if kept.all() else kept
 
     return describe
 
