@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from probes.baselines import text_of, text_scores
 from probes.calibrate import calibrate
 from probes.errors import ConceptError
-from probes.linear import Linear, Spans, Training, fit
+from probes.linear import PENALISED, Linear, Spans, Training, fit
 from probes.material import Material
 from probes.metrics import (
     Interval,
@@ -398,7 +398,7 @@ def sweep(table: Table) -> list[SweepPoint]:
         SweepPoint(
             candidate.layer,
             candidate.kind,
-            candidate.penalty if candidate.kind == "logistic" else None,
+            candidate.penalty if candidate.kind in PENALISED else None,
             float(np.nanmean([fold.recall for fold in shown])),
             float(np.nanmean([fold.auroc for fold in shown])),
         )

@@ -39,7 +39,7 @@ from probes.concepts import CONCEPTS, Concept, benign_path, load_benign
 from probes.corpus import MAX_TOKENS
 from probes.errors import ModelError
 from probes.evaluate import evaluate, sweep
-from probes.linear import Linear, Spans, fit
+from probes.linear import PENALISED, Linear, Spans, fit
 from probes.manifest import Evaluation, Probability, Probe, Provenance, Vector
 from probes.material import CALIBRATING, Material, calibrating, gather
 from probes.metrics import MIN_GROUPS
@@ -197,7 +197,7 @@ class _Fit:
             for layer in layers
             for aggregate in self._concept.aggregates
             for kind in self._concept.kinds
-            for penalty in (PENALTIES if kind == "logistic" else (1.0,))
+            for penalty in (PENALTIES if kind in PENALISED else (1.0,))
         ]
         self._spans: dict[tuple[int, str], Spans] = {}
         self._quiet: dict[tuple[int, str], tuple[Spans, NDArray[np.bool_]]] = {}

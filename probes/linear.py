@@ -45,6 +45,9 @@ BENIGN_POINTS: Final = 2
 END_GAP: Final = 4.0
 """How far the score of an end lies above that of a place before it, in standard deviations of the scores at ends: more,
 and where an end is seen best decides instead of what is seen there."""
+TOLD: Final = 2.0
+"""Standard deviations by which ends must differ from the places before them to be told apart: less would be noise,
+which lifting would make louder."""
 BEFORE_END: Final = 3
 """Places before the end of each message."""
 _FORGOTTEN: Final = 8.0
@@ -274,8 +277,8 @@ def _fit_ends(
     shown = probe.weight * scale
     lift -= shown * (lift @ shown) / (shown @ shown)
     lift /= scale
-    gap = float(((ends @ lift).mean() - (others @ lift).mean()))
-    if gap <= 0:
+    gap = float((ends @ lift).mean() - (others @ lift).mean())
+    if gap < TOLD * float((others @ lift).std()):
         return probe
     lift *= END_GAP * float((ends @ probe.weight).std()) / gap
     return Linear(probe.weight + lift, probe.bias - float((ends @ lift).mean()))

@@ -65,7 +65,7 @@ class Ordinary:
 
     def read_by(self, concept: Concept) -> NDArray[np.bool_]:
         """Those that have what the concept's probe reads."""
-        return self.answered if Role.ASSISTANT in concept.roles else np.ones(len(self.answered), bool)
+        return _read_by(concept, self.answered)
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,7 @@ def gather(
     setting = calibrating(chosen.items)
     for concept in concepts:
         if concept.name in rates:
-            read = answered if Role.ASSISTANT in concept.roles else np.ones(len(answered), bool)
-            may_fire(int((setting & read).sum()), rates[concept.name])
+            may_fire(int((setting & _read_by(concept, answered)).sum()), rates[concept.name])
     ordinary = _read_ordinary(source, store, chosen, answered, progress)
     return [
         _material(concept, sample, store.read(sample.tokens, f"reading {concept.name}", progress), ordinary)
@@ -137,6 +136,11 @@ def gather(
 def calibrating(requests: Sequence[Benign]) -> NDArray[np.bool_]:
     """Which benign requests set thresholds, shape ``(requests,)``."""
     return _draws(requests) < CALIBRATING
+
+
+def _read_by(concept: Concept, answered: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """A probe of answers needs one; every request has a user's words."""
+    return np.ones(len(answered), bool) if Role.USER in concept.roles else answered
 
 
 def _choose_ordinary(

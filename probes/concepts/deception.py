@@ -26,9 +26,9 @@ FALSE_STATEMENT: Final = Concept(
     roles=(Role.USER, Role.ASSISTANT),
     path=DATA / "false_statement.jsonl",
     # What makes a statement false is often its last word, which a long average would drown.
-    aggregates=(Aggregate(half_life=2.0, min_tokens=5),),
+    aggregates=(Aggregate(half_life=0.25, min_tokens=3), Aggregate(half_life=2.0, min_tokens=5)),
     # The others read polarity with it, and turn round where a statement is negated.
-    kinds=("two_direction",),
+    kinds=("at_ends", "two_direction"),
     family=FAMILY,
     limits="It knows what the model knows: on facts that the model does not know, it guesses.",
 )

@@ -18,7 +18,7 @@ pytest.importorskip("sklearn")
 HIDDEN = 16
 AGGREGATE = Aggregate(half_life=4.0, min_tokens=2)
 READ = (Role.USER, Role.ASSISTANT)
-KINDS = ("logistic", "mean_difference", "two_direction")
+KINDS = ("logistic", "mean_difference", "two_direction", "at_ends")
 
 
 @pytest.fixture
@@ -200,7 +200,7 @@ def test_two_directions_do_not_invert_on_negation_where_one_does(random):
     # Where a statement is negated depends on its number, and must not on its label.
     assert abs(polarity[labels].mean() - polarity[~labels].mean()) < 0.01
     areas = {}
-    for kind in KINDS:
+    for kind in ("logistic", "mean_difference", "two_direction"):
         peaks = judged.peaks(fit(spans, training(labels, polarity=polarity), kind, 1e-4))
         areas[kind] = auroc(peaks[wanted], peaks[~wanted])
     assert areas["two_direction"] > 0.85
@@ -216,6 +216,38 @@ def test_two_directions_without_negation_are_one(random):
         probe = fit(spans, training(labels, polarity=np.full(300, polarity)), "two_direction", 1.0)
         peaks = spans.peaks(probe)
         assert auroc(peaks[labels], peaks[~labels]) > 0.95
+
+
+def ended(random, shows, is_end, count):
+    """Conversations that show their label at the last token only, where an end can be told; chance before it."""
+    labels = np.arange(count) % 2 == 0
+    states = [random.normal(size=(8, HIDDEN)) for _ in labels]
+    for state, label in zip(states, labels, strict=True):
+        # In the middle the direction is as strong as at the end, and says nothing.
+        state[:-1] += np.outer(random.normal(scale=3.0, size=7), shows)
+        state[-1] += (4.0 if label else -4.0) * shows + 6.0 * is_end
+    return states, labels
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_what_only_ends_show_is_read_at_ends_that_can_be_told(random, told):
+    shows, is_end = np.eye(HIDDEN)[:2]
+    briefly = Aggregate(half_life=0.25, min_tokens=2)
+    taught, labels = ended(random, shows, told * is_end, 400)
+    tested, wanted = ended(random, shows, told * is_end, 200)
+    spans, judged = Spans(rows(taught), READ, briefly), Spans(rows(tested), READ, briefly)
+    running = judged.running(fit(spans, training(labels), "at_ends", 1e-2))
+    area = auroc(running.max(axis=1)[wanted], running.max(axis=1)[~wanted])
+    at_end = (running.argmax(axis=1) == 7).mean()
+    assert (area > 0.95 and at_end > 0.95) if told else (area < 0.85 and at_end < 0.7)
+
+
+def test_ends_are_all_there_is_of_messages_as_short_as_a_verdict(random):
+    labels = np.arange(100) % 2 == 0
+    along = 3.0 * unit(random)
+    spans = Spans(rows([random.normal(size=(2, HIDDEN)) + label * along for label in labels]), READ, AGGREGATE)
+    one, other = (fit(spans, training(labels), kind, 1e-2) for kind in ("at_ends", "logistic"))
+    assert np.allclose(one.weight, other.weight)
 
 
 def spiked(random, along, count=120):
