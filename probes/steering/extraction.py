@@ -64,13 +64,15 @@ def differences(
         SteeringError: A pair has no text in its last message.
         ModelError: The model cannot be read.
     """
-    sides = [source.encode(side) for pair in pairs for side in (pair.positive, pair.negative)]
-    readings = source.read(sides, [layer], progress)
+    sides = [side for pair in pairs for side in (pair.positive, pair.negative)]
+    for row, side in enumerate(sides):
+        # Its rows would be those of the message before.
+        if not side or not side[-1].content.strip():
+            raise SteeringError(f"Pair {pairs[row // 2].id} has no text in its last message.", "Write one.")
+    readings = source.read([source.encode(side) for side in sides], [layer], progress)
     means = np.empty((len(sides), source.hidden))
     for row, reading in enumerate(readings):
         last = last_message(reading.roles)
-        if not last.any():
-            raise SteeringError(f"Pair {pairs[row // 2].id} has no text in its last message.", "Write one.")
         means[row] = reading.states[0][last].mean(axis=0, dtype=np.float64)
     return means[::2] - means[1::2]
 
