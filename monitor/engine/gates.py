@@ -10,15 +10,15 @@ A gate that is disarmed, or armed anew to do something else, keeps its place unt
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Final, Literal
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from monitor.engine.gate import Counter, Flag, Rule, open_rows
+from monitor.engine.gate import Counter, Rule, open_rows
+from monitor.engine.gate_history import History, Judged, as_they_were
 from monitor.engine.gate_orders import gate_entries, judgement
 from monitor.engine.slots import Batch
 from monitor.engine.staging import Stage
@@ -28,42 +28,6 @@ from monitor.errors import EngineError
 from monitor.frames import Arm, GateEvent, Started
 from probes.bundle import Bundle
 from probes.roles import Role
-
-DOWNSTREAM: Final = int(Flag.STEER | Flag.EARLY | Flag.TAINTED)
-"""Flags of rows whose scores lie downstream of steering."""
-
-Stretches = list[list[int]]
-"""Ascending ``[first position, one past the last]``."""
-
-
-@dataclass(slots=True)
-class Steered:
-    """What one gate did to one request, as far as it was learnt."""
-
-    gate: str
-    """Its id."""
-    learnt: int = 0
-    """Positions below were."""
-    rows: int = 0
-    steering: bool = False
-    """The last of them was steered."""
-    early: Stretches = field(default_factory=list[list[int]])
-    """Steered from the first layer on."""
-    late: Stretches = field(default_factory=list[list[int]])
-    """Steered behind the gate's layer."""
-
-
-@dataclass(slots=True, eq=False)
-class Judged:
-    """A request that gates may judge."""
-
-    slot: int
-    key: str
-    request_id: str
-    respond: int
-    """Position of the first response row."""
-    gates: dict[int, Steered] = field(default_factory=dict[int, Steered])
-    ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +54,7 @@ class Gates:
     def __init__(self, taps: Taps, bundle: Bundle, tainted: Callable[[str, int], None]) -> None:
         if taps.gates is None:
             raise ValueError("these taps have no gates")
-        self._taps, self._bundle, self._tainted = taps, bundle, tainted
+        self._taps, self._bundle, self._history = taps, bundle, History(tainted)
         self._buffers = taps.gates
         self._device = taps.row_entry.device
         self._free = list(range(len(self._buffers.rules) - 1, -1, -1))
@@ -105,8 +69,6 @@ class Gates:
         """Slots whose state on the device is that of a request that has ended."""
         self._reports: deque[Report] = deque()
         self._step = 0
-        self._numbered = 0
-        self._events: list[GateEvent] = []
         self._roles_written = 0
 
     @property
@@ -116,8 +78,7 @@ class Gates:
 
     def take_events(self) -> list[GateEvent]:
         """What was decided since the last call, oldest first."""
-        events, self._events = self._events, []
-        return events
+        return self._history.take_events()
 
     def start(self, started: Started) -> None:
         """Take in a request that has a slot."""
@@ -140,7 +101,7 @@ class Gates:
             return
         request.ended = True
         if not any(request in report.owners.values() for report in self._reports):
-            self._end(request)
+            self._history.end(request)
         for gate, (_, order) in list(self._armed.items()):
             if order.key == request.key:
                 self.disarm(gate)
@@ -219,7 +180,8 @@ class Gates:
             self._fresh.clear()
         starts = np.cumsum(scheduled) - scheduled
         if batch.again.any():
-            buffers.row_gates[:rows].copy_(to_device(self._given(batch, starts, first, rows), self._device))
+            given = as_they_were(self._requests, batch, starts, first, rows, len(buffers.rules))
+            buffers.row_gates[:rows].copy_(to_device(given, self._device))
         if batch.prompts or self._roles_written:
             written = max(rows, self._roles_written)
             roles = np.full(written, Role.ASSISTANT, np.int8)
@@ -239,7 +201,7 @@ class Gates:
         stage.gates[:rows].copy_(buffers.row_gates[:rows])
         parts = (buffers.row_slot, buffers.row_position, stage.gates, buffers.row_average)
         if self._device.type == "cpu":
-            self._learn(self._requests, *(part.numpy()[:rows] for part in parts))
+            self._history.learn(self._ids, self._requests, *(part.numpy()[:rows] for part in parts))
         else:
             host = tuple(torch.empty_like(part[:rows], device="cpu", pin_memory=True) for part in parts)
             for target, part in zip(host, parts, strict=True):
@@ -264,19 +226,19 @@ class Gates:
 
     def _begin(self, index: int, previous: int, chosen: list[Judged], upcoming: Callable[[int], int]) -> None:
         """Give a place to a gate; its averages are those of the gate at ``previous``, if that is not −1."""
-        counters = np.zeros((len(self._buffers.counters), len(Counter)), np.int32)
+        state, averages = self._buffers.counters, self._buffers.averages
+        # A copy: it may be the same place.
+        kept = (state[:, previous].clone(), averages[:, previous].clone()) if previous >= 0 else None
+        counters = np.zeros((len(state), len(Counter)), np.int32)
         for request in chosen:
-            counters[request.slot, [Counter.ARMED, Counter.RESPOND, Counter.SEEN]] = (
-                1,
-                request.respond,
-                upcoming(request.slot),
-            )
-        self._buffers.counters[:, index].copy_(to_device(counters, self._device))
-        self._buffers.averages[:, index] = 0.0
-        if previous >= 0:
+            row = counters[request.slot]
+            row[Counter.ARMED], row[Counter.RESPOND], row[Counter.SEEN] = 1, request.respond, upcoming(request.slot)
+        state[:, index].copy_(to_device(counters, self._device))
+        averages[:, index] = 0.0
+        if kept is not None:
             for counter in (Counter.COUNT, Counter.STREAK, Counter.CALM):
-                self._buffers.counters[:, index, counter] = self._buffers.counters[:, previous, counter]
-            self._buffers.averages[:, index] = self._buffers.averages[:, previous]
+                state[:, index, counter] = kept[0][:, counter]
+            averages[:, index] = kept[1]
 
     def _reset(self, slots: list[int]) -> None:
         """Begin anew in slots that have changed hands."""
@@ -291,77 +253,16 @@ class Gates:
         self._buffers.counters.index_copy_(0, at, to_device(state, self._device))
         self._buffers.averages.index_fill_(0, at, 0.0)
 
-    def _given(
-        self, batch: Batch, starts: NDArray[np.integer], first: NDArray[np.integer], rows: int
-    ) -> NDArray[np.int8]:
-        """Flags of rows that are computed again: what was done to them then."""
-        given = np.zeros((rows, self._buffers.row_gates.shape[1]), np.int8)
-        for at in np.flatnonzero(batch.again).tolist():
-            request = self._requests.get(int(batch.slots[at]))
-            begin, end = int(first[at]), int(first[at] + batch.again[at])
-            for index, steered in request.gates.items() if request is not None else ():
-                for stretches, flag in ((steered.early, Flag.STEER | Flag.EARLY), (steered.late, Flag.GIVEN)):
-                    for start, stop in stretches:
-                        inside = slice(*(int(starts[at]) + min(max(p, begin), end) - begin for p in (start, stop)))
-                        given[inside, index] |= int(flag)
-        return given
-
     def _collect(self, *, wait: bool) -> None:
         """Learn from the reports that have arrived; with ``wait``, from all."""
         while self._reports and (wait or self._reports[0].copied.query()):
             report = self._reports.popleft()
             report.copied.synchronize()
-            self._learn(report.owners, *(part.numpy() for part in report.host))
+            self._history.learn(self._ids, report.owners, *(part.numpy() for part in report.host))
             for request in report.owners.values():
                 if request.ended and not any(request in later.owners.values() for later in self._reports):
-                    self._end(request)
+                    self._history.end(request)
         self._reclaim()
-
-    def _learn(
-        self,
-        owners: dict[int, Judged],
-        slots: NDArray[np.int32],
-        positions: NDArray[np.int32],
-        flags: NDArray[np.int8],
-        averages: NDArray[np.float32],
-    ) -> None:
-        for row, index in np.argwhere(flags).tolist():
-            request, position, flag = owners.get(int(slots[row])), int(positions[row]), int(flags[row, index])
-            if request is None or index not in self._ids:
-                continue
-            steered = request.gates.setdefault(index, Steered(self._ids[index]))
-            if position < steered.learnt:
-                continue
-            steered.learnt = position + 1
-            if flag & Flag.FIRED:
-                self._say("opened", request, steered, position, float(averages[row, index]))
-            if flag & (Flag.STEER | Flag.EARLY) and not (steered.early or steered.late):
-                self._tainted(request.key, position)
-            for stretches, bit in ((steered.early, Flag.EARLY), (steered.late, Flag.STEER)):
-                if flag & bit:
-                    _append(stretches, position)
-            steered.rows += bool(flag & Flag.STEER)
-            if steered.steering and not flag & Flag.STEER:
-                self._say("closed", request, steered, position)
-            steered.steering = bool(flag & Flag.STEER)
-
-    def _end(self, request: Judged) -> None:
-        for steered in request.gates.values():
-            if steered.steering:
-                self._say("closed", request, steered, steered.learnt)
-        request.gates = {}
-
-    def _say(
-        self,
-        kind: Literal["opened", "closed"],
-        request: Judged,
-        steered: Steered,
-        position: int,
-        average: float | None = None,
-    ) -> None:
-        about = (steered.gate, kind, request.key, request.request_id)
-        self._events.append(GateEvent(self._numbered, *about, position, average, steered.rows))
-        self._numbered += 1
 
     def _reclaim(self) -> None:
         """Free the places of gates that are armed no more and have steered nobody who is still there."""
@@ -379,10 +280,3 @@ class Gates:
         for layer, tap in self._taps.layers.items():
             if tap.gated is not None:
                 tap.gated.fill_(layer in read)
-
-
-def _append(stretches: Stretches, position: int) -> None:
-    if stretches and stretches[-1][1] == position:
-        stretches[-1][1] = position + 1
-    else:
-        stretches.append([position, position + 1])

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from monitor.engine.gates import DOWNSTREAM, Gates
+from monitor.engine.gate_history import DOWNSTREAM
+from monitor.engine.gates import Gates
 from monitor.engine.kv_scores import KvScores, find_group
 from monitor.engine.link import Exporter, Step
 from monitor.engine.rows import commit, map_rows

@@ -266,6 +266,16 @@ def test_tuning_goes_on_with_the_averages(house):
     assert house.events[0].average == pytest.approx(14 / 5)
 
 
+def test_averages_go_on_where_a_gate_that_steered_nobody_gets_another_dose(house):
+    house.start("a")
+    house.arm(half_life=1e9, min_tokens=5)
+    house.step(a=(0, 8))
+    house.step(8.0, a=(8, 1))
+    house.arm(half_life=1e9, min_tokens=5, threshold=2.5, acts=[EARLY])
+    house.step(6.0, a=(9, 1))
+    assert [event.average for event in house.events] == [pytest.approx(14 / 5)]
+
+
 def test_another_dose_takes_effect_when_it_opens_again_and_the_old_one_stays_where_it_was(house):
     house.start("a")
     house.arm(hold=5)
