@@ -129,7 +129,7 @@ def import_vector(
 ) -> None:
     """Take a direction from a file, and write a bundle that has it."""
     from probes.steering.evaluation import open_model
-    from probes.steering.extraction import LAYER_KEY, digest, from_file, hidden_norm, known_norm
+    from probes.steering.extraction import MODEL_KEY, digest, from_file, hidden_norm, known_norm
     from probes.steering.rewrite import require_room
 
     _quiet()
@@ -145,7 +145,7 @@ def import_vector(
             norm = hidden_norm(loaded, direction.layer, open_model(loaded, model, report), report)
     origin = f"{file.name}, SHA-256 {digest(file)}"
     _add(loaded, Vector(name, direction.layer, norm, method="file", origin=origin), direction, target)
-    if LAYER_KEY not in _metadata(file):
+    if MODEL_KEY not in _metadata(file):
         err.print(Text(f"{file} does not say which model it was made of: that it fits is your word."))
 
 

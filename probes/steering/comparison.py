@@ -85,9 +85,7 @@ def compare(
     shown = show(
         source, prompts, answers, reader, words, lambda _, done, total: progress("reading answers", done, total)
     )
-    damages = bystanders.suffer(
-        [(way.edit, way.trigger) for way in ways], lambda _, done, total: progress("measuring damage", done, total)
-    )
+    damages = bystanders.suffer([(way.edit, way.trigger) for way in ways], progress)
     return Compared(
         [
             _outcome("unsteered", 0.0, shown[0], shown[0], answers[0], groups),

@@ -132,10 +132,14 @@ class Bystanders:
         Raises:
             ModelError: Probabilities are not finite.
         """
-        before, nats, starts = self._likelihoods(self._answers, arms, progress)
+        before, nats, starts = self._likelihoods(
+            self._answers, arms, lambda _, done, total: progress("measuring perplexity", done, total)
+        )
         # Of each fact the true answer, then the false one: triggered, they may be steered from different rows on.
         sides = [side for both in self._facts for side in both]
-        known_before, known, _ = self._likelihoods(sides, arms, progress)
+        known_before, known, _ = self._likelihoods(
+            sides, arms, lambda _, done, total: progress("measuring facts", done, total)
+        )
         tokens = np.array([len(ids) - 1 - first for ids, first in self._answers], np.float64)
         ends = np.array([len(ids) - 1 for ids, _ in self._answers])
         return [
