@@ -87,7 +87,9 @@ def tap(
     if not vector_count:
         return
     ordered = row_entry[:tokens] >= 0
-    gates = None if row_gates is None else (row_gates[:tokens] & STEER) != 0
+    gates = None
+    if row_gates is not None and row_gates[:tokens].any():
+        gates = (row_gates[:tokens] & STEER) != 0
     steered = torch.nonzero(ordered if gates is None else ordered | gates.any(dim=1)).flatten()
     if not len(steered):
         return

@@ -1,15 +1,18 @@
 """Gates through a step as an engine takes it: slots, rows that come again, orders, and what the host learns."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from monitor.engine.gate import Flag  # noqa: E402
+from monitor.engine.compat import require_features  # noqa: E402
+from monitor.engine.gate import MAX_GATES, Flag  # noqa: E402
 from monitor.engine.gates import Gates  # noqa: E402
 from monitor.engine.rows import map_rows  # noqa: E402
+from monitor.engine.settings import ENVIRONMENT, KEY, inherited, read_wanted, take_over  # noqa: E402
 from monitor.engine.slots import Slots  # noqa: E402
 from monitor.engine.staging import Stage  # noqa: E402
 from monitor.engine.steering import ENTRIES_PER_SLOT, Steering  # noqa: E402
@@ -357,6 +360,35 @@ def test_disarming_what_is_not_armed_names_what_is(house):
     house.arm()
     with pytest.raises(EngineError, match=r"No gate 'h' is armed\. Armed are: g"):
         house.gates.disarm("h")
+
+
+def test_gates_and_speculative_decoding_are_refused_together_and_by_name():
+    def configuration(speculative):
+        off = SimpleNamespace(pipeline_parallel_size=1, data_parallel_size=1)
+        return SimpleNamespace(
+            parallel_config=off,
+            compilation_config=SimpleNamespace(pass_config=SimpleNamespace()),
+            speculative_config=SimpleNamespace() if speculative else None,
+            scheduler_config=SimpleNamespace(async_scheduling=False),
+            use_v2_model_runner=False,
+            cache_config=SimpleNamespace(kv_sharing_fast_prefill=False),
+            kv_transfer_config=None,
+            model_config=SimpleNamespace(runner_type="generate"),
+        )
+
+    require_features(configuration(True))
+    require_features(configuration(False), gates=True)
+    with pytest.raises(EngineError, match="gates and speculative decoding"):
+        require_features(configuration(True), gates=True)
+
+
+def test_how_many_gates_there_are_is_part_of_what_shapes_the_graph(shared, monkeypatch):
+    monkeypatch.setenv(ENVIRONMENT, "")
+    wanted = read_wanted({KEY: {"bundle": "b", "gates": 2}})
+    assert take_over(wanted, shared)["gates"] == 2
+    assert inherited().gates == 2
+    with pytest.raises(EngineError, match="gates"):
+        read_wanted({KEY: {"bundle": "b", "gates": MAX_GATES + 1}})
 
 
 @pytest.mark.parametrize("compiled", [False, True])
