@@ -9,7 +9,7 @@ shown. Beside it stand controls: labels drawn at random, directions drawn at ran
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from probes.baselines import text_of, text_scores
 from probes.calibrate import calibrate
 from probes.errors import ConceptError
-from probes.linear import PENALISED, Linear, Spans, Training, fit
+from probes.linear import PENALISED, Linear, Spans, Training
 from probes.material import Material
 from probes.metrics import (
     Interval,
@@ -31,6 +31,7 @@ from probes.metrics import (
     recall_interval,
     roc_points,
 )
+from probes.multimax import MultiMax
 from probes.report.document import (
     Baseline,
     Controls,
@@ -42,7 +43,7 @@ from probes.report.document import (
     SplitKind,
     SweepPoint,
 )
-from probes.selection import Candidate, Fold, Table, choose
+from probes.selection import Candidate, Fold, Table, choose, make
 
 SMALLEST: Final = 20
 """Examples of either label below which a slice is not reported."""
@@ -105,6 +106,43 @@ def evaluate(
     return judged.found(controls)
 
 
+@dataclass(frozen=True, slots=True)
+class _Tested:
+    """Examples that a fold of the grouped split leaves out; ``(examples,)`` each."""
+
+    margins: NDArray[np.float64]
+    """Peaks less the fold's threshold."""
+    labels: NDArray[np.bool_]
+    groups: NDArray[np.str_]
+    words: NDArray[np.float64]
+    """What TF-IDF makes of them."""
+    length: NDArray[np.float64]
+    at: NDArray[np.int64]
+    """Which variants they are; −1: none."""
+
+    @classmethod
+    def join(cls, parts: "Sequence[_Tested]") -> "_Tested":
+        """All of them."""
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__slots__))
+
+    def of(self, chosen: NDArray[np.bool_]) -> "_Tested":
+        """Some of them."""
+        return _Tested(*(getattr(self, name)[chosen] for name in self.__slots__))
+
+    def split(self, name: str, kind: SplitKind) -> Split:
+        """What is reported of them."""
+        high, low = self.labels, ~self.labels
+        return Split(
+            name,
+            kind,
+            int(high.sum()),
+            int(low.sum()),
+            auroc_interval(self.margins[high], self.margins[low], self.groups[high], self.groups[low]),
+            recall_interval(self.margins[high], 0.0, self.groups[high]),
+            Baseline(auroc(self.words[high], self.words[low]), None, auroc(self.length[high], self.length[low])),
+        )
+
+
 class _Judge:
     """Gathers what folds show."""
 
@@ -130,7 +168,9 @@ class _Judge:
         self._splits: list[Split] = []
         self._rates: dict[str, tuple[int, int]] = {}
         self._roc: list[Roc] = []
-        self._within: list[tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.str_]]] = []
+        self._within: list[_Tested] = []
+        self._worn: list[_Tested] = []
+        self._worn_spans: Spans | None = None
         self._margins: dict[str, list[NDArray[np.float64]]] = {"shows the concept": [], "does not": [], "benign": []}
         self._seconds: list[float] = []
 
@@ -144,7 +184,7 @@ class _Judge:
         """
         data, spans = self._data, self._spans(candidate)
         training = data.training(fold.fitted)
-        probe = fit(spans, training, candidate.kind, candidate.penalty)
+        probe = make(spans, data, fold.fitted, candidate)
         begin = time.perf_counter()
         running = spans.running(probe)
         self._seconds.append((time.perf_counter() - begin) / max(1, int(spans.counts.sum())))
@@ -158,8 +198,7 @@ class _Judge:
         ):
             self._margins[name].append(peaks[mask] - threshold)
         if kind is None:
-            tested = fold.test & ~data.benign
-            self._within.append((peaks[tested] - threshold, data.labels[tested], data.groups[tested]))
+            self._take_within(candidate, probe, fold, training, peaks - threshold, threshold)
             return
         against = negative if negative.any() else fold.test & data.benign
         if not positive.any() or not against.any():
@@ -178,19 +217,10 @@ class _Judge:
 
     def found(self, controls: Controls) -> Evaluated:
         """Everything that was gathered."""
-        margins, labels, groups = (np.concatenate(parts) for parts in zip(*self._within, strict=True))
-        within = Split(
-            "grouped: all sources",
-            "grouped",
-            int(labels.sum()),
-            int((~labels).sum()),
-            auroc_interval(margins[labels], margins[~labels], groups[labels], groups[~labels]),
-            recall_interval(margins[labels], 0.0, groups[labels]),
-            self._grouped_text(),
-        )
-        reliability, probability = _reliability(margins, labels, groups)
+        within = _Tested.join(self._within)
+        reliability, probability = _reliability(within.margins, within.labels, within.groups)
         return Evaluated(
-            splits=[*self._splits, within],
+            splits=[*self._splits, within.split("grouped: all sources", "grouped"), *self._variants()],
             rates=[
                 Rate.of(source, fired, count, self._rate, left_out=True)
                 for source, (fired, count) in sorted(self._rates.items())
@@ -203,7 +233,71 @@ class _Judge:
             seconds_a_token=float(np.median(self._seconds)),
         )
 
-    def _threshold(self, candidate: Candidate, probe: Linear, fold: Fold) -> float:
+    def _take_within(
+        self,
+        candidate: Candidate,
+        probe: Linear | MultiMax,
+        fold: Fold,
+        training: Training,
+        margins: NDArray[np.float64],
+        threshold: float,
+    ) -> None:
+        """A part of the grouped split, and the variants of its examples: neither they nor their like were fitted on."""
+        data, material = self._data, self._material
+        tested = np.flatnonzero(fold.test & ~data.benign)
+        left = set(data.groups[tested].tolist())
+        worn = [at for at, variant in enumerate(material.variants) if variant.example.group in left]
+        scores = text_scores(
+            [self._texts[index] for index in training.chosen.tolist()],
+            training.labels,
+            training.weights,
+            [
+                *(self._texts[index] for index in tested.tolist()),
+                *(text_of(material.variants[at].example.messages, material.concept) for at in worn),
+            ],
+        )
+        count = len(tested)
+        self._within.append(
+            _Tested(
+                margins[tested],
+                data.labels[tested],
+                data.groups[tested],
+                scores.words[:count],
+                scores.length[:count],
+                np.full(count, -1),
+            )
+        )
+        if not worn:
+            return
+        if self._worn_spans is None:
+            rows = material.variant_rows(candidate.layer)
+            self._worn_spans = Spans(rows, material.concept.roles, candidate.aggregate)
+        examples = [material.variants[at].example for at in worn]
+        self._worn.append(
+            _Tested(
+                self._worn_spans.peaks(probe)[worn] - threshold,
+                np.array([example.label for example in examples]),
+                np.array([example.group for example in examples]),
+                scores.words[count:],
+                scores.length[count:],
+                np.array(worn),
+            )
+        )
+
+    def _variants(self) -> list[Split]:
+        """A split for each family of attacks, and for each style."""
+        if not self._worn:
+            return []
+        tested, variants = _Tested.join(self._worn), self._material.variants
+        names = [(variants[at].kind, variants[at].name) for at in tested.at.tolist()]
+        splits: list[Split] = []
+        for kind, name in dict.fromkeys(names):
+            part = tested.of(np.array([each == (kind, name) for each in names]))
+            if min(part.labels.sum(), (~part.labels).sum()) >= SMALLEST:
+                splits.append(part.split(f"{kind}: {name}", kind))
+        return splits
+
+    def _threshold(self, candidate: Candidate, probe: Linear | MultiMax, fold: Fold) -> float:
         """Set on benign requests whose sources the fold does not leave out; tells what it did to those left out."""
         quiet, which = self._quiet(candidate)
         peaks, sources = quiet.peaks(probe), self._material.ordinary.sources[which]
@@ -249,24 +343,6 @@ class _Judge:
             )
 
         return baseline
-
-    def _grouped_text(self) -> Baseline:
-        data = self._data
-        words, length, labels = list[NDArray[np.float64]](), list[NDArray[np.float64]](), list[NDArray[np.bool_]]()
-        for fold in _grouped(self._material):
-            training, tested = data.training(fold.fitted), np.flatnonzero(fold.test & ~data.benign)
-            scores = text_scores(
-                [self._texts[index] for index in training.chosen.tolist()],
-                training.labels,
-                training.weights,
-                [self._texts[index] for index in tested.tolist()],
-            )
-            words.append(scores.words)
-            length.append(scores.length)
-            labels.append(data.labels[tested])
-        label = np.concatenate(labels)
-        word, long = np.concatenate(words), np.concatenate(length)
-        return Baseline(auroc(word[label], word[~label]), None, auroc(long[label], long[~label]))
 
     def _split(
         self,
@@ -340,7 +416,7 @@ def _controls(spans: Spans, material: Material, folds: Sequence[Fold], best: Can
     data, fold = material.data, folds[0]
     tested = np.flatnonzero(fold.test & ~data.benign)
     high, low = tested[data.labels[tested]], tested[~data.labels[tested]]
-    true = spans.peaks(fit(spans, data.training(fold.fitted), best.kind, best.penalty))
+    true = spans.peaks(make(spans, data, fold.fitted, best))
     task = auroc(true[high], true[low])
     random = np.random.default_rng(0)
     names = np.unique(data.groups[~data.benign])
@@ -348,11 +424,7 @@ def _controls(spans: Spans, material: Material, folds: Sequence[Fold], best: Can
     for _ in range(DRAWS):
         # Half of the groups, so that either label is there however few they are.
         drawn = np.isin(data.groups, random.permutation(names)[: len(names) // 2])
-        training = data.training(fold.fitted)
-        shuffled = Training(
-            training.chosen, drawn[training.chosen], training.weights, training.polarity, training.benign
-        )
-        peaks = spans.peaks(fit(spans, shuffled, best.kind, best.penalty))
+        peaks = spans.peaks(make(spans, replace(data, labels=drawn & ~data.benign), fold.fitted, best))
         seen = tested[drawn[tested]], tested[~drawn[tested]]
         control.append(auroc(peaks[seen[0]], peaks[seen[1]]) if len(seen[0]) and len(seen[1]) else 0.5)
     scale = spans.states.std(axis=0) + 1e-6

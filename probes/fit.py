@@ -18,7 +18,7 @@
 import hashlib
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,8 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probes.activations import OpenReader, TransformersSource
-from probes.aggregate import running
-from probes.bundle import Bundle, require_destination, save_bundle
+from probes.aggregate import Aggregate, running
+from probes.bundle import Bundle, WorkerProbe, require_destination, save_bundle
 from probes.calibrate import calibrate, may_fire, traffic_slices
 from probes.canaries import CONVERSATIONS, Canaries
 from probes.causal import check
@@ -39,17 +39,19 @@ from probes.concepts import CONCEPTS, Concept, benign_path, load_benign
 from probes.corpus import MAX_TOKENS
 from probes.errors import ModelError
 from probes.evaluate import evaluate, sweep
-from probes.linear import PENALISED, Linear, Spans, fit
+from probes.linear import PENALISED, Linear, Spans
 from probes.manifest import Evaluation, Probability, Probe, Provenance, Vector
 from probes.material import CALIBRATING, Material, calibrating, gather
 from probes.metrics import MIN_GROUPS
 from probes.models import Progress, identify, no_progress, resolve_model
+from probes.multimax import MultiMax
 from probes.report.document import Causal, Heatmap, Histogram, ProbeReport, Rate, Report
 from probes.report.files import HTML, JSON, decode, encode
 from probes.report.page import render
 from probes.report.sentences import concluded
+from probes.report.words import with_interval
 from probes.roles import Role
-from probes.selection import SHIPPED, Candidate, choose, leave_out, leave_sources_out
+from probes.selection import SHIPPED, Candidate, Fold, Shown, choose, gain, leave_out, leave_sources_out, make
 from probes.sources import provenance
 from probes.store import Store
 
@@ -57,8 +59,13 @@ DEPTHS: Final = (0.4, 0.5, 0.6)
 """Depths at which layers are tried, as shares of the model's layers: concepts are most linear in the middle."""
 PENALTIES: Final = (1e-3, 1e-2)
 """Inverse penalties C of the logistic regression: strong, since probes must hold beyond the data they saw."""
-TOKENS: Final = 600_000
+TOKENS: Final = 700_000
 """Read at most, unless told otherwise; some ten minutes for a model of 135M on two cores."""
+
+BIGGER_NEEDS: Final = 1000
+"""Labelled conversations below which no multi-head network is tried: it has some forty thousand weights."""
+BIGGER_AGGREGATE: Final = Aggregate(half_life=1.0, min_tokens=3)
+"""Of such a network, which has windows of its own."""
 
 CAUSAL_PAIRS: Final = 16
 """Contrast pairs of the causal check: enough to see a change, and seconds of work."""
@@ -69,7 +76,7 @@ class _Fitted:
     """A concept's probe, with everything about it."""
 
     probe: Probe
-    linear: Linear
+    reader: Linear | MultiMax
     vector: tuple[Vector, NDArray[np.floating]]
     report: ProbeReport
 
@@ -139,7 +146,7 @@ def fit_bundle(
         notes=_notes(materials, data, tokens),
     )
     encoded = encode(concluded(report))
-    probes = [(item.probe, item.linear.weight, item.linear.bias) for item in fitted]
+    probes = [(item.probe, item.reader.weight, item.reader.bias) for item in fitted if isinstance(item.reader, Linear)]
     bundle = save_bundle(
         out,
         version=version,
@@ -147,8 +154,9 @@ def fit_bundle(
         model=identity,
         markers=source.markers,
         probes=probes,
+        worker_probes=[WorkerProbe(item.probe, item.reader) for item in fitted if isinstance(item.reader, MultiMax)],
         vectors=[item.vector for item in fitted],
-        canaries=record_canaries(source, probes, progress),
+        canaries=record_canaries(source, probes, progress) if probes else None,
         provenance=_provenance(concepts, data),
         files={JSON: encoded, HTML: render(decode(encoded, "The report")).encode()},
     )
@@ -206,7 +214,7 @@ class _Fit:
         """Choose, fit, calibrate, evaluate."""
         material, concept, data = self._material, self._concept, self._material.data
         folds = leave_sources_out(data)
-        total = (len(self._candidates) + 1) * len(folds) + 8
+        total = (len(self._candidates) + 2) * len(folds) + 8
         count = 0
 
         def done() -> None:
@@ -215,13 +223,16 @@ class _Fit:
             progress(f"fitting {concept.name}", min(count, total), total)
 
         table = leave_out(material.rows, concept.roles, data, self._candidates, folds, self._rate, done)
+        plain = choose(table)
+        tried = self._try_bigger(table, plain, folds, done)
         best = choose(table)
         evaluated = evaluate(material, self.spans, self.quiet, table, folds, self._rate, done)
+        everything = np.ones(len(data.labels), bool)
         spans = self.spans(best)
-        linear = fit(spans, data.training(np.ones(len(data.labels), bool)), best.kind, best.penalty)
+        reader = make(spans, data, everything, best)
         quiet, which = self.quiet(best)
         threshold, calibration = calibrate(
-            quiet.peaks(linear), self._rate, traffic_slices(quiet.counts, material.ordinary.sources[which].tolist())
+            quiet.peaks(reader), self._rate, traffic_slices(quiet.counts, material.ordinary.sources[which].tolist())
         )
         vector = self._vector(best.layer, spans)
         outside = [split for split in evaluated.splits if split.kind in ("leave-source", "leave-topic")]
@@ -249,7 +260,9 @@ class _Fit:
             if evaluated.probability and evaluated.reliability
             else None,
         )
-        causal = self._causal(source, probe, linear, vector[0].hidden_norm)
+        # A network has no direction of its own: the steering vector stands in for it.
+        direction = reader.weight if isinstance(reader, Linear) else vector[1]
+        causal = self._causal(source, probe, direction, vector[0].hidden_norm)
         written = ProbeReport(
             name=concept.name,
             definition=concept.definition,
@@ -264,17 +277,40 @@ class _Fit:
             sweep=sweep(table),
             roc=evaluated.roc,
             scores=_shifted(evaluated.scores, threshold),
-            heatmaps=self._heatmaps(source, probe, linear),
+            heatmaps=self._heatmaps(source, probe, reader),
             causal=causal,
             controls=evaluated.controls,
             calibration=evaluated.reliability,
             seconds_a_token=evaluated.seconds_a_token,
-            remarks=[text for text in (concept.limits, _cut(material)) if text],
+            remarks=[text for text in (concept.limits, _cut(material), tried) if text],
         )
         progress(f"fitting {concept.name}", total, total)
         self._spans.clear()
         self._quiet.clear()
-        return _Fitted(probe, linear, vector, written)
+        return _Fitted(probe, reader, vector, written)
+
+    def _try_bigger(
+        self, table: dict[Candidate, list[Shown]], plain: Candidate, folds: Sequence[Fold], done: Callable[[], None]
+    ) -> str:
+        """A multi-head network at the best linear probe's layer: added to the table if it is clearly better.
+
+        Returns:
+            What was found, for the card.
+        """
+        data, concept = self._material.data, self._concept
+        if int((~data.benign).sum()) < BIGGER_NEEDS:
+            return ""
+        candidate = Candidate(plain.layer, "multimax", 1.0, BIGGER_AGGREGATE)
+        tried = leave_out(self._material.rows, concept.roles, data, [candidate], folds, self._rate, done)
+        added = gain(table[plain], tried[candidate], data, folds, self._rate)
+        clear = added.low > 0
+        if clear:
+            table |= tried
+        return (
+            f"A network with attention heads (MultiMax) changes recall plus AUROC on left-out data by "
+            f"{with_interval(added)}; it ships only where the interval is above 0: it "
+            f"{'is what ships' if clear else 'does not ship'}."
+        )
 
     def spans(self, candidate: Candidate) -> Spans:
         """The concept's rows as a candidate reads them."""
@@ -293,15 +329,17 @@ class _Fit:
             self._quiet[key] = Spans(rows, self._concept.roles, candidate.aggregate), which
         return self._quiet[key]
 
-    def _causal(self, source: TransformersSource, probe: Probe, linear: Linear, norm: float) -> Causal | None:
+    def _causal(
+        self, source: TransformersSource, probe: Probe, direction: NDArray[np.floating], norm: float
+    ) -> Causal | None:
         """Whether the model uses what the probe reads; ``None`` where too few pairs end with an answer."""
         pairs = self._concept.pairs
         if Role.ASSISTANT in self._concept.roles:
             pairs = [pair for pair in pairs if pair.positive[-1].role == pair.negative[-1].role == "assistant"]
         chosen = pairs[:: max(1, len(pairs) // CAUSAL_PAIRS)][:CAUSAL_PAIRS]
-        return check(source, probe, linear.weight, norm, chosen) if len(chosen) >= MIN_GROUPS else None
+        return check(source, probe, direction, norm, chosen) if len(chosen) >= MIN_GROUPS else None
 
-    def _heatmaps(self, source: TransformersSource, probe: Probe, linear: Linear) -> list[Heatmap]:
+    def _heatmaps(self, source: TransformersSource, probe: Probe, reader: Linear | MultiMax) -> list[Heatmap]:
         """The first contrast pair that Plumbob ships, or the user has written, token by token."""
         pair = self._concept.pairs[0]
         sides = {"shows the concept": pair.positive, "does not": pair.negative}
@@ -309,7 +347,11 @@ class _Fit:
         heatmaps: list[Heatmap] = []
         for title, reading in zip(sides, readings, strict=True):
             read = np.array([probe.reads(Role(role)) for role in reading.roles.tolist()])
-            scores = reading.states[0] @ linear.weight + linear.bias
+            scores = (
+                reading.states[0] @ reader.weight + reader.bias
+                if isinstance(reader, Linear)
+                else reader.scores(reading.states[0], reader.begin())
+            )
             over = np.flatnonzero(read)[running(scores[read], probe.aggregate) >= probe.threshold]
             heatmaps.append(
                 Heatmap(

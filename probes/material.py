@@ -7,7 +7,7 @@ on what the model really writes, and a request without its answer would be quiet
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -19,7 +19,7 @@ from probes.activations import Reader
 from probes.calibrate import may_fire
 from probes.chat import Conversation
 from probes.concepts import Concept, load_benign
-from probes.corpus import Sample, sample_benign, sample_examples
+from probes.corpus import MAX_TOKENS, Sample, sample_benign, sample_examples
 from probes.examples import Benign, Example
 from probes.models import Progress
 from probes.roles import Role
@@ -27,13 +27,15 @@ from probes.selection import Labelled
 from probes.sources import load
 from probes.sources import load_benign as load_public_benign
 from probes.store import Rows, Store, Stored
+from probes.variants import Variant, variants
 
 CALIBRATING: Final = 0.8
 """Share of the benign requests that set thresholds."""
-BENIGN_SHARE: Final = 0.25
-"""Of the token budget."""
-ANSWERED: Final = 660
-"""Benign requests that are read with an answer, of both halves together."""
+BENIGN_SHARE: Final = 0.4
+"""Of the token budget: enough that a large data set alone can show a rate of 1%, which takes 300 of its requests."""
+ANSWERED: Final = 1560
+"""Benign requests that are read with an answer, of both halves together: all of the small public sets, and of each
+large one as many as such a rate takes."""
 ANSWER_TOKENS: Final = 32
 """Length of those answers at most."""
 ANSWERED_PROMPT: Final = 160
@@ -78,11 +80,19 @@ class Material:
     data: Labelled
     """The labelled conversations, then the benign ones."""
     _stored: Stored
+    variants: Sequence[Variant] = ()
+    """Some of the examples in another dress, which no probe is fitted on."""
+    _worn: Stored | None = None
 
     def rows(self, layer: int) -> Rows:
         """The rows of :attr:`data`'s conversations at a layer."""
         teaching = ~self.ordinary.calibrating & self.ordinary.read_by(self.concept)
         return self._stored.rows(layer).join(self.ordinary.stored.rows(layer).of(teaching))
+
+    def variant_rows(self, layer: int) -> Rows:
+        """The rows of :attr:`variants` at a layer; only where there are any."""
+        assert self._worn is not None
+        return self._worn.rows(layer)
 
     def calibration_rows(self, layer: int) -> tuple[Rows, NDArray[np.bool_]]:
         """The rows of the half that sets thresholds, and which benign requests they are."""
@@ -127,10 +137,17 @@ def gather(
         if concept.name in rates:
             may_fire(int((setting & _read_by(concept, answered)).sum()), rates[concept.name])
     ordinary = _read_ordinary(source, store, chosen, answered, progress)
-    return [
-        _material(concept, sample, store.read(sample.tokens, f"reading {concept.name}", progress), ordinary)
-        for concept, sample in zip(concepts, samples, strict=True)
-    ]
+    materials: list[Material] = []
+    for concept, sample in zip(concepts, samples, strict=True):
+        stored = store.read(sample.tokens, f"reading {concept.name}", progress)
+        material = _material(concept, sample, stored, ordinary)
+        # The pairs that ship are too few for intervals that would say anything of so many variants.
+        if data is not None and (dressed := variants(sample.items, concept)):
+            tokens = [source.encode(variant.example.messages)[:MAX_TOKENS] for variant in dressed]
+            worn = store.read(tokens, f"reading variants of {concept.name}", progress)
+            material = replace(material, variants=dressed, _worn=worn)
+        materials.append(material)
+    return materials
 
 
 def calibrating(requests: Sequence[Benign]) -> NDArray[np.bool_]:

@@ -12,20 +12,23 @@ judged by what it was chosen on.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from probes.aggregate import Aggregate
-from probes.linear import Kind, Spans, Training, fit
-from probes.metrics import auroc
+from probes.linear import Kind, Linear, Spans, Training, fit
+from probes.metrics import Interval, auroc, bootstrap
+from probes.multimax import MultiMax
 from probes.store import Rows
 
 SHIPPED: Final = "shipped"
 """The source of what comes with Plumbob."""
 TOPIC_FOLDS: Final = 3
 """Where topics are left out."""
+GAIN_DRAWS: Final = 300
+"""Resamples of the interval that a bigger probe has to clear."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +36,9 @@ class Candidate:
     """A way to make the probe."""
 
     layer: int
-    kind: Kind
+    kind: Kind | Literal["multimax"]
     penalty: float
+    """Of kinds that have one, 1.0 for the others."""
     aggregate: Aggregate
 
 
@@ -136,6 +140,27 @@ def _binned(values: NDArray[np.str_], bins: int, seed: int) -> NDArray[np.str_]:
     return np.array([f"topics {part + 1}" for part in range(bins)])[order[inverse]]
 
 
+def make(spans: Spans, data: Labelled, chosen: NDArray[np.bool_], candidate: Candidate) -> Linear | MultiMax:
+    """Fit a candidate's probe.
+
+    Args:
+        spans: Rows of the conversations, as the candidate reads them.
+        data: What they are.
+        chosen: Those to fit on, shape ``(conversations,)``.
+        candidate: How.
+
+    Raises:
+        ConceptError: There is too little to fit on.
+    """
+    training = data.training(chosen)
+    if candidate.kind == "multimax":
+        # Where it is used: it brings torch.
+        from probes.multimax_fit import fit_multimax
+
+        return fit_multimax(spans, training, data.groups[training.chosen])
+    return fit(spans, training, candidate.kind, candidate.penalty)
+
+
 @dataclass(frozen=True, slots=True)
 class Shown:
     """What a candidate's probe, fitted without it, makes of what a fold leaves out."""
@@ -198,7 +223,7 @@ def leave_out(
             loaded = (candidate.layer, candidate.aggregate)
         table[candidate] = []
         for fold in folds:
-            probe = fit(spans, data.training(fold.fitted), candidate.kind, candidate.penalty)
+            probe = make(spans, data, fold.fitted, candidate)
             peaks = np.where(fold.test, spans.peaks(probe), -np.inf)
             table[candidate].append(shown(peaks, data, fold, rate))
             done()
@@ -222,3 +247,45 @@ def choose(table: Table, without: int | None = None) -> Candidate:
         return mean([fold.recall for fold in folds]) + mean([fold.auroc for fold in folds])
 
     return max(table, key=worth)
+
+
+def gain(
+    plain: Sequence[Shown], bigger: Sequence[Shown], data: Labelled, folds: Sequence[Fold], rate: float
+) -> Interval:
+    """What a bigger probe adds to recall plus AUROC on what folds leave out, with its interval by groups.
+
+    Both probes are judged on the same resamples, so that what is hard for both does not widen the interval.
+
+    Args:
+        plain: What the linear probe showed, fold by fold.
+        bigger: What the other one showed.
+        data: What the conversations are.
+        folds: What was left out.
+        rate: The false-positive rate at which recall is taken.
+    """
+    parts: list[tuple[int, NDArray[np.intp]]] = [
+        (number, np.flatnonzero(fold.test)) for number, fold in enumerate(folds) if (fold.test & data.labels).any()
+    ]
+    of_fold = np.concatenate([np.full(len(rows), number) for number, rows in parts])
+    row = np.concatenate([rows for _, rows in parts])
+    groups = [f"{number} {name}" for number, name in zip(of_fold.tolist(), data.groups[row].tolist(), strict=True)]
+
+    def added(drawn: NDArray[np.intp]) -> float:
+        differences: list[float] = []
+        for number, _ in parts:
+            mine = row[drawn[of_fold[drawn] == number]]
+            one, other = (_worth(table[number].peaks[mine], mine, data, rate) for table in (plain, bigger))
+            differences.append(other - one)
+        return float(np.nanmean(differences))
+
+    return bootstrap(added, groups, GAIN_DRAWS)
+
+
+def _worth(peaks: NDArray[np.float64], rows: NDArray[np.intp], data: Labelled, rate: float) -> float:
+    found = shown(
+        peaks,
+        Labelled(*(getattr(data, name)[rows] for name in Labelled.__slots__)),
+        Fold("", np.ones(len(rows), bool), np.zeros(len(rows), bool)),
+        rate,
+    )
+    return found.recall + found.auroc

@@ -1,9 +1,11 @@
 """What is reported of a probe is what was planted."""
 
+import dataclasses
 import re
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from probes.aggregate import Aggregate
 from probes.chat import Message
@@ -19,6 +21,7 @@ from probes.report.sentences import NO_EVIDENCE, sentences
 from probes.roles import Role
 from probes.selection import Candidate, leave_out, leave_sources_out
 from probes.store import Rows
+from probes.variants import Variant
 
 pytest.importorskip("sklearn")
 
@@ -320,10 +323,13 @@ def test_the_probe_that_is_judged_was_made_without_what_it_is_judged_on(monkeypa
     from probes import evaluate as evaluating
 
     material = plant(np.random.default_rng(8))
-    genuine, seen = evaluating.fit, []
-    monkeypatch.setattr(
-        evaluating, "fit", lambda spans, training, *how: seen.append(training.chosen) or genuine(spans, training, *how)
-    )
+    genuine, seen = evaluating.make, []
+
+    def recorded(spans, data, chosen, candidate):
+        seen.append(np.flatnonzero(chosen))
+        return genuine(spans, data, chosen, candidate)
+
+    monkeypatch.setattr(evaluating, "make", recorded)
     judge(material, layers=(2,))
     sources = material.data.sources
     for at, name in enumerate(sorted(SOURCES)):
@@ -331,6 +337,51 @@ def test_the_probe_that_is_judged_was_made_without_what_it_is_judged_on(monkeypa
     for at in range(3, 8):
         left = np.setdiff1d(np.arange(len(sources)), seen[at])
         assert not set(material.data.groups[left]) & set(material.data.groups[seen[at]])
+
+
+def test_variants_are_judged_by_probes_that_saw_neither_them_nor_their_like(monkeypatch):
+    """Of a probe that reads the state, one style hides what it reads, and the other leaves it as it is."""
+    from probes import evaluate as evaluating
+
+    random = np.random.default_rng(11)
+    material = plant(random, words=True)
+    chosen = material.sample.items[:80]
+    dressed = [
+        Variant("style", name, replace(example, id=f"{example.id} {name}"))
+        for name in ("kept", "hidden")
+        for example in chosen
+    ]
+    sign = np.where([variant.example.label for variant in dressed], 1.0, -1.0)
+    sign[len(chosen) :] = 0
+    states = 2.0 * sign[:, None] * np.eye(HIDDEN)[0]
+    material = dataclasses.replace(material, variants=dressed, _worn=stored(random, {1: 0 * states, 2: states}))
+    genuine, seen = evaluating.make, []
+
+    def recorded(spans, data, chosen, candidate):
+        seen.append(set(data.groups[chosen].tolist()))
+        return genuine(spans, data, chosen, candidate)
+
+    monkeypatch.setattr(evaluating, "make", recorded)
+    read, genuine_peaks = [], Spans.peaks
+
+    def peaks(spans, probe):
+        if len(spans.counts) == len(dressed):
+            read.append(len(seen) - 1)
+        return genuine_peaks(spans, probe)
+
+    monkeypatch.setattr(Spans, "peaks", peaks)
+    found, _, _ = judge(material, layers=(2,))
+    by_name = {split.name: split for split in found.splits if split.kind == "style"}
+    assert set(by_name) == {"style: kept", "style: hidden"}
+    assert all((split.n_positive, split.n_negative) == (40, 40) for split in by_name.values())
+    assert by_name["style: kept"].auroc.point > 0.9
+    assert by_name["style: hidden"].auroc.low < 0.5 < by_name["style: hidden"].auroc.high
+    # The words are the same in both.
+    assert by_name["style: kept"].text == by_name["style: hidden"].text
+    # Each was scored with the five probes of the grouped split, of which one had not seen its group.
+    assert read == [3, 4, 5, 6, 7]
+    for variant in dressed:
+        assert sum(variant.example.group not in seen[at] for at in read) == 1
 
 
 def test_choosing_looks_at_the_other_folds_only(monkeypatch):

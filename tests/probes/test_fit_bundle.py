@@ -479,7 +479,7 @@ def test_pairs_that_cannot_be_used_are_refused_before_any_work(no_model, tmp_pat
     ("topics", "options", "message"),
     [
         (2, {}, "Concept 'own' has positive examples of 2 topics"),
-        (12, {"tokens": 100}, r"within 75 tokens.*raise --tokens"),
+        (12, {"tokens": 100}, r"within 60 tokens.*raise --tokens"),
         (12, {"data": "gone"}, "gone"),
     ],
 )

@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from probes.aggregate import Aggregate
+from probes.linear import Spans
+from probes.metrics import auroc
 from probes.roles import Role
 from probes.selection import (
     SHIPPED,
@@ -15,8 +17,10 @@ from probes.selection import (
     Labelled,
     Shown,
     choose,
+    gain,
     leave_out,
     leave_sources_out,
+    make,
     shown,
 )
 from probes.store import Rows
@@ -320,6 +324,60 @@ def test_the_layer_that_tells_is_chosen_and_nothing_that_is_left_out_was_fitted_
         for fold, what in zip(folds, by_fold, strict=True):
             assert np.isneginf(what.peaks[~fold.test]).all() and np.isfinite(what.peaks[fold.test]).all()
             assert what.auroc > 0.95 if candidate_.layer == 2 else what.auroc < 0.9
+
+
+def paired(random, linear, bigger, count=120):
+    """Two probes' peaks on one fold: how far positives lie above negatives and benign requests."""
+    data = mixed(("one", count, None, 2), requests=[("x", count)])
+    fold = Fold("one", np.ones(len(data.labels), bool), np.zeros(len(data.labels), bool))
+    shared = random.normal(size=len(data.labels))
+    found = []
+    for shift in (linear, bigger):
+        peaks = shared + 0.1 * random.normal(size=len(shared)) + shift * data.labels
+        found.append([shown(peaks, data, fold, 0.05)])
+    return found, data, [fold]
+
+
+def test_a_bigger_probe_gains_where_it_is_clearly_better_only():
+    random = np.random.default_rng(1)
+    found, data, folds = paired(random, 1.0, 3.0)
+    better = gain(*found, data, folds, 0.05)
+    assert 0.2 < better.low < better.point < better.high
+    difference = [one[0].recall + one[0].auroc for one in found]
+    assert better.point == pytest.approx(difference[1] - difference[0])
+    worse = gain(*found[::-1], data, folds, 0.05)
+    assert worse.high < 0 and worse.point == pytest.approx(-better.point)
+    found, data, folds = paired(random, 1.0, 1.0)
+    same = gain(*found, data, folds, 0.05)
+    assert same.low <= 0 <= same.high
+
+
+def test_a_network_is_made_of_what_was_chosen():
+    pytest.importorskip("torch")
+    from probes.linear import Linear
+    from probes.multimax import MultiMax
+
+    random = np.random.default_rng(2)
+    data = mixed(("one", 40, None, 4), ("two", 40, None, 4), requests=[("x", 40)])
+    count = len(data.labels)
+    states = np.repeat(3.0 * data.labels[:, None] * np.eye(HIDDEN)[2], 5, axis=0) + random.normal(
+        size=(count * 5, HIDDEN)
+    )
+    spans = Spans(
+        Rows(
+            states.astype(np.float32),
+            np.full(count * 5, Role.USER, np.uint8),
+            np.ones(count * 5, bool),
+            np.arange(0, count * 5 + 1, 5),
+        ),
+        (Role.USER,),
+        AGGREGATE,
+    )
+    chosen = data.sources != "two"
+    network = make(spans, data, chosen, Candidate(1, "multimax", 1.0, AGGREGATE))
+    assert isinstance(network, MultiMax) and isinstance(make(spans, data, chosen, candidate(1)), Linear)
+    peaks, left = spans.peaks(network), ~chosen & ~data.benign
+    assert auroc(peaks[left & data.labels], peaks[left & ~data.labels]) > 0.9
 
 
 def test_the_name_of_what_ships_is_that_of_its_examples():
