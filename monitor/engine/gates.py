@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from monitor.engine.gate import Counter, Rule, open_rows
+from monitor.engine.gate import FOREVER, Counter, Rule, open_rows
 from monitor.engine.gate_history import History, Judged, as_they_were
 from monitor.engine.gate_orders import gate_entries, judgement
 from monitor.engine.slots import Batch
@@ -161,7 +161,13 @@ class Gates:
         self._reclaim()
 
     def open(
-        self, batch: Batch, scheduled: NDArray[np.integer], first: NDArray[np.integer], stage: Stage, rows: int
+        self,
+        batch: Batch,
+        scheduled: NDArray[np.integer],
+        first: NDArray[np.integer],
+        stage: Stage,
+        rows: int,
+        cached: tuple[NDArray[np.void], Tensor] | None = None,
     ) -> None:
         """Make ready for a pass, once the rows are mapped.
 
@@ -171,6 +177,9 @@ class Gates:
             first: Position of each one's first row, shape ``(requests,)``.
             stage: Knows each row's slot and position.
             rows: Rows of the step.
+            cached: What requests of the step have in the prefix cache: rows of dtype :data:`monitor.frames.ROW`, those
+                of one request together and in order, and their scores, ``(rows, probes)``, on the device; NaN where
+                there are none.
         """
         self._step += 1
         self._collect(wait=bool(batch.again.any()))
@@ -191,6 +200,8 @@ class Gates:
                     roles[begin : begin + len(part)] = part
             buffers.row_role[:written].copy_(to_device(roles, self._device))
             self._roles_written = rows if batch.prompts else 0
+        if cached is not None:
+            self._read_cached(*cached)
         buffers.row_slot.copy_(stage.slots)
         buffers.row_position[:rows].copy_(stage.positions[:rows])
         open_rows(buffers.row_slot, buffers.row_position, buffers.counters, buffers.row_gates, rows)
@@ -199,16 +210,7 @@ class Gates:
         """Behind a pass: let the stage have the flags, have them brought to the host, and clear the rows."""
         buffers = self._buffers
         stage.gates[:rows].copy_(buffers.row_gates[:rows])
-        parts = (buffers.row_slot, buffers.row_position, stage.gates, buffers.row_average)
-        if self._device.type == "cpu":
-            self._history.learn(self._ids, self._requests, *(part.numpy()[:rows] for part in parts))
-        else:
-            host = tuple(torch.empty_like(part[:rows], device="cpu", pin_memory=True) for part in parts)
-            for target, part in zip(host, parts, strict=True):
-                target.copy_(part[:rows], non_blocking=True)
-            copied = torch.cuda.Event()
-            copied.record()
-            self._reports.append(Report(self._step, dict(self._requests), host, copied))
+        self._report(buffers.row_slot, buffers.row_position, stage.gates, buffers.row_average, rows=rows)
         # Dummy and warm-up runs come without rows of their own.
         self.clear()
 
@@ -223,6 +225,46 @@ class Gates:
             if tap.gated is not None:
                 tap.gated.fill_(0)
         self.clear()
+
+    def _report(self, *parts: Tensor, rows: int) -> None:
+        """Have the host learn slots, positions, flags and averages of rows."""
+        if self._device.type == "cpu":
+            return self._history.learn(self._ids, self._requests, *(part.numpy()[:rows] for part in parts))
+        host = tuple(torch.empty_like(part[:rows], device="cpu", pin_memory=True) for part in parts)
+        for target, part in zip(host, parts, strict=True):
+            target.copy_(part[:rows], non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        return self._reports.append(Report(self._step, dict(self._requests), host, copied))
+
+    def _read_cached(self, rows: NDArray[np.void], scores: Tensor) -> None:
+        """Judge tokens that are not computed: they may open a gate, and cannot be steered."""
+        gates, buffers = len(self._buffers.rules), self._buffers
+        chosen = to_device(np.unique(rows["slot"]).astype(np.int64), self._device)
+        respond = buffers.counters[chosen, :, Counter.RESPOND]
+        # No row of theirs is a response until they have been read.
+        buffers.counters[chosen, :, Counter.RESPOND] = FOREVER
+        slots, positions = (to_device(rows[name].astype(np.int32), self._device) for name in ("slot", "position"))
+        flags = torch.zeros(len(rows), gates, dtype=torch.int8, device=self._device)
+        averages = torch.zeros(len(rows), gates, device=self._device)
+        for layer in sorted({self._reads[index] for index in self._ids}):
+            torch.ops.plumbob.gate(
+                scores,
+                slots,
+                positions,
+                to_device(rows["role"].astype(np.int8), self._device),
+                torch.ones(1, dtype=torch.int32, device=self._device),
+                buffers.limits,
+                buffers.rules,
+                buffers.averages,
+                buffers.counters,
+                flags,
+                averages,
+                len(rows),
+                layer,
+            )
+        buffers.counters[chosen, :, Counter.RESPOND] = respond
+        self._report(slots, positions, flags, averages, rows=len(rows))
 
     def _begin(self, index: int, previous: int, chosen: list[Judged], upcoming: Callable[[int], int]) -> None:
         """Give a place to a gate; its averages are those of the gate at ``previous``, if that is not −1."""

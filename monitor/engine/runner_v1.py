@@ -62,7 +62,15 @@ def _prepare_inputs(method: Method) -> Method:
         guarded(
             self,
             "map rows",
-            lambda tap: tap.begin(keys, num_scheduled_tokens, first, self.query_start_loc.gpu, None, blocks),
+            lambda tap: tap.begin(
+                keys,
+                num_scheduled_tokens,
+                first,
+                self.query_start_loc.gpu,
+                None,
+                blocks,
+                lambda group: _kv_slots(self, group),
+            ),
         )
         return result
 

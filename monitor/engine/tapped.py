@@ -173,6 +173,7 @@ class RunnerTap:
         query_start: Tensor,
         batch_first: Tensor | None,
         blocks: Blocks,
+        kv_slots: Callable[[int], Tensor] | None = None,
     ) -> None:
         """Set the row map of the coming forward pass.
 
@@ -183,6 +184,8 @@ class RunnerTap:
             query_start: First row of each, and one past the last row, on the device.
             batch_first: As ``first``, on the device, where the device knows better; ``None``: it does not.
             blocks: Finds the KV blocks of a request.
+            kv_slots: Takes a KV cache group and tells where each row's keys and values are going to be, int64;
+                ``None``: that is not known yet, and gates read nothing of what is cached.
         """
         rows, requests = int(scheduled.sum()), len(keys)
         self._batch = self.slots.batch(keys, scheduled, first, suspended=self._suspended)
@@ -209,7 +212,8 @@ class RunnerTap:
         )
         self._gating = self._gates is not None and self._gates.active
         if self._gates is not None and self._gating:
-            self._gates.open(self._batch, scheduled, first, self._stage, rows)
+            cached = None if kv_slots is None else self._cached(self._batch.gaps, blocks, kv_slots)
+            self._gates.open(self._batch, scheduled, first, self._stage, rows, cached)
 
     def end(self, kv_slots: Callable[[int], Tensor] | None = None, rejected: Tensor | None = None) -> None:
         """Send what the step left, and clear the row map.
@@ -287,6 +291,18 @@ class RunnerTap:
             step = Step(unscored=self.slots.unscored, finished=self._finished, started=self._started)
             self._started, self._finished = [], []
             self.exporter.offer(step)
+
+    def _cached(
+        self, gaps: list[Gap], blocks: Blocks, kv_slots: Callable[[int], Tensor]
+    ) -> tuple[NDArray[np.void], Tensor] | None:
+        """The rows that the prefix cache spares this step, and their scores."""
+        kv = self._kv
+        if kv is None or not gaps:
+            return None
+        # A block that another request fills in this very step has the scores of whoever had it before.
+        kv.scores.index_fill_(0, kv_slots(kv.group)[: self._rows], torch.nan)
+        places = np.concatenate([kv.slots(blocks(gap.request.key, kv.group), gap.start, gap.end) for gap in gaps])
+        return np.concatenate([gap.rows() for gap in gaps]), kv.scores[to_device(places, self._device)]
 
     def _offer_cached(self, kv: KvScores, gaps: list[Gap], blocks: Blocks) -> None:
         """Frames of what was found in the prefix cache, ahead of what was computed."""

@@ -52,6 +52,8 @@ class House:
         self.gates = Gates(self.taps, bundle, self.slots.gated)
         self.stage = Stage(ROWS, len(bundle.probes), torch.device("cpu"), gates)
         self.events = []
+        self.cache = None
+        """Scores by position of whatever the prefix cache has."""
 
     def start(self, key: str, prompt=tuple(PROMPT)) -> int:
         started = self.slots.start(key, key.upper(), list(prompt), scored=True)
@@ -83,7 +85,11 @@ class House:
             len(computed),
         )
         if self.gates.active:
-            self.gates.open(batch, counts, firsts, stage, rows)
+            cached = None
+            if batch.gaps and self.cache is not None:
+                found = np.concatenate([gap.rows() for gap in batch.gaps])
+                cached = found, torch.from_numpy(np.concatenate([self.cache[g.start : g.end] for g in batch.gaps]))
+            self.gates.open(batch, counts, firsts, stage, rows, cached)
         return rows, batch
 
     def end(self, rows: int) -> None:
@@ -164,6 +170,31 @@ def test_a_prompts_token_opens_it_and_the_first_response_row_is_steered(house):
     assert late.tolist() == [False] * LAST + [True]
     assert house.step(a=(8, 1))[..., 0].all()
     assert house.told() == [("opened", "g", "A", 3, 0)]
+
+
+def test_a_token_whose_keys_and_values_were_cached_counts_like_any_other(house):
+    house.start("a")
+    house.arm()
+    house.cache = np.zeros((8, 3), np.float32)
+    house.cache[3] = 9.0
+    assert house.step(0.0, a=(6, 2))[..., 0].tolist() == [[False, True]] * 2
+    assert house.told() == [("opened", "g", "A", 3, 0)]
+    assert house.step(0.0, a=(8, 1))[..., 0].all()
+
+
+def test_cached_tokens_without_scores_are_not_read_and_cached_answers_not_steered(house):
+    house.start("a")
+    house.arm(half_life=1e9, min_tokens=4)
+    house.cache = np.full((12, 3), np.nan, np.float32)
+    # Three of a prompt that was never scored, two of an answer: after a preemption, the cache may have both.
+    house.cache[[8, 9]] = 9.0
+    assert not house.step(9.0, a=(10, 1)).any()
+    assert house.step(9.0, a=(11, 1))[1, 0, 0]
+    house.start("b")
+    house.cache[:] = 9.0
+    house.step(9.0, b=(10, 1))
+    house.finish("b")
+    assert house.told()[-2:] == [("opened", "g", "B", 8, 0), ("closed", "g", "B", 11, 1)]
 
 
 def test_a_template_token_opens_nothing(house):
