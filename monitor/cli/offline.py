@@ -24,6 +24,7 @@ from rich.text import Text
 
 from monitor import __version__
 from monitor.cli.console import err, out, print_table, progress
+from monitor.errors import PrerequisiteError
 from probes.bundle import (
     MANIFEST,
     SIGNATURE,
@@ -55,6 +56,8 @@ _LINE = '{"id", "messages": [{"role", "content"}, …]} or {"id", "prompt"}'
 class ReadBy(StrEnum):
     """What reads activations, and lets the model answer."""
 
+    AUTO = "auto"
+    """The tapped engine where it is installed and tested, otherwise transformers."""
     TRANSFORMERS = "transformers"
     VLLM = "vllm"
     """The tapped engine that will serve the model."""
@@ -75,7 +78,12 @@ def open_reader(by: ReadBy, *, allow_untested: bool) -> "OpenReader | None":
     from monitor.cli.serving import require_vllm
     from monitor.reader import VllmSource
 
-    require_vllm(allow_untested=allow_untested)
+    try:
+        require_vllm(allow_untested=allow_untested)
+    except PrerequisiteError:
+        if by is ReadBy.AUTO:
+            return None
+        raise
     return partial(VllmSource, allow_untested=allow_untested)
 
 
