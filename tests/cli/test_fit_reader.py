@@ -66,5 +66,5 @@ def test_an_engine_that_cannot_read_is_refused_before_any_work(plumbob, asked, m
 
 def test_an_unknown_reader_is_refused(plumbob, asked):
     result = plumbob("fit", "demo", "--out", "b", "--reader", "jax")
-    assert result.code == 2 and all(word in result.err for word in ("'jax'", "'auto', 'transformers', 'vllm'"))
+    assert result.code == 2 and all(word in result.err for word in ("'jax'", "'auto'", "'transformers'", "'vllm'"))
     assert asked == []
