@@ -243,10 +243,9 @@ class RunnerTap:
             stage.scores,
             self._rows,
         )
-        events = self._gates.take_events() if self._gates is not None else []
+        self._tell_events()
         if self.exporter is None:
             return None
-        self.exporter.tell(events)
         if batch.gaps and kv is not None and self._blocks is not None:
             # Behind this step's own scores: a request may find blocks that another one fills in the same step.
             self._offer_cached(kv, batch.gaps, self._blocks)
@@ -286,7 +285,13 @@ class RunnerTap:
         if self.exporter is not None:
             self.exporter.close()
 
+    def _tell_events(self) -> None:
+        events = self._gates.take_events() if self._gates is not None else []
+        if self.exporter is not None:
+            self.exporter.tell(events)
+
     def _offer_nothing_computed(self) -> None:
+        self._tell_events()
         if self.exporter is not None and (self._started or self._finished):
             step = Step(unscored=self.slots.unscored, finished=self._finished, started=self._started)
             self._started, self._finished = [], []

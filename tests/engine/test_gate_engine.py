@@ -151,8 +151,8 @@ class House:
         return (np.abs(told - scores[at]) / norms[at] / LARGEST).max(axis=1)
 
 
-@pytest.fixture(scope="module")
-def house(model_path, source, tmp_path_factory):
+@pytest.fixture(scope="module", params=["eager", pytest.param("compiled", marks=pytest.mark.slow)])
+def house(request, model_path, source, tmp_path_factory):
     folder = tmp_path_factory.mktemp("gate")
     base = random_bundle(folder / "base", model_path, source.markers, threshold=1e9)
     assert all(vector.layer == LAYERS[1] for vector in base.manifest.vectors)
@@ -176,6 +176,7 @@ def house(model_path, source, tmp_path_factory):
     engine = settings(
         model_path,
         dtype="float32",
+        enforce_eager=request.param == "eager",
         max_model_len=384,
         max_num_seqs=16,
         max_num_batched_tokens=CHUNK,
@@ -280,6 +281,26 @@ def test_an_unsteered_continuation_finds_no_steered_block(house, crowd):
     assert house.far(steered, sequence, none).max() > 3
     _, (seen_again,) = house.wire.run(house.arm, [sequence], 1)
     assert house.far(seen_again, sequence, none).max() <= 1
+
+
+def test_a_prompt_from_the_cache_opens_the_gate_where_it_did_when_it_was_computed(house, plain):
+    """Otherwise whoever sends the same prompt twice would pass the second time."""
+    _, seen = plain
+    scores, roles = first_told(seen[-1])
+    prompt = house.prompts[-1]
+    read = np.flatnonzero(np.isin(roles[: len(prompt)], house.roles(0)))
+    average = running(scores[read, 0], AGGREGATE)
+    threshold = float(average.max()) - 1e-3
+    position = int(read[np.flatnonzero(average >= threshold)[0]])
+    assert position < (len(prompt) - 1) // BLOCK * BLOCK
+    act = Act("random-0", add=DOSES[0])
+    house.order(Arm("cached", house.bundle.probes[0].name, [act], threshold, HALF_LIFE, min_tokens=2))
+    for fresh in (True, False):
+        _, (request,) = house.wire.run(house.arm, [prompt], 4, fresh=fresh)
+        sequence_end = len(prompt) + 3
+        assert house.wire.events(request)[0] == ("cached", "opened", position)
+        assert request.steered == [int(at >= len(prompt) - 1) for at in range(sequence_end)]
+    house.order(Disarm("cached"))
 
 
 def test_events_are_sent_until_they_are_confirmed(house, crowd):

@@ -17,8 +17,8 @@ from monitor.engine.slots import Slots  # noqa: E402
 from monitor.engine.staging import Stage  # noqa: E402
 from monitor.engine.steering import ENTRIES_PER_SLOT, Steering  # noqa: E402
 from monitor.engine.taps import Taps  # noqa: E402
-from monitor.errors import EngineError  # noqa: E402
-from monitor.frames import Act, Arm, Steer  # noqa: E402
+from monitor.errors import EngineError, FrameError  # noqa: E402
+from monitor.frames import Act, Arm, Steer, decode_order, encode_order  # noqa: E402
 from probes.aggregate import Aggregate  # noqa: E402
 from probes.errors import PlumbobError  # noqa: E402
 from probes.roles import Role  # noqa: E402
@@ -379,6 +379,13 @@ def test_what_cannot_be_armed_is_refused_by_name_and_changes_nothing(house, chan
     assert not house.gates.active
 
 
+@pytest.mark.parametrize("changes", [{"half_life": 0.0}, {"streak": 0}, {"hold": -1}, {"budget": 0}, {"acts": []}])
+def test_an_order_with_impossible_numbers_is_no_order(changes):
+    with pytest.raises(FrameError, match="cannot be decoded"):
+        decode_order(encode_order(arm(**changes)))
+    assert decode_order(encode_order(arm())) == arm()
+
+
 def test_the_probes_own_settings_are_the_default(house):
     house.start("a")
     house.gates.arm(Arm("g", "toxicity", [LATE]), house.slots.upcoming)
@@ -393,15 +400,15 @@ def test_disarming_what_is_not_armed_names_what_is(house):
         house.gates.disarm("h")
 
 
-def test_gates_and_speculative_decoding_are_refused_together_and_by_name():
-    def configuration(speculative):
+def test_what_gates_cannot_go_with_is_refused_by_name():
+    def configuration(speculative, v2=False):
         off = SimpleNamespace(pipeline_parallel_size=1, data_parallel_size=1)
         return SimpleNamespace(
             parallel_config=off,
             compilation_config=SimpleNamespace(pass_config=SimpleNamespace()),
             speculative_config=SimpleNamespace() if speculative else None,
             scheduler_config=SimpleNamespace(async_scheduling=False),
-            use_v2_model_runner=False,
+            use_v2_model_runner=v2,
             cache_config=SimpleNamespace(kv_sharing_fast_prefill=False),
             kv_transfer_config=None,
             model_config=SimpleNamespace(runner_type="generate"),
@@ -411,6 +418,9 @@ def test_gates_and_speculative_decoding_are_refused_together_and_by_name():
     require_features(configuration(False), gates=True)
     with pytest.raises(EngineError, match="gates and speculative decoding"):
         require_features(configuration(True), gates=True)
+    require_features(configuration(False, v2=True))
+    with pytest.raises(EngineError, match="gates on Model Runner V2"):
+        require_features(configuration(False, v2=True), gates=True)
 
 
 def test_how_many_gates_there_are_is_part_of_what_shapes_the_graph(shared, monkeypatch):

@@ -8,12 +8,13 @@ import zmq
 
 torch = pytest.importorskip("torch")
 
-from monitor.engine.link import Exporter, OrderInbox, Step  # noqa: E402
+from monitor.engine.link import EVENTS, FRAME_EVENTS, Exporter, OrderInbox, Step  # noqa: E402
 from monitor.engine.staging import DEPTH, Staging  # noqa: E402
 from monitor.frames import (  # noqa: E402
     RESYNC,
     ROW,
     Frame,
+    GateEvent,
     Hello,
     Started,
     StateBlock,
@@ -202,4 +203,43 @@ def test_a_frame_leaves_out_rows_and_says_which_states_belong_to_those_that_stay
     assert frame.streamed.tolist() == [-1, 0, -1, 1, 1, -1]
     assert [block.layer for block in frame.header.states] == [5, 6]
     assert waited
+    peer.close()
+
+
+def test_events_go_with_every_frame_until_one_that_had_them_is_confirmed(endpoint, exporter):
+    events = [GateEvent(number, "g", "opened", "a-1", "a", number, 1.0, 0) for number in range(FRAME_EVENTS + 2)]
+
+    def numbers() -> list[int]:
+        offer(exporter)
+        return [event.number for event in peer.read().header.gates]
+
+    exporter.tell(events[:2])
+    # Nobody is there: what is refused is told later.
+    offer(exporter)
+    peer = Peer(endpoint)
+    wait_until(lambda: not exporter._away)
+    assert numbers() == numbers() == [0, 1]
+    exporter.tell(events[2:])
+    assert numbers() == list(range(FRAME_EVENTS))
+
+    def confirm(sequence: int) -> None:
+        peer.socket.send_multipart([b"engine/rank0", *encode_ack(sequence)])
+        wait_until(lambda: exporter._acked == sequence)
+
+    # The first frame was dropped; confirming it confirms nothing.
+    confirm(0)
+    assert numbers() == list(range(FRAME_EVENTS))
+    confirm(2)
+    assert numbers() == list(range(2, FRAME_EVENTS + 2))
+    confirm(5)
+    assert numbers() == []
+    peer.close()
+
+
+def test_of_events_that_nobody_confirms_the_oldest_are_lost_and_their_numbers_show_it(endpoint, exporter):
+    exporter.tell([GateEvent(number, "g", "opened", "a-1", "a", number, 1.0, 0) for number in range(EVENTS + 3)])
+    peer = Peer(endpoint)
+    wait_until(lambda: not exporter._away)
+    offer(exporter)
+    assert peer.read().header.gates[0].number == 3
     peer.close()
