@@ -58,6 +58,10 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
     """The largest drift of a canary's score that the self-test at start found; ``None``: not tested."""
     shadow: bool = False
     """The drift is beyond tolerance: nothing may be enforced on what this engine's scores say."""
+    gates: int | None = None
+    """Gates that may be armed at once; ``None``: the engine does not say."""
+    armed: list[str] | None = None
+    """Ids of the gates that are armed for all requests; ``None``: the engine does not say."""
 
 
 class Started(msgspec.Struct, frozen=True, array_like=True):
@@ -167,6 +171,18 @@ class Release(msgspec.Struct, frozen=True, tag="release"):
     """Stop steering a request."""
 
     key: str
+    id: str = ""
+    """Of the order to undo; empty: all that were ordered for the request."""
+
+
+class Stop(msgspec.Struct, frozen=True, tag="stop"):
+    """End a generation: the message's tokens are forced from the request's next step on, then the end of sequence."""
+
+    key: str
+    message: str
+    """Empty: nothing is said."""
+    id: str = ""
+    """Of the rule's action: an engine applies an id once a request."""
 
 
 class Stream(msgspec.Struct, frozen=True, tag="stream"):
@@ -226,7 +242,7 @@ class Disarm(msgspec.Struct, frozen=True, tag="disarm"):
     id: str
 
 
-Order = Steer | Release | Stream | Arm | Disarm
+Order = Steer | Release | Stop | Stream | Arm | Disarm
 
 
 class Ack(msgspec.Struct, frozen=True, array_like=True):
