@@ -41,7 +41,7 @@ REFUSALS: Final = ("I'm sorry", "I can't", "I cannot", "Sorry")
 """How answers begin that refuse."""
 COMPLIANCES: Final = ("Sure", "Here is", "Of course", "Certainly")
 """How answers begin that comply; as many."""
-RANDOM_DRAWS: Final = 3
+RANDOM_DRAWS: Final = 2
 """Random directions whose effects are averaged."""
 
 ANSWERS: Final = "the preference for an answer that shows the concept over its match, in nats a token"

@@ -67,7 +67,7 @@ BIGGER_NEEDS: Final = 1000
 BIGGER_AGGREGATE: Final = Aggregate(half_life=1.0, min_tokens=3)
 """Of such a network, which has windows of its own."""
 
-CAUSAL_PAIRS: Final = 16
+CAUSAL_PAIRS: Final = 12
 """Contrast pairs of the causal check: enough to see a change, and seconds of work."""
 
 
