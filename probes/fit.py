@@ -37,7 +37,7 @@ from probes.canaries import CONVERSATIONS, Canaries
 from probes.causal import check
 from probes.concepts import CONCEPTS, Concept, benign_path, load_benign
 from probes.corpus import MAX_TOKENS
-from probes.errors import ModelError
+from probes.errors import ConceptError, ModelError
 from probes.evaluate import evaluate, sweep
 from probes.linear import PENALISED, Linear, Spans
 from probes.manifest import Evaluation, Probability, Probe, Provenance, Vector
@@ -135,7 +135,13 @@ def fit_bundle(
         # What another reader has read is rounded otherwise, and is not mixed with this one's.
         store = Store(work, reads, parts if reads is source else f"{type(reads).__name__} {parts}", layers)
         materials = gather(reads, store, concepts, data, tokens, progress, rates)
-    fitted = [_Fit(material, layers, rates[material.concept.name]).run(source, progress) for material in materials]
+    fitted: list[_Fitted] = []
+    for material in materials:
+        name = material.concept.name
+        try:
+            fitted.append(_Fit(material, layers, rates[name]).run(source, progress))
+        except ConceptError as error:
+            raise ConceptError(f"Concept '{name}' cannot be fitted: {error}") from error
     report = Report(
         plumbob=version,
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -52,27 +52,19 @@ def heatmap(scorer: Scorer, column: int, title: str, request: Request, encoded: 
     Raises:
         ModelError: The model cannot be read.
     """
-    # What reads states and decodes tokens is the scorer's own.
-    (reading,) = scorer._source.read([encoded.token_ids.tolist()], scorer._layers)
-    roles = scorer._roles.prompt(encoded.token_ids)
-    reads = scorer.bundle.all_read_mask[roles]
-    scores = scorer.token_scores(reading.states, reads)[:, column]
-    read = reads[:, column] & np.isfinite(scores)
+    (found,) = scorer.read([encoded])
+    scores, read = found.scores[:, column], found.read[:, column]
     center = fired_at if fired_at >= 0 else int(np.argmax(np.where(read, scores, -np.inf)))
     begin = max(0, min(center - SHOWN // 2, len(scores) - SHOWN))
     window = range(begin, min(begin + SHOWN, len(scores)))
     cut = f", tokens {begin + 1:,} to {window.stop:,} of {len(scores):,}" if len(window) < len(scores) else ""
     return Heatmap(
         f"{title}: request {request.id!r}{cut}",
-        [_decoded(scorer, encoded.token_ids[[index]]) for index in window],
-        [Role(int(roles[index])).name.lower() for index in window],
+        [scorer.decode(int(encoded.token_ids[index])) for index in window],
+        [Role(int(found.roles[index])).name.lower() for index in window],
         [float(scores[index]) if read[index] else None for index in window],
         fired_at - begin if fired_at >= 0 else None,
     )
-
-
-def _decoded(scorer: Scorer, token: NDArray[np.int32]) -> str:
-    return scorer._tokenizer.decode(token.tolist())
 
 
 def heatmaps(

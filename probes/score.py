@@ -64,6 +64,18 @@ class Scores:
         return len(self.peak)
 
 
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """One request, token by token."""
+
+    roles: NDArray[np.uint8]
+    """Shape ``(tokens,)``."""
+    scores: NDArray[np.float32]
+    """In logits, shape ``(tokens, all probes)``."""
+    read: NDArray[np.bool_]
+    """Which probe has a score of which token that counts for its verdict, shape ``(tokens, all probes)``."""
+
+
 class Verdict(msgspec.Struct, frozen=True):
     """What one probe says of one request."""
 
@@ -171,6 +183,26 @@ class Scorer:
             scores[read, column] = worker.reader.scores(state, worker.reader.begin())
         return scores
 
+    def read(self, chunk: Sequence[Encoded], progress: Progress = no_progress) -> Iterator[TokenScores]:
+        """Every token of requests, one request after the other.
+
+        Args:
+            chunk: Of at least one token each; their states are held together.
+            progress: Told how many tokens are read.
+
+        Raises:
+            ModelError: The model cannot be read.
+        """
+        for reading in self._source.read([request.token_ids.tolist() for request in chunk], self._layers, progress):
+            roles = self._roles.prompt(reading.token_ids)
+            reads = self.bundle.all_read_mask[roles]
+            scores = self.token_scores(reading.states, reads)
+            yield TokenScores(roles, scores, reads & np.isfinite(scores))
+
+    def decode(self, token: int) -> str:
+        """A token's text."""
+        return self._tokenizer.decode([token])
+
     def describe(
         self, request: Request, encoded: Encoded, scores: Scores, row: int, *, probability: bool = False
     ) -> ScoredRequest:
@@ -230,11 +262,8 @@ class Scorer:
             aggregates.reset(row)
         # A tokenizer may leave nothing of a text of white space.
         read = [row for row, request in enumerate(chunk) if len(request.token_ids)]
-        readings = self._source.read([chunk[row].token_ids.tolist() for row in read], self._layers, progress)
-        for row, reading in zip(read, readings, strict=True):
-            reads = self.bundle.all_read_mask[self._roles.prompt(reading.token_ids)]
-            scores = self.token_scores(reading.states, reads)
-            aggregates.update(row, scores, np.arange(len(scores)), reads & np.isfinite(scores))
+        for row, found in zip(read, self.read([chunk[row] for row in read], progress), strict=True):
+            aggregates.update(row, found.scores, np.arange(len(found.scores)), found.read)
         return Scores(
             peak=aggregates.peak[rows].copy(),
             tokens=aggregates.count[rows].copy(),
