@@ -5,11 +5,12 @@ can be read as well (:mod:`monitor.reader`). "The output of block i" means here 
 residual stream after block i, before any further norm.
 """
 
+import copy
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,11 @@ from probes.chat import Conversation, encode, find_markers
 from probes.errors import ModelError, reason
 from probes.models import Progress, no_progress
 from probes.roles import Markers, RoleReader
+
+SHARED: Final = 8
+"""Tokens that conversations must begin with alike for these to be read once, and ..."""
+ALIKE: Final = 4
+"""... how many conversations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,21 +138,33 @@ class TransformersSource:
         """
         readings: list[Reading | None] = [None] * len(conversations)
         total, done = sum(len(ids) for ids in conversations), 0
-        for batch in self._batches(conversations):
-            ids, mask = self._pad([conversations[index] for index in batch], left=False)
-            with self._taps(layers) as states, self._torch.inference_mode(), suppress(_ReadEnough):
-                self.model(input_ids=ids, attention_mask=mask, use_cache=False)
-            for row, index in enumerate(batch):
-                token_ids = np.asarray(conversations[index], np.int64)
-                read = np.stack([states[layer][row, : len(token_ids)] for layer in layers])
-                if not np.isfinite(read).all():
-                    raise ModelError(
-                        f"Activations of {self.model.name_or_path} in {self.model.dtype} are not finite.",
-                        "Check its weights.",
+        for members, shared in _alike(conversations):
+            # What all of them begin with, mostly the template's own system message, is read once.
+            prefix, cache = self._read_prefix(conversations[members[0]][:shared], layers) if shared else (None, None)
+            for batch in self._batches([conversations[index][shared:] for index in members]):
+                batch = [members[row] for row in batch]
+                ids, mask = self._pad([conversations[index][shared:] for index in batch], left=False)
+                mask = self._torch.cat([mask.new_ones((len(batch), shared)), mask], dim=1)
+                with self._taps(layers) as states, self._torch.inference_mode(), suppress(_ReadEnough):
+                    self.model(
+                        input_ids=ids,
+                        attention_mask=mask,
+                        past_key_values=_repeated(cache, len(batch)),
+                        use_cache=cache is not None,
                     )
-                readings[index] = Reading(token_ids, self._roles.prompt(token_ids), read)
-                done += len(token_ids)
-            progress("reading activations", done, total)
+                for row, index in enumerate(batch):
+                    token_ids = np.asarray(conversations[index], np.int64)
+                    read = np.stack([states[layer][row, : len(token_ids) - shared] for layer in layers])
+                    if prefix is not None:
+                        read = np.concatenate([prefix, read], axis=1)
+                    if not np.isfinite(read).all():
+                        raise ModelError(
+                            f"Activations of {self.model.name_or_path} in {self.model.dtype} are not finite.",
+                            "Check its weights.",
+                        )
+                    readings[index] = Reading(token_ids, self._roles.prompt(token_ids), read)
+                    done += len(token_ids)
+                progress("reading activations", done, total)
         return [reading for reading in readings if reading is not None]
 
     def respond(
@@ -184,6 +202,17 @@ class TransformersSource:
             done += len(batch)
             progress("answering benign prompts", done, len(prompts))
         return answered
+
+    def _read_prefix(self, ids: Sequence[int], layers: Sequence[int]) -> tuple[NDArray[np.float32], Any]:
+        """States ``(layers, tokens, hidden)`` of what conversations begin with, and its keys and values."""
+        import transformers
+
+        cache = transformers.DynamicCache(config=self.model.config)
+        tokens, mask = self._pad([ids], left=False)
+        with self._taps(layers) as states, self._torch.inference_mode(), suppress(_ReadEnough):
+            self.model(input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True)
+        # Of the layers behind the last one that is read there is nothing, and nobody asks.
+        return np.stack([states[layer][0] for layer in layers]), cache
 
     @contextmanager
     def _plain_attention(self) -> Generator[None]:
@@ -246,6 +275,36 @@ class TransformersSource:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _alike(conversations: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], int]]:
+    """Indices of conversations that begin alike, and with how many tokens; each has one more at least.
+
+    Where few do, or all differ after a few tokens, it is 0: a pass of their own is not worth it.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, ids in enumerate(conversations):
+        groups.setdefault(tuple(ids[:SHARED]) if len(ids) > SHARED else (), []).append(index)
+    others = groups.pop((), [])
+    for members in groups.values():
+        if len(members) < ALIKE:
+            others += members
+            continue
+        some = [conversations[index] for index in members]
+        first, last = min(some, key=list), max(some, key=list)
+        same = next((at for at, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first))
+        yield members, min(same, min(map(len, some)) - 1)
+    if others:
+        yield others, 0
+
+
+def _repeated(cache: Any, count: int) -> Any:
+    """Keys and values of one sequence, for each of ``count``; a copy, since a forward pass adds to them."""
+    if cache is None:
+        return None
+    cache = copy.deepcopy(cache)
+    cache.batch_repeat_interleave(count)
+    return cache
 
 
 class _ReadEnough(Exception):

@@ -3,7 +3,6 @@
 import hashlib
 from pathlib import Path
 
-from probes.activations import OpenReader
 from probes.bundle import Bundle, load_bundle
 from probes.concepts import CONCEPTS, benign_path
 from probes.errors import BundleError
@@ -11,13 +10,12 @@ from probes.fit import fit_bundle
 from probes.models import DEMO, Progress, cache_directory, identify, resolve_model
 
 
-def demo_bundle(version: str, progress: Progress, reader: OpenReader | None = None) -> Bundle:
+def demo_bundle(version: str, progress: Progress) -> Bundle:
     """The cached bundle of the demo model, fitted where there is none.
 
     Args:
         version: Of plumbob, for the manifest.
         progress: Told about slow work.
-        reader: As :func:`probes.fit.fit_bundle` takes it.
 
     Raises:
         PlumbobError: The demo model cannot be had.
@@ -28,7 +26,7 @@ def demo_bundle(version: str, progress: Progress, reader: OpenReader | None = No
         bundle = load_bundle(path)
         bundle.require_model(identity)
     except BundleError:
-        return fit_bundle(DEMO, path, version=version, reader=reader, progress=progress)
+        return fit_bundle(DEMO, path, version=version, progress=progress)
     return bundle
 
 

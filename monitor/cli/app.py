@@ -131,12 +131,8 @@ def fit(
         int | None, typer.Option(min=10_000, help="Tokens to read at most; fewer are faster, and worth less.")
     ] = None,
     reader: Annotated[
-        ReadBy,
-        typer.Option(
-            help="What reads the model and lets it answer: the tapped engine itself, which is faster, or transformers; "
-            "auto takes the engine where it is installed and tested."
-        ),
-    ] = ReadBy.AUTO,
+        ReadBy, typer.Option(help="What reads the model and lets it answer: vllm is the tapped engine itself.")
+    ] = ReadBy.TRANSFORMERS,
     allow_untested: Untested = False,
 ) -> None:
     """Fit probes and steering vectors to a model, set their thresholds, evaluate them, and write a bundle.

@@ -20,7 +20,6 @@ from rich.text import Text
 from monitor import __version__
 from monitor.cli.console import err, out, print_table, progress
 from monitor.cli.listener import Listener
-from monitor.cli.offline import ReadBy, open_reader
 from monitor.cli.report import bundle_table
 from monitor.cli.serving import Plan, Serving, require_ports, require_vllm
 from monitor.errors import EngineError, PrerequisiteError
@@ -147,7 +146,7 @@ def run_demo(*, once: bool, port: int, metrics_port: int, grpc_port: int) -> int
     require_ports(HOST, port, metrics_port, grpc_port)
     begin = time.monotonic()
     with progress() as report:
-        bundle = demo_bundle(__version__, report, open_reader(ReadBy.VLLM, allow_untested=False))
+        bundle = demo_bundle(__version__, report)
     print_table(bundle_table(bundle))
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     log = cache_directory() / "demo.log"

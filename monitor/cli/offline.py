@@ -24,7 +24,6 @@ from rich.text import Text
 
 from monitor import __version__
 from monitor.cli.console import err, out, print_table, progress
-from monitor.errors import PrerequisiteError
 from probes.bundle import (
     MANIFEST,
     SIGNATURE,
@@ -56,8 +55,6 @@ _LINE = '{"id", "messages": [{"role", "content"}, …]} or {"id", "prompt"}'
 class ReadBy(StrEnum):
     """What reads activations, and lets the model answer."""
 
-    AUTO = "auto"
-    """The tapped engine where it is installed and tested, otherwise transformers."""
     TRANSFORMERS = "transformers"
     VLLM = "vllm"
     """The tapped engine that will serve the model."""
@@ -78,12 +75,7 @@ def open_reader(by: ReadBy, *, allow_untested: bool) -> "OpenReader | None":
     from monitor.cli.serving import require_vllm
     from monitor.reader import VllmSource
 
-    try:
-        require_vllm(allow_untested=allow_untested)
-    except PrerequisiteError:
-        if by is ReadBy.AUTO:
-            return None
-        raise
+    require_vllm(allow_untested=allow_untested)
     return partial(VllmSource, allow_untested=allow_untested)
 
 

@@ -26,19 +26,11 @@ def asked(monkeypatch, tiny_bundle):
     return calls
 
 
-@pytest.mark.parametrize("version", [None, "0.0.1"])
-def test_transformers_reads_where_no_engine_can(plumbob, asked, monkeypatch, version):
-    vllm_is(monkeypatch, version)
+def test_transformers_reads_unless_something_else_is_asked_for(plumbob, asked, monkeypatch):
+    vllm_is(monkeypatch, None)
     assert plumbob("fit", "demo", "--out", "b").code == 0
     assert plumbob("fit", "demo", "--out", "b", "--reader", "transformers").code == 0
     assert [options["reader"] for options in asked] == [None, None]
-
-
-def test_the_engine_reads_where_it_was_tested_unless_told_otherwise(plumbob, asked, monkeypatch):
-    vllm_is(monkeypatch, compat.TESTED["cpu"][0])
-    assert plumbob("fit", "demo", "--out", "b").code == 0
-    assert plumbob("fit", "demo", "--out", "b", "--reader", "transformers").code == 0
-    assert [options["reader"] is not None for options in asked] == [True, False]
 
 
 @pytest.mark.parametrize("untested", [False, True])
@@ -66,5 +58,5 @@ def test_an_engine_that_cannot_read_is_refused_before_any_work(plumbob, asked, m
 
 def test_an_unknown_reader_is_refused(plumbob, asked):
     result = plumbob("fit", "demo", "--out", "b", "--reader", "jax")
-    assert result.code == 2 and all(word in result.err for word in ("'jax'", "'auto'", "'transformers'", "'vllm'"))
+    assert result.code == 2 and all(word in result.err for word in ("'jax'", "'transformers', 'vllm'"))
     assert asked == []

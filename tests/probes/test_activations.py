@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from probes.activations import TransformersSource
+from probes.activations import TransformersSource, _alike
 from probes.chat import Message
 from probes.errors import ModelError
 from probes.roles import Role, RoleReader
@@ -45,6 +45,41 @@ def test_a_layer_is_the_output_of_its_block(source, conversations):
     for layer in layers[:-1]:
         np.testing.assert_allclose(reading.states[layer], expected[layer + 1][0], rtol=1e-5, atol=1e-5)
         assert not np.allclose(reading.states[layer], expected[layer][0], atol=1e-2), "not the block's input"
+
+
+def test_what_conversations_begin_with_is_read_once_and_given_to_each(source, monkeypatch):
+    """Of many that begin alike, beside some that do not, one as short as what is shared, and one twice."""
+    start = [Message("system", "You are a helpful little boat, and you like the colour blue.")]
+    alike = [source.encode([*start, Message("user", text)], respond=True) for text in (*TEXTS, TEXTS[0])]
+    shared = source.encode(start)
+    conversations = [source.encode([Message("user", TEXTS[1])]), *alike, alike[0][: len(shared) - 2], shared[:3]]
+    layers = [0, source.layers - 1]
+    groups = {tuple(sorted(members)): count for members, count in _alike(conversations)}
+    assert groups == {(1, 2, 3, 4, 5, 6): len(shared) - 3, (0, 7): 0}
+    widths = []
+    forward = source.model.forward
+
+    def recorded(*arguments, **options):
+        widths.append(options["input_ids"].shape[1])
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(source.model, "forward", recorded)
+    together = source.read(conversations, layers)
+    # The passes are shorter by what is shared, which has one of its own.
+    assert len(shared) - 3 in widths and max(widths) <= max(map(len, alike)) - len(shared) + 3
+    for ids, reading in zip(conversations, together, strict=True):
+        (alone,) = source.read([ids], layers)
+        np.testing.assert_array_equal(reading.token_ids, ids)
+        np.testing.assert_array_equal(reading.roles, alone.roles)
+        np.testing.assert_allclose(reading.states, alone.states, rtol=1e-4, atol=1e-4)
+
+
+def test_few_that_begin_alike_are_read_as_they_are(source, conversations):
+    assert list(_alike(conversations[:2])) == [([0, 1], 0)]
+    assert list(_alike([[1, 2, 3]] * 6)) == [([0, 1, 2, 3, 4, 5], 0)]
+    # Each keeps a token of its own to read.
+    same = list(range(20))
+    assert list(_alike([same] * 5)) == [([0, 1, 2, 3, 4], 19)]
 
 
 def test_the_last_layer_is_read_before_the_final_norm(source, conversations):
