@@ -5,12 +5,20 @@ PlumbobError
 ├── PrerequisiteError       something is not installed, or of an unsupported version
 ├── PortError               an address that is in use
 ├── EngineError             a vLLM configuration that cannot be tapped
+│   └── OrderError          an order that an engine refuses
 ├── AuditError              an audit log that cannot be written, or is not what was written
 └── FrameError              a message that is not of the protocol between engine and monitor
     └── FrameVersionError   a message of a version that this monitor does not read
 """
 
+from typing import Literal
+
 from probes.errors import PlumbobError
+
+Cause = Literal["vector", "dose", "operation", "conflict", "request", "slots", "layer", "gate", "stop"]
+"""Why an engine refuses an order: it has no such vector; the dose is over the cap; what is to be done makes no sense;
+it conflicts with what was ordered before; the request has ended or has no slot; too much is steered at once; the layer
+is not streamed; the gate cannot be armed, or is not there; the generation cannot be stopped."""
 
 
 class PolicyError(PlumbobError):
@@ -27,6 +35,20 @@ class PortError(PlumbobError):
 
 class EngineError(PlumbobError):
     """A vLLM configuration that cannot be tapped."""
+
+
+class OrderError(EngineError):
+    """An order that an engine refuses; the request is served without it.
+
+    Args:
+        cause: Why, as a word that is counted by.
+        message: What is wrong, naming the object.
+        fix: What the one who orders does about it.
+    """
+
+    def __init__(self, cause: Cause, message: str, fix: str = "") -> None:
+        super().__init__(message, fix)
+        self.cause: Cause = cause
 
 
 class AuditError(PlumbobError):

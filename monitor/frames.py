@@ -153,14 +153,29 @@ class Frame(msgspec.Struct, frozen=True):
     """The frame's row of each streamed state, all blocks one after the other; −1: the row is not in the frame."""
 
 
+class Act(msgspec.Struct, frozen=True):
+    """What is done to the projection of a row on a steering vector; see :class:`probes.steering.Operation`."""
+
+    vector: str
+    add: float = 0.0
+    """Dose, relative to the residual stream's norm."""
+    scale: float = 1.0
+    """What the projection is multiplied with; 0 takes it away."""
+    low: float | None = None
+    """It is at least this, before anything is added, in norms of the residual stream; ``None``: no bound."""
+    high: float | None = None
+
+
 class Steer(msgspec.Struct, frozen=True, tag="steer"):
-    """Add a steering vector to every response row of a request, from its next step on. Orders add up."""
+    """Steer every response row of a request, from its next step on.
+
+    Acts and orders compose, in no order, as in :func:`monitor.engine.steering.compose`: doses add up, scales multiply,
+    and ranges intersect. An engine refuses what goes beyond a vector's cap, or leaves a range empty.
+    """
 
     key: str
-    vector: str
-    dose: float
-    """Relative to the residual stream's norm; negative steers away from the concept."""
-    tokens: int | None = None
+    acts: Annotated[list[Act], msgspec.Meta(min_length=1)]
+    tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
     """Release after this many tokens; ``None``: until the request ends."""
     id: str = ""
     """Of the rule's action: an engine applies an id once a request, so that a monitor that was started again and
@@ -190,19 +205,6 @@ class Stream(msgspec.Struct, frozen=True, tag="stream"):
 
     layer: int
     rows: Selection
-
-
-class Act(msgspec.Struct, frozen=True):
-    """What is done to the projection of a row on a steering vector; see :class:`probes.steering.Operation`."""
-
-    vector: str
-    add: float = 0.0
-    """Dose, relative to the residual stream's norm."""
-    scale: float = 1.0
-    """What the projection is multiplied with; 0 takes it away."""
-    low: float | None = None
-    """It is at least this, before anything is added, in norms of the residual stream; ``None``: no bound."""
-    high: float | None = None
 
 
 class Arm(msgspec.Struct, frozen=True, tag="arm"):

@@ -15,6 +15,7 @@ from monitor.frames import (
     ROW,
     VERSION,
     Ack,
+    Act,
     Frame,
     FrameHeader,
     Hello,
@@ -75,9 +76,13 @@ def test_a_hello_survives_the_wire(hello):
     assert decode(encode_hello(hello)) == hello
 
 
+numbers = st.floats(allow_nan=False)
+acts = st.builds(Act, names, numbers, numbers, st.none() | numbers, st.none() | numbers)
+
+
 @given(
     st.builds(Release, names)
-    | st.builds(Steer, names, names, st.floats(allow_nan=False), st.none() | st.integers(1, 2**40))
+    | st.builds(Steer, names, st.lists(acts, min_size=1, max_size=3), st.none() | st.integers(1, 2**40), names)
 )
 def test_an_order_survives_the_wire(order):
     assert decode_order(encode_order(order)) == order

@@ -5,13 +5,13 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from monitor.engine.acts import entry_of
 from monitor.engine.gate import FOREVER
 from monitor.engine.op import NEUTRAL
-from monitor.errors import EngineError
+from monitor.errors import OrderError
 from monitor.frames import Arm
 from probes.bundle import Bundle, Probe
 from probes.roles import Role
-from probes.steering import Operation
 
 
 def gate_entries(bundle: Bundle, order: Arm) -> dict[int, NDArray[np.float32]]:
@@ -21,22 +21,18 @@ def gate_entries(bundle: Bundle, order: Arm) -> dict[int, NDArray[np.float32]]:
         Entries of the steering table, ``(V, 4)``, by layer.
 
     Raises:
-        EngineError: A vector is named twice.
-        BundleError: The bundle has no such vector, or its cap is below the dose.
-        SteeringError: What is to be done makes no sense.
+        OrderError: The bundle has no such vector, its cap is below the dose, a vector is named twice, or what is to be
+            done makes no sense.
     """
     if len({act.vector for act in order.acts}) < len(order.acts):
-        raise EngineError(f"Gate '{order.id}' names a vector twice.", "Say once what to do to its projection.")
+        raise OrderError("gate", f"Gate '{order.id}' names a vector twice.", "Say once what to do to its projection.")
     rows = {layer: bundle.vector_rows(layer) for layer in bundle.layers}
     neutral = np.asarray(NEUTRAL, np.float32)
     entries = {layer: np.tile(neutral, (len(vectors), 1)) for layer, vectors in rows.items() if vectors}
     for act in order.acts:
-        vector = bundle.vector(act.vector)
-        low, high = -math.inf if act.low is None else act.low, math.inf if act.high is None else act.high
-        operation = Operation(act.add, act.scale, low, high)
-        vector.require_dose(operation.strength)
-        row = [known.name for known in bundle.manifest.vectors].index(act.vector)
-        entries[vector.layer][rows[vector.layer].index(row)] = operation.entry(vector.hidden_norm)
+        row, entry = entry_of(bundle, act)
+        layer = bundle.manifest.vectors[row].layer
+        entries[layer][rows[layer].index(row)] = entry
     return entries
 
 
@@ -44,30 +40,35 @@ def judgement(bundle: Bundle, order: Arm) -> tuple[list[int], list[float]]:
     """The gate's row of ``rules`` and of ``limits`` (:mod:`monitor.engine.gate`).
 
     Raises:
-        EngineError: The bundle has no such probe, or a gate cannot read it so.
+        OrderError: The bundle has no such probe, or a gate cannot read it so.
     """
     column, probe = _probe(bundle, order.probe)
     own = probe.aggregate
     if order.half_life is None and own.window != 1:
-        raise EngineError(
+        raise OrderError(
+            "gate",
             f"Probe '{probe.name}' averages means of {own.window} scores, which no gate does.",
             "Give the gate a half-life and a threshold for it.",
         )
     if order.streak is None and own.agree != own.agree_of:
-        raise EngineError(
+        raise OrderError(
+            "gate",
             f"Probe '{probe.name}' wants {own.agree} of {own.agree_of} averages to agree, which no gate does.",
             "Give the gate a streak.",
         )
     threshold = probe.threshold if order.threshold is None else order.threshold
     release = -math.inf if order.release is None else order.release
     if not math.isfinite(threshold) or math.isnan(release) or release > threshold:
-        raise EngineError(
+        raise OrderError(
+            "gate",
             f"Gate '{order.id}' has threshold {threshold:g} and release {release:g}.",
             "Give a finite threshold, and a release that is not above it.",
         )
     if order.release is not None and not probe.reads(Role.ASSISTANT):
-        raise EngineError(
-            f"Gate '{order.id}' has a release, but probe '{probe.name}' reads no response.", "Give it a hold instead."
+        raise OrderError(
+            "gate",
+            f"Gate '{order.id}' has a release, but probe '{probe.name}' reads no response.",
+            "Give it a hold instead.",
         )
     hold = order.hold if order.hold is not None else FOREVER if order.release is None else 0
     roles = sum(1 << role for role in Role if probe.reads(role))
@@ -92,4 +93,4 @@ def _probe(bundle: Bundle, name: str) -> tuple[int, Probe]:
         if probe.name == name:
             return column, probe
     known = ", ".join(probe.name for probe in bundle.probes) or "none"
-    raise EngineError(f"The engine reads no probe '{name}'.", f"It reads: {known}.")
+    raise OrderError("gate", f"The engine reads no probe '{name}'.", f"It reads: {known}.")

@@ -24,7 +24,7 @@ from monitor.engine.slots import Batch
 from monitor.engine.staging import Stage
 from monitor.engine.steering import to_device
 from monitor.engine.taps import Taps
-from monitor.errors import EngineError
+from monitor.errors import OrderError
 from monitor.frames import Arm, GateEvent, Started
 from probes.bundle import Bundle
 from probes.roles import Role
@@ -111,23 +111,23 @@ class Gates:
         """Arm a gate, or tune it.
 
         Args:
-            order: What for. For a request that has ended there is nothing to do.
+            order: What for.
             upcoming: Tells the next position of a slot's request.
 
         Raises:
-            EngineError: The bundle has no such probe, the gate cannot read it, or no gate is free.
-            BundleError: The bundle has no such vector, or its cap is below the dose.
-            SteeringError: What is to be done makes no sense.
+            OrderError: The bundle has no such probe or vector, the gate cannot read the probe, no gate is free, the
+                request has ended, the dose is over the cap, or what is to be done makes no sense.
         """
         rule, limit = judgement(self._bundle, order)
         entries = gate_entries(self._bundle, order)
         chosen = [r for r in self._requests.values() if order.key in (None, r.key)]
         if order.key is not None and not chosen:
-            return
+            raise OrderError("request", f"Request '{order.key}' has ended, or is not read.")
         index, before = self._armed.get(order.id, (-1, None))
         if before is None or (before.acts, before.key, before.probe) != (order.acts, order.key, order.probe):
             if not self._free:
-                raise EngineError(
+                raise OrderError(
+                    "gate",
                     f"All {len(self._buffers.rules)} gates are in use.",
                     "Disarm one and wait for the requests that it steered to end, or start the engine with more.",
                 )
@@ -151,10 +151,10 @@ class Gates:
         """Steer no more by a gate, from the next row on.
 
         Raises:
-            EngineError: No such gate is armed.
+            OrderError: No such gate is armed.
         """
         if gate not in self._armed:
-            raise EngineError(f"No gate '{gate}' is armed.", f"Armed are: {', '.join(self._armed) or 'none'}.")
+            raise OrderError("gate", f"No gate '{gate}' is armed.", f"Armed are: {', '.join(self._armed) or 'none'}.")
         index, _ = self._armed.pop(gate)
         self._buffers.counters[:, index, Counter.ARMED] = 0
         self._retired[index] = self._step

@@ -8,16 +8,21 @@ tokens.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from monitor.engine.acts import entry_of, require_composed
 from monitor.engine.steering import FOREVER, Push, Steering, timeline
+from monitor.errors import OrderError
 from monitor.frames import ROW, Release, Started, Steer
 from probes.bundle import Bundle
 from probes.roles import Role, RoleReader
+
+ACTS: Final = 256
+"""Acts that may be ordered for one request in its life: all are kept, for rows that are computed again."""
 
 _NEVER: Final = 2**31 - 1
 
@@ -108,7 +113,6 @@ class Slots:
         self._steering = steering
         self._bundle = bundle
         self._roles = RoleReader(bundle.manifest.markers)
-        self._vector_rows = {vector.name: row for row, vector in enumerate(bundle.manifest.vectors)}
         self._free = list(range(slots - 1, -1, -1))
         self._requests: dict[str, Tracked] = {}
         self._by_slot: dict[int, Tracked] = {}
@@ -156,29 +160,37 @@ class Slots:
         return [_started(request) for request in self._by_slot.values()]
 
     def order(self, order: Steer | Release) -> None:
-        """Steer a request from its next row on, or stop steering it. Unknown requests have ended: nothing to do.
+        """Steer a request from its next row on, or stop steering it. A refused order leaves everything as it was.
 
         Raises:
-            BundleError: The bundle has no such vector.
-            EngineError: More is steered than the tables hold.
+            OrderError: The request has ended or has no slot, the bundle has no such vector, the dose is over its cap,
+                alone or with what was ordered before, orders conflict, or more is steered than the tables hold.
         """
         request = self._requests.get(order.key)
-        if request is None or request.slot < 0:
-            return
+        if request is None:
+            raise OrderError("request", f"Request '{order.key}' has ended.")
+        if request.slot < 0:
+            raise OrderError("request", f"Request '{request.request_id}' has no slot: it is neither read nor steered.")
         upcoming = int(self._next_position[request.slot])
         if isinstance(order, Release):
             pushes = [
-                Push(push.vector, push.coefficient, push.order, push.start, min(push.end, upcoming))
+                replace(push, end=min(push.end, upcoming)) if order.id in ("", push.order) else push
                 for push in request.pushes
             ]
         elif order.id and any(push.order == order.id for push in request.pushes):
             return
         else:
-            coefficient = self._bundle.vector(order.vector).coefficient(order.dose)
             start = max(upcoming, len(request.prompt_roles) - 1)
-            end = FOREVER if order.tokens is None else start + order.tokens
-            pushes = [*request.pushes, Push(self._vector_rows[order.vector], coefficient, order.id, start, end)]
+            # Beyond any position; the device's are int32.
+            end = FOREVER if order.tokens is None else min(start + order.tokens, FOREVER)
+            entries = [entry_of(self._bundle, act) for act in order.acts]
+            pushes = [*request.pushes, *(Push(vector, entry, order.id, start, end) for vector, entry in entries)]
+        if len(pushes) > ACTS:
+            raise OrderError("slots", f"Request '{request.request_id}' was ordered more than {ACTS} acts.")
         segments = timeline(pushes)
+        for segment in segments:
+            for vector, entry in segment.amounts:
+                require_composed(self._bundle.manifest.vectors[vector], entry)
         self._steering.set(request.slot, segments)
         request.pushes = pushes
         self._tainted_from[request.slot] = min(segments[0].start if segments else _NEVER, request.gated_from)

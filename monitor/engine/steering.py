@@ -1,8 +1,9 @@
 """What the steering tables of the taps hold: for each slot, which of its positions are steered, and by how much.
 
-A request's orders make a timeline: stretches of positions, each with an amount for every vector. A stretch has an entry
-of the tables, and the device looks up the entry of each row by its position (:func:`monitor.engine.rows.map_rows`). So
-a row that is computed again, after preemption, is steered exactly as it was: positions decide, not the step.
+A request's orders make a timeline: stretches of positions, each with what is done along every vector. A stretch has an
+entry of the tables, and the device looks up the entry of each row by its position
+(:func:`monitor.engine.rows.map_rows`). So a row that is computed again, after preemption, is steered exactly as it was:
+positions decide, not the step.
 
 The host keeps the timelines and sends what has changed, at most once a step.
 """
@@ -17,29 +18,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from monitor.engine.op import NEUTRAL
+from monitor.engine.acts import NOTHING, compose
 from monitor.engine.rows import SEGMENTS
 from monitor.engine.taps import Taps
-from monitor.errors import EngineError
+from monitor.errors import OrderError
 from probes.bundle import Bundle
+from probes.steering import Entry
 
 ENTRIES_PER_SLOT: Final = 2
 """Entries of the tables for each slot. They are shared: one request may have more while others have fewer."""
 FOREVER: Final = 2**31 - 1
 """End of a stretch that has none."""
 
-Amounts = tuple[tuple[int, float], ...]
-"""What is added, as ``(row of the bundle's vectors, coefficient)``, without zeros, sorted."""
+Amounts = tuple[tuple[int, Entry], ...]
+"""What is done, as ``(row of the bundle's vectors, entry)``, without those that do nothing, sorted."""
 
 
 @dataclass(slots=True)
 class Push:
-    """One order to steer, as positions of its request."""
+    """One act of an order to steer, as positions of its request."""
 
     vector: int
     """Row of the bundle's vectors."""
-    coefficient: float
-    """Of the unit vector."""
+    entry: Entry
+    """What is done along it."""
     order: str
     """Id of the order; may be empty."""
     start: int
@@ -59,16 +61,17 @@ class Segment:
 
 
 def timeline(pushes: Iterable[Push]) -> list[Segment]:
-    """What orders add up to, position by position; stretches that nothing is added to are left out."""
+    """What orders come to, position by position; stretches in which nothing is done are left out."""
     live = [push for push in pushes if push.start < push.end]
     edges = sorted({edge for push in live for edge in (push.start, push.end)})
     segments: list[Segment] = []
     for start, end in pairwise(edges):
-        total: dict[int, float] = {}
+        here: dict[int, list[Entry]] = {}
         for push in live:
             if push.start <= start < push.end:
-                total[push.vector] = total.get(push.vector, 0.0) + push.coefficient
-        amounts = tuple((vector, amount) for vector, amount in sorted(total.items()) if amount)
+                here.setdefault(push.vector, []).append(push.entry)
+        composed = ((vector, compose(entries)) for vector, entries in sorted(here.items()))
+        amounts = tuple((vector, entry) for vector, entry in composed if entry != NOTHING)
         if segments and segments[-1].end == start and segments[-1].amounts == amounts:
             segments[-1] = Segment(segments[-1].start, end, amounts)
         elif amounts:
@@ -108,7 +111,7 @@ class Steering:
         """Replace a slot's timeline. The last ``SEGMENTS`` stretches count; earlier ones matter to replays only.
 
         Raises:
-            EngineError: The tables are full; the slot's timeline is what it was.
+            OrderError: The tables are full; the slot's timeline is what it was.
         """
         kept = segments[-SEGMENTS:]
         before = self._held.get(slot, {})
@@ -116,8 +119,8 @@ class Steering:
         missing = wanted - before.keys()
         unused = [entry for amounts, entry in before.items() if amounts not in wanted]
         if len(missing) > len(self._free) + len(unused):
-            raise EngineError(
-                "The steering table is full.", "Steer fewer requests at once, or with fewer different doses."
+            raise OrderError(
+                "slots", "The steering table is full.", "Steer fewer requests at once, or with fewer different doses."
             )
         self._free += unused
         held = {amounts: entry for amounts, entry in before.items() if amounts in wanted}
@@ -149,12 +152,12 @@ class Steering:
             self._changed_entries = {}
 
     def _entry(self, layer: int, amounts: Amounts) -> NDArray[np.float32]:
-        entry = np.tile(np.asarray(NEUTRAL, np.float32), (self._tables[layer].shape[1], 1))
-        for vector, amount in amounts:
+        rows = np.tile(np.asarray(NOTHING, np.float32), (self._tables[layer].shape[1], 1))
+        for vector, entry in amounts:
             home, index = self._home[vector]
             if home == layer:
-                entry[index, 0] = amount
-        return entry
+                rows[index] = entry
+        return rows
 
     def _write(self, target: Tensor, rows: dict[int, NDArray[Any]]) -> None:
         index = to_device(np.fromiter(rows, np.int64, len(rows)), self._device)

@@ -11,7 +11,7 @@ from monitor.bench.bundle import (
     synthetic_bundle,
     with_trigger,
 )
-from monitor.frames import Started, Steer, decode_order, encode_frame
+from monitor.frames import Act, Started, Steer, decode_order, encode_frame
 from monitor.ingest import MemorySource, read_arrival
 from monitor.runtime import Monitor
 from probes.bundle import MAX_PROBES_PER_LAYER, ModelIdentity, save_bundle
@@ -74,8 +74,10 @@ def test_the_trigger_steers_every_request_from_its_first_token(tmp_path, frame):
     """Whatever its score; and no other probe fires."""
     monitor, source = first_frame(synthetic_bundle(tmp_path / "b", MODEL, [3, 6], 8), frame)
     orders = [decode_order(parts) for identity, parts in source.sent if identity == b"engine/core"]
-    assert [(type(order), order.key, order.vector) for order in orders] == [(Steer, "key", "random")]
-    assert 0 < orders[0].dose < 0.01
+    assert [(type(order), order.key) for order in orders] == [(Steer, "key")]
+    (act,) = orders[0].acts
+    assert act == Act("random", add=act.add)
+    assert 0 < act.add < 0.01
     assert monitor.stats.probe_fired.total() == monitor.stats.interventions.total() == 1
 
 

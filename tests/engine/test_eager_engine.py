@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from monitor.frames import Release, Steer
+from monitor.frames import Act, Release, Steer
 from probes.roles import Role
 from tests.engine.conftest import Seen, Wire, check_scores, settings, start
 
@@ -58,10 +58,10 @@ def test_greedy_tokens_are_those_of_stock(untouched, engines, prompts):
     assert answer.tokens == stock.generate(prompts, TOKENS).tokens
 
 
-Act = Callable[[Wire, list[Seen]], None]
+Play = Callable[[Wire, list[Seen]], None]
 
 
-def ordering(*steers: tuple[str, float]) -> tuple[Act, list[str]]:
+def ordering(*steers: tuple[str, float]) -> tuple[Play, list[str]]:
     """An act that orders the request ``request_id`` last in the batch to be steered once it has begun to answer."""
     ordered: list[str] = []
 
@@ -71,7 +71,7 @@ def ordering(*steers: tuple[str, float]) -> tuple[Act, list[str]]:
         target = max(requests, key=lambda seen: int(seen.started.request_id))
         if len(target.positions) > target.started.prompt_tokens:
             for vector, dose in steers:
-                wire.order(Steer(target.started.key, vector, dose))
+                wire.order(Steer(target.started.key, [Act(vector, add=dose)]))
             ordered.append(target.started.key)
 
     return act, ordered
@@ -145,7 +145,7 @@ def test_a_released_request_is_steered_no_further(engines, wire, prompts):
 
 def test_an_order_for_a_request_that_is_gone_is_ignored(engines, wire, prompts, plain):
     tapped, _ = engines
-    wire.order(Steer("nobody-12345678", "random-0", 0.5))
+    wire.order(Steer("nobody-12345678", [Act("random-0", add=0.5)]))
     answer, _ = wire.run(tapped, prompts[:BATCH], TOKENS)
     assert answer.tokens == plain
 

@@ -17,7 +17,7 @@ from monitor.engine.slots import Slots  # noqa: E402
 from monitor.engine.staging import Stage  # noqa: E402
 from monitor.engine.steering import ENTRIES_PER_SLOT, Steering  # noqa: E402
 from monitor.engine.taps import Taps  # noqa: E402
-from monitor.errors import EngineError, FrameError  # noqa: E402
+from monitor.errors import EngineError, FrameError, OrderError  # noqa: E402
 from monitor.frames import Act, Arm, Steer, decode_order, encode_order  # noqa: E402
 from probes.aggregate import Aggregate  # noqa: E402
 from probes.errors import PlumbobError  # noqa: E402
@@ -240,7 +240,7 @@ def test_an_order_to_steer_keeps_the_mark_of_a_gate(house):
     house.arm(hold=0)
     house.step(a=(0, 8))
     house.step(9.0, a=(8, 1))
-    house.slots.order(Steer("a", "harmful_intent", 0.1))
+    house.slots.order(Steer("a", [Act("harmful_intent", add=0.1)]))
     batch = house.slots.batch(["a"], np.array([1]), np.array([9]), suspended=False)
     assert batch.tainted_from.tolist() == [8]
 
@@ -334,8 +334,9 @@ def test_a_gate_for_one_request_leaves_the_others_alone_and_goes_with_it(house):
     assert not house.gates.active
 
 
-def test_a_gate_for_a_request_that_is_gone_is_ignored(house):
-    house.arm(key="gone")
+def test_a_gate_for_a_request_that_is_gone_is_refused(house):
+    with pytest.raises(OrderError, match="Request 'gone' has ended"):
+        house.arm(key="gone")
     assert not house.gates.active
 
 

@@ -13,6 +13,7 @@ from monitor.engine.staging import DEPTH, Staging  # noqa: E402
 from monitor.frames import (  # noqa: E402
     RESYNC,
     ROW,
+    Act,
     Frame,
     GateEvent,
     Hello,
@@ -153,7 +154,7 @@ def test_the_inbox_says_hello_and_collects_orders_through_a_restart(endpoint):
     for dose in (0.1, 0.2):
         peer = Peer(endpoint)
         assert peer.read() == hello
-        order = Steer("a-1", "v", dose)
+        order = Steer("a-1", [Act("v", add=dose)])
         peer.socket.send_multipart([b"engine/core", *encode_order(order)])
         peer.socket.send_multipart([b"engine/core", b"nonsense", b"\xff"])
         taken = []

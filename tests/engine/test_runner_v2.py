@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from monitor.bench.arm import Arm
-from monitor.frames import Frame, Steer, Stream
+from monitor.frames import Act, Frame, Steer, Stream
 from probes.bundle import Bundle
 from tests import models
 from tests.engine.conftest import Seen, Wire, random_bundle
@@ -210,7 +210,7 @@ def test_an_order_steers_one_request_from_its_next_step_on(uncached, plain, prom
             return
         target = max(requests, key=lambda seen: int(seen.started.request_id))
         if len(target.positions) > target.started.prompt_tokens:
-            wire.order(Steer(target.started.key, "random-0", 0.6))
+            wire.order(Steer(target.started.key, [Act("random-0", add=0.6)]))
             ordered.append(target.started.key)
 
     answer, seen = plain.run(prompts, act=act)

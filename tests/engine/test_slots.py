@@ -1,7 +1,12 @@
 """Row maps: whose row, where, and whether it is steered."""
 
+import math
+
+import msgspec
 import numpy as np
 import pytest
+
+from probes.steering import Entry
 
 torch = pytest.importorskip("torch")
 
@@ -9,12 +14,13 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from monitor.engine.rows import SEGMENTS, map_rows  # noqa: E402
-from monitor.engine.slots import Slots  # noqa: E402
+from monitor.engine.slots import ACTS, Slots  # noqa: E402
 from monitor.engine.staging import Stage  # noqa: E402
 from monitor.engine.steering import ENTRIES_PER_SLOT, FOREVER, Push, Steering, timeline  # noqa: E402
 from monitor.engine.taps import Taps  # noqa: E402
-from monitor.errors import EngineError  # noqa: E402
-from monitor.frames import Release, Steer  # noqa: E402
+from monitor.errors import OrderError  # noqa: E402
+from monitor.frames import Act, Release, Steer  # noqa: E402
+from probes.bundle import save_bundle  # noqa: E402
 from probes.roles import Role  # noqa: E402
 from tests.conftest import make_bundle  # noqa: E402
 from tests.engine.test_taps import Decoder  # noqa: E402
@@ -52,11 +58,15 @@ class House:
         kept = slots >= 0
         return self.batch.describe(slots[kept], positions[kept])
 
-    def added(self, row: int) -> list[float]:
-        """What the taps add along each vector at a row of the step."""
+    def entries(self, row: int) -> list[tuple[float, ...]]:
+        """What the taps do along each vector at a row of the step."""
         entry = int(self.taps.row_entry[row])
         tables = [self.taps.layers[vector.layer].table for vector in self.bundle.manifest.vectors]
-        return [0.0 if entry < 0 else float(table[entry, 0, 0]) for table in tables]
+        return [NEUTRAL if entry < 0 else tuple(table[entry, 0].tolist()) for table in tables]
+
+    def added(self, row: int) -> list[float]:
+        """What they add."""
+        return [add for add, *_ in self.entries(row)]
 
     def steered(self, rows: int) -> list[bool]:
         return [any(self.added(row)) for row in range(rows)]
@@ -108,7 +118,7 @@ def test_requests_without_a_slot_are_counted_as_unscored(tiny_bundle):
 
 def test_steers_response_rows_only(house):
     house.slots.start("a-1", "a", PROMPT, scored=True)
-    house.slots.order(Steer("a-1", "harmful_intent", 0.2))
+    house.slots.order(Steer("a-1", [Act("harmful_intent", add=0.2)]))
     rows = house.step(**{"a-1": (0, 8)})
     # The last prompt row yields the first token of the response.
     assert house.steered(8) == [False] * 7 + [True]
@@ -120,7 +130,7 @@ def test_an_order_begins_with_the_next_row(house):
     house.slots.start("a-1", "a", PROMPT, scored=True)
     house.step(**{"a-1": (0, 8)})
     house.step(**{"a-1": (8, 1)})
-    house.slots.order(Steer("a-1", "sycophancy", -0.1, tokens=2))
+    house.slots.order(Steer("a-1", [Act("sycophancy", add=-0.1)], tokens=2))
     assert [house.step(**{"a-1": (position, 1)})["steered"][0] for position in (9, 10)] == [1, 1]
     assert house.added(0) == [0.0, pytest.approx(-1.0)]
     assert house.step(**{"a-1": (11, 1)})["steered"].tolist() == [1]
@@ -130,12 +140,12 @@ def test_an_order_begins_with_the_next_row(house):
 def test_orders_add_up_and_opposites_cancel(house):
     house.slots.start("a-1", "a", PROMPT, scored=True)
     house.step(**{"a-1": (0, 8)})
-    house.slots.order(Steer("a-1", "harmful_intent", 0.2))
-    house.slots.order(Steer("a-1", "harmful_intent", 0.1))
+    house.slots.order(Steer("a-1", [Act("harmful_intent", add=0.2)]))
+    house.slots.order(Steer("a-1", [Act("harmful_intent", add=0.1)]))
     house.step(**{"a-1": (8, 1)})
     assert house.added(0)[0] == pytest.approx(3.0)
-    house.slots.order(Steer("a-1", "sycophancy", 0.1))
-    house.slots.order(Steer("a-1", "sycophancy", -0.1))
+    house.slots.order(Steer("a-1", [Act("sycophancy", add=0.1)]))
+    house.slots.order(Steer("a-1", [Act("sycophancy", add=-0.1)]))
     house.step(**{"a-1": (9, 1)})
     assert house.added(0)[1] == 0.0
 
@@ -144,7 +154,7 @@ def test_an_id_is_applied_once(house):
     house.slots.start("a-1", "a", PROMPT, scored=True)
     house.step(**{"a-1": (0, 8)})
     for _ in range(3):
-        house.slots.order(Steer("a-1", "harmful_intent", 0.2, id="rule"))
+        house.slots.order(Steer("a-1", [Act("harmful_intent", add=0.2)], id="rule"))
     house.step(**{"a-1": (8, 1)})
     assert house.added(0)[0] == pytest.approx(2.0)
 
@@ -152,7 +162,7 @@ def test_an_id_is_applied_once(house):
 def test_what_was_steered_is_steered_again_when_it_is_replayed(house):
     house.slots.start("a-1", "a", PROMPT, scored=True)
     house.step(**{"a-1": (0, 8)})
-    house.slots.order(Steer("a-1", "harmful_intent", 0.2, tokens=2))
+    house.slots.order(Steer("a-1", [Act("harmful_intent", add=0.2)], tokens=2))
     for position in (8, 9, 10):
         house.step(**{"a-1": (position, 1)})
     # Preempted: its prompt and what it has generated come again as one prefill.
@@ -165,9 +175,9 @@ def test_what_was_steered_is_steered_again_when_it_is_replayed(house):
 def test_a_replay_steers_each_row_by_what_held_when_it_was_first_computed(house):
     house.slots.start("a-1", "a", PROMPT, scored=True)
     house.step(**{"a-1": (0, 8)})
-    house.slots.order(Steer("a-1", "harmful_intent", 0.2))
+    house.slots.order(Steer("a-1", [Act("harmful_intent", add=0.2)]))
     first = [house.step(**{"a-1": (8, 1)}) and house.added(0)]
-    house.slots.order(Steer("a-1", "sycophancy", 0.1))
+    house.slots.order(Steer("a-1", [Act("sycophancy", add=0.1)]))
     first.append(house.step(**{"a-1": (9, 1)}) and house.added(0))
     house.slots.order(Release("a-1"))
     first.append(house.step(**{"a-1": (10, 1)}) and house.added(0))
@@ -208,7 +218,7 @@ def test_nothing_is_scored_while_suspended(house):
 def test_a_release_ends_steering_but_not_its_mark(house):
     house.slots.start("a-1", "a", PROMPT, scored=True)
     house.step(**{"a-1": (0, 8)})
-    house.slots.order(Steer("a-1", "harmful_intent", 0.2))
+    house.slots.order(Steer("a-1", [Act("harmful_intent", add=0.2)]))
     house.step(**{"a-1": (8, 1)})
     house.slots.order(Release("a-1"))
     rows = house.step(**{"a-1": (9, 1)})
@@ -219,7 +229,7 @@ def test_a_release_ends_steering_but_not_its_mark(house):
 def test_dose_zero_marks_nothing(house):
     house.slots.start("a-1", "a", PROMPT, scored=True)
     house.step(**{"a-1": (0, 8)})
-    house.slots.order(Steer("a-1", "harmful_intent", 0.0))
+    house.slots.order(Steer("a-1", [Act("harmful_intent", add=0.0)]))
     rows = house.step(**{"a-1": (8, 1)})
     assert int(house.taps.row_entry[0]) == -1
     assert not rows["steered"].any()
@@ -228,7 +238,7 @@ def test_dose_zero_marks_nothing(house):
 def test_the_table_is_neutral_again_for_the_next_request(house):
     house.slots.start("a-1", "a", PROMPT, scored=True)
     house.step(**{"a-1": (0, 8)})
-    house.slots.order(Steer("a-1", "harmful_intent", 0.5))
+    house.slots.order(Steer("a-1", [Act("harmful_intent", add=0.5)]))
     house.step(**{"a-1": (8, 1)})
     assert house.added(0)[0] != 0.0
     house.slots.finish("a-1")
@@ -239,9 +249,11 @@ def test_the_table_is_neutral_again_for_the_next_request(house):
     assert not house.steering.active
 
 
-def test_orders_for_nobody_are_ignored(house):
-    house.slots.order(Steer("gone", "harmful_intent", 0.5))
-    house.slots.order(Release("gone"))
+@pytest.mark.parametrize("order", [Steer("gone", [Act("harmful_intent", add=0.5)]), Release("gone")])
+def test_orders_for_a_request_that_has_ended_are_refused(house, order):
+    with pytest.raises(OrderError, match="Request 'gone' has ended") as refused:
+        house.slots.order(order)
+    assert refused.value.cause == "request"
 
 
 def test_a_full_table_refuses_the_order_and_keeps_what_held(tiny_bundle):
@@ -249,41 +261,49 @@ def test_a_full_table_refuses_the_order_and_keeps_what_held(tiny_bundle):
     house.slots.start("a-1", "a", PROMPT, scored=True)
     house.step(**{"a-1": (0, 8)})
     for position in range(8, 8 + ENTRIES_PER_SLOT):
-        house.slots.order(Steer("a-1", "harmful_intent", 0.1))
+        house.slots.order(Steer("a-1", [Act("harmful_intent", add=0.1)]))
         house.step(**{"a-1": (position, 1)})
     held = house.added(0)
-    with pytest.raises(EngineError, match="steering table is full"):
-        house.slots.order(Steer("a-1", "harmful_intent", 0.1))
+    with pytest.raises(OrderError, match="steering table is full"):
+        house.slots.order(Steer("a-1", [Act("harmful_intent", add=0.1)]))
     house.step(**{"a-1": (position + 1, 1)})
     assert house.added(0) == held
     assert house.slots.finish("a-1") == 0
     assert not house.steering.active
 
 
-def _push(vector: int, coefficient: float, start: int, length: int | None) -> Push:
-    return Push(vector, coefficient, "", start, FOREVER if length is None else start + length)
+def _push(vector: int, entry: Entry, start: int, length: int | None) -> Push:
+    return Push(vector, entry, "", start, FOREVER if length is None else start + length)
 
 
+NEUTRAL = Entry(0.0, 1.0, -math.inf, math.inf)
+entries = st.builds(
+    Entry,
+    st.sampled_from([-1.0, 0.0, 0.5, 1.0]),
+    st.sampled_from([0.0, 0.5, 1.0]),
+    st.sampled_from([-math.inf, -2.0]),
+    st.sampled_from([math.inf, 3.0]),
+)
 pushes = st.lists(
-    st.builds(
-        _push, st.integers(0, 2), st.sampled_from([-1.0, 0.5, 1.0]), st.integers(0, 30), st.integers(0, 30) | st.none()
-    ),
+    st.builds(_push, st.integers(0, 2), entries, st.integers(0, 30), st.integers(0, 30) | st.none()),
     max_size=12,
 )
 
 
 @settings(max_examples=200, deadline=None)
 @given(pushes)
-def test_a_timeline_is_the_sum_of_its_orders_at_every_position(drawn):
+def test_a_timeline_composes_its_orders_at_every_position(drawn):
     segments = timeline(drawn)
     for position in range(70):
         expected = {}
         for push in drawn:
             if push.start <= position < push.end:
-                expected[push.vector] = expected.get(push.vector, 0.0) + push.coefficient
+                add, scale, low, high = expected.get(push.vector, NEUTRAL)
+                more, times, above, below = push.entry
+                expected[push.vector] = Entry(add + more, scale * times, max(low, above), min(high, below))
         here = [segment for segment in segments if segment.start <= position < segment.end]
         assert len(here) <= 1
-        assert dict(here[0].amounts if here else ()) == {v: a for v, a in expected.items() if a}
+        assert dict(here[0].amounts if here else ()) == {v: e for v, e in expected.items() if e != NEUTRAL}
 
 
 @settings(max_examples=40, deadline=None)
@@ -297,4 +317,159 @@ def test_the_device_finds_what_the_timeline_says(shared_bundle, drawn):
     for position in range(64):
         here = [segment for segment in segments if segment.start <= position < segment.end]
         amounts = dict(here[0].amounts) if here else {}
-        assert house.added(position) == [amounts.get(0, 0.0), amounts.get(1, 0.0)]
+        assert house.entries(position) == [amounts.get(0, NEUTRAL), amounts.get(1, NEUTRAL)]
+
+
+@pytest.fixture
+def capped(tmp_path) -> House:
+    """Its vectors, one at each of two layers, have a cap of 0.5."""
+    bundle = make_bundle(tmp_path / "plain")
+    manifest = bundle.manifest
+    vectors = [msgspec.structs.replace(vector, max_dose=0.5) for vector in manifest.vectors]
+    return House(
+        save_bundle(
+            tmp_path / "capped",
+            version=manifest.plumbob,
+            created=manifest.created,
+            model=manifest.model,
+            markers=manifest.markers,
+            probes=[(probe, bundle.weight[i], float(bundle.bias[i])) for i, probe in enumerate(bundle.probes)],
+            vectors=[(vector, bundle.vectors[row]) for row, vector in enumerate(vectors)],
+        )
+    )
+
+
+ONE, OTHER = "harmful_intent", "sycophancy"
+"""Vectors at two layers, with a hidden norm of 10."""
+
+
+def answering(house: House) -> None:
+    """A request whose prompt has been read."""
+    house.slots.start("a-1", "a", PROMPT, scored=True)
+    house.step(**{"a-1": (0, 8)})
+
+
+def test_one_order_acts_at_several_layers_and_in_every_way(house):
+    answering(house)
+    house.slots.order(Steer("a-1", [Act(ONE, add=0.2, scale=0.5), Act(OTHER, low=-0.1, high=0.3)], tokens=1))
+    house.step(**{"a-1": (8, 1)})
+    assert house.entries(0) == [(2.0, 0.5, -math.inf, math.inf), (0.0, 1.0, -1.0, 3.0)]
+    assert house.step(**{"a-1": (9, 1)})["steered"].tolist() == [1]
+    assert house.entries(0) == [NEUTRAL, NEUTRAL]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.builds(
+            Act,
+            st.sampled_from([ONE, OTHER]),
+            st.floats(-1, 1),
+            st.floats(-2, 2),
+            st.none() | st.floats(-2, -1),
+            st.none() | st.floats(1, 2),
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    st.data(),
+)
+def test_neither_the_order_of_acts_nor_their_division_into_orders_matters(shared_bundle, acts, data):
+    shuffled = data.draw(st.permutations(acts))
+    cut = data.draw(st.integers(0, len(acts)))
+    found = []
+    for orders in ([acts], [part for part in (shuffled[:cut], shuffled[cut:]) if part]):
+        house = House(shared_bundle)
+        answering(house)
+        for order in orders:
+            house.slots.order(Steer("a-1", order))
+        house.step(**{"a-1": (8, 1)})
+        found.append(house.entries(0))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    "orders",
+    [
+        pytest.param([[Act(ONE)]], id="nothing"),
+        pytest.param([[Act(ONE, add=0.3), Act(ONE, add=-0.3)]], id="v - v in one order"),
+        pytest.param([[Act(ONE, add=0.1)], [Act(ONE, add=0.2)], [Act(ONE, add=-0.2)], [Act(ONE, add=-0.1)]], id="sums"),
+        pytest.param(
+            [[Act(ONE, scale=2.0), Act(OTHER, scale=4.0)], [Act(OTHER, scale=0.25), Act(ONE, scale=0.5)]], id="scales"
+        ),
+    ],
+)
+def test_acts_that_undo_each_other_leave_a_request_unsteered(house, orders):
+    answering(house)
+    for acts in orders:
+        house.slots.order(Steer("a-1", acts))
+    rows = house.step(**{"a-1": (8, 1)})
+    assert int(house.taps.row_entry[0]) == -1
+    assert not rows["steered"].any()
+
+
+def test_a_batchmate_is_not_steered(house):
+    answering(house)
+    house.slots.start("b-1", "b", PROMPT, scored=True)
+    house.slots.order(Steer("a-1", [Act(ONE, add=0.2), Act(OTHER, scale=0.0)]))
+    rows = house.step(**{"b-1": (0, 8), "a-1": (8, 1)})
+    assert house.taps.row_entry[:8].tolist() == [-1] * 8
+    assert rows["steered"].tolist() == [0] * 8 + [1]
+
+
+@pytest.mark.parametrize(
+    ("acts", "cause", "named"),
+    [
+        ([Act("hope", add=0.1)], "vector", "no steering vector 'hope'"),
+        ([Act(ONE, add=math.nan)], "operation", "cannot be applied"),
+        ([Act(ONE, low=0.2, high=0.1)], "operation", "holds no number"),
+        ([Act(ONE, add=0.6)], "dose", "over the bundle's cap of 0.5"),
+        ([Act(ONE, low=0.7)], "dose", "over the bundle's cap of 0.5"),
+        ([Act(ONE, scale=1.5)], "dose", "scale of 1.5"),
+        ([Act(ONE, add=0.3), Act(ONE, add=0.3)], "dose", "over the bundle's cap of 0.5"),
+        ([Act(OTHER, add=0.1), Act(ONE, add=0.6)], "dose", "over the bundle's cap"),
+        ([Act(ONE, low=0.1), Act(ONE, high=0.0)], "conflict", "no number in common"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_and_leaves_what_held(capped, acts, cause, named):
+    answering(capped)
+    capped.slots.order(Steer("a-1", [Act(OTHER, add=0.1)]))
+    with pytest.raises(OrderError, match=named) as refused:
+        capped.slots.order(Steer("a-1", acts))
+    assert refused.value.cause == cause
+    capped.step(**{"a-1": (8, 1)})
+    assert capped.added(0) == [0.0, pytest.approx(1.0)]
+
+
+def test_orders_may_come_to_the_cap_and_not_beyond_it(capped):
+    answering(capped)
+    for dose in (0.1, 0.2, 0.2):
+        capped.slots.order(Steer("a-1", [Act(ONE, add=dose)]))
+    with pytest.raises(OrderError, match="over the bundle's cap"):
+        capped.slots.order(Steer("a-1", [Act(ONE, add=0.001)]))
+    capped.slots.order(Steer("a-1", [Act(ONE, add=-0.4)]))
+    capped.step(**{"a-1": (8, 1)})
+    assert capped.added(0)[0] == pytest.approx(1.0)
+
+
+def test_a_dose_beyond_float32_is_refused_where_there_is_no_cap(house):
+    answering(house)
+    with pytest.raises(OrderError, match="beyond float32"):
+        house.slots.order(Steer("a-1", [Act(ONE, add=1e300)]))
+
+
+def test_the_acts_of_one_request_are_bounded(house):
+    answering(house)
+    for _ in range(ACTS):
+        house.slots.order(Steer("a-1", [Act(ONE)]))
+    with pytest.raises(OrderError, match="more than 256 acts"):
+        house.slots.order(Steer("a-1", [Act(ONE)]))
+
+
+def test_an_order_is_released_alone(house):
+    answering(house)
+    house.slots.order(Steer("a-1", [Act(ONE, add=0.2)], id="one"))
+    house.slots.order(Steer("a-1", [Act(OTHER, add=0.1)], id="other"))
+    house.slots.order(Release("a-1", "one"))
+    house.step(**{"a-1": (8, 1)})
+    assert house.added(0) == [0.0, pytest.approx(1.0)]

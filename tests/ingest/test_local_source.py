@@ -16,6 +16,7 @@ from monitor.errors import PortError
 from monitor.frames import (
     HELLO,
     VERSION,
+    Act,
     Frame,
     Hello,
     Steer,
@@ -72,7 +73,7 @@ def test_messages_come_in_and_orders_go_out(directory, frame):
             await rank.send_multipart([HELLO, b"rubbish"])
             assert (await anext(arrivals)).message.reason == "malformed"
 
-            order = Steer("a", "toxicity", -0.2, 50)
+            order = Steer("a", [Act("toxicity", add=-0.2)], 50)
             assert source.send(core_identity("engine"), encode_order(order))
             assert decode_order(await core.recv_multipart()) == order
             assert not source.send(core_identity("nobody"), encode_order(order)), "not recorded as sent"
@@ -94,7 +95,7 @@ def test_an_engine_that_reconnects_is_reached_again(directory):
             async with dealer(source.endpoint, b"engine/core") as core:
                 await core.send_multipart(encode_hello(hello()))
                 await anext(arrivals)
-                assert source.send(b"engine/core", encode_order(Steer(key, "v", 0.1)))
+                assert source.send(b"engine/core", encode_order(Steer(key, [Act("v", add=0.1)])))
                 assert decode_order(await core.recv_multipart()).key == key
         source.close()
 

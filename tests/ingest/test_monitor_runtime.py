@@ -12,6 +12,7 @@ from monitor.frames import (
     RESYNC,
     VERSION,
     Ack,
+    Act,
     Hello,
     Started,
     Steer,
@@ -124,7 +125,7 @@ def test_enforcing_orders_the_engine_core_once(tiny_bundle, frame):
     house.hello()
     house.frame(0, rows([0]), 1.5, started=[started()])
     order, _ = house.sent()
-    assert order == ("core", Steer("a", "sycophancy", -0.2, 50, STEER_ID))
+    assert order == ("core", Steer("a", [Act("sycophancy", add=-0.2)], 50, STEER_ID))
     assert [event.sent for event in house.events(Intervention)] == [True]
     house.source.away.add(b"engine/core")
     house.frame(1, rows([0], slot=1), 1.5, started=[started(1, "b")])
@@ -355,7 +356,7 @@ def test_over_real_sockets(tiny_bundle, frame):
         assert (await anext(events)).event.state == "connected"
         sent = frame(0, rows([0]), 1.5, started=[started()], monotonic_ns=time.monotonic_ns())
         await rank.send_multipart(encode_frame(sent.header, sent.rows, sent.scores))
-        assert decode_order(await core.recv_multipart()) == Steer("a", "sycophancy", -0.2, 50, STEER_ID)
+        assert decode_order(await core.recv_multipart()) == Steer("a", [Act("sycophancy", add=-0.2)], 50, STEER_ID)
         assert decode_order(await rank.recv_multipart()) == Ack(0)
         assert [type((await anext(events)).event) for _ in range(3)] == [ProbeFired, Intervention, Alert]
         (engine,) = monitor.status().engines

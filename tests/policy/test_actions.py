@@ -5,7 +5,7 @@ import pytest
 
 from monitor.actions import Actions, LogSink, MemorySink, Recorder
 from monitor.events import Alert, EngineChanged, EventLog, Intervention, ProbeFired, Request
-from monitor.frames import Steer
+from monitor.frames import Act, Steer
 from monitor.policy import AlertAction, Decision, SteerAction
 from monitor.stats import Stats
 
@@ -51,7 +51,7 @@ def actions(engine, sink, stats):
 
 def test_enforcing_sends_an_order_and_records_it(actions, engine, sink, stats):
     actions.apply(fired(), [decision()])
-    assert engine.orders == [("engine", Steer("a", "toxicity", -0.2, 50, "rule:toxicity:-0.2"))]
+    assert engine.orders == [("engine", Steer("a", [Act("toxicity", add=-0.2)], 50, "rule:toxicity:-0.2"))]
     (event,) = sink.events
     assert isinstance(event, Intervention) and event.sent and (event.vector, event.dose) == ("toxicity", -0.2)
     assert stats.interventions == {("tiny", "rule", "toxicity", "enforce", True): 1}

@@ -10,7 +10,7 @@ import pytest
 
 from monitor.events import Alert, Intervention, ProbeFired, RequestFinished
 from monitor.frames import VERSION as FRAMES
-from monitor.frames import Hello, Started, StateBlock, Steer, Stream, encode_frame, encode_hello
+from monitor.frames import Act, Hello, Started, StateBlock, Steer, Stream, encode_frame, encode_hello
 from monitor.ingest import Arrival, MemorySource
 from monitor.policy import AlertAction, Policy, Rule, SteerAction, default_policy, load_policy
 from monitor.runtime import Monitor
@@ -226,7 +226,7 @@ def test_a_rule_may_name_a_worker_probe(make_house, bundle, tmp_path):
     (alert,) = house.until(lambda: house.events(Alert))
     assert (alert.rule, alert.probe, alert.severity) == ("rule", "concealment", "critical")
     ((name, order),) = house.orders(Steer)
-    assert (name, order.key, order.vector, order.dose) == (engine.name, "k", "sycophancy", -0.2)
+    assert (name, order.key, order.acts) == (engine.name, "k", [Act("sycophancy", add=-0.2)])
     assert [event.sent for event in house.events(Intervention)] == [True]
     assert house.stats.probe_fired["tiny", "concealment"] == 1
 
