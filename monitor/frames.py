@@ -27,7 +27,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.errors import FrameError, FrameVersionError
+from monitor.errors import Cause, FrameError, FrameVersionError
 
 VERSION: Final = 1
 
@@ -64,6 +64,29 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
     """Ids of the gates that are armed for all requests; ``None``: the engine does not say."""
 
 
+class Act(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is done to the projection of a row on a steering vector; see :class:`probes.steering.Operation`."""
+
+    vector: str
+    add: float = 0.0
+    """Dose, relative to the residual stream's norm."""
+    scale: float = 1.0
+    """What the projection is multiplied with; 0 takes it away."""
+    low: float | None = None
+    """It is at least this, before anything is added, in norms of the residual stream; ``None``: no bound."""
+    high: float | None = None
+
+
+class Admission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a request asks to be steered from its first token on: what ``vllm_xargs.plumbob`` says, as JSON."""
+
+    acts: Annotated[list[Act], msgspec.Meta(min_length=1, max_length=8)]
+    tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    """Release after this many tokens of the response; ``None``: at its end."""
+    prompt: bool = False
+    """The prompt's rows are steered as well, and the request shares none of the prefix cache."""
+
+
 class Started(msgspec.Struct, frozen=True, array_like=True):
     """A request that rows may refer to from now on."""
 
@@ -74,6 +97,8 @@ class Started(msgspec.Struct, frozen=True, array_like=True):
     """The id that the user of the API sees."""
     prompt_tokens: int
     """Length of the prompt."""
+    admitted: Admission | None = None
+    """What it asked for and is steered by."""
 
 
 Selection = Literal["none", "last", "all"]
@@ -114,6 +139,25 @@ class GateEvent(msgspec.Struct, frozen=True, array_like=True):
     """Rows of the request that the gate has steered so far."""
 
 
+class Refusal(msgspec.Struct, frozen=True, array_like=True):
+    """An order that the engine does not carry out; the request is served without it.
+
+    Sent with every frame until the monitor has confirmed one that had it: whoever records them keeps each number once.
+    """
+
+    number: int
+    """Counts from 0 with the engine, so that the last number tells how many were refused; a gap is a loss."""
+    order: str
+    """Its kind: the tag of the order, or ``admission`` for what a request itself asked for."""
+    id: str
+    """Of the order, of the rule's action, or of the gate; empty: it has none."""
+    key: str
+    """The engine's own id of the request; empty: it is about none."""
+    cause: Cause
+    reason: str
+    """In words, with what to do about it."""
+
+
 class FrameHeader(msgspec.Struct, frozen=True, array_like=True):
     """Everything of a frame but its arrays."""
 
@@ -139,6 +183,8 @@ class FrameHeader(msgspec.Struct, frozen=True, array_like=True):
     states: list[StateBlock] = []
     gates: list[GateEvent] = []
     """What gates decided, oldest first, as far as it is not confirmed."""
+    refused: list[Refusal] = []
+    """What was not done, oldest first, as far as it is not confirmed."""
 
 
 class Frame(msgspec.Struct, frozen=True):
@@ -153,23 +199,10 @@ class Frame(msgspec.Struct, frozen=True):
     """The frame's row of each streamed state, all blocks one after the other; −1: the row is not in the frame."""
 
 
-class Act(msgspec.Struct, frozen=True):
-    """What is done to the projection of a row on a steering vector; see :class:`probes.steering.Operation`."""
-
-    vector: str
-    add: float = 0.0
-    """Dose, relative to the residual stream's norm."""
-    scale: float = 1.0
-    """What the projection is multiplied with; 0 takes it away."""
-    low: float | None = None
-    """It is at least this, before anything is added, in norms of the residual stream; ``None``: no bound."""
-    high: float | None = None
-
-
 class Steer(msgspec.Struct, frozen=True, tag="steer"):
     """Steer every response row of a request, from its next step on.
 
-    Acts and orders compose, in no order, as in :func:`monitor.engine.steering.compose`: doses add up, scales multiply,
+    Acts and orders compose, in no order, as in :func:`monitor.engine.acts.compose`: doses add up, scales multiply,
     and ranges intersect. An engine refuses what goes beyond a vector's cap, or leaves a range empty.
     """
 

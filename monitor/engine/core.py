@@ -11,12 +11,16 @@
 import re
 from typing import Any, Final
 
+import msgspec
+
 from monitor.engine.compat import vllm_version
+from monitor.engine.gate_orders import gate_entries, judgement
 from monitor.engine.link import OrderInbox
 from monitor.engine.selftest import outcome_of
 from monitor.engine.settings import Settings, inherited, switched_on
 from monitor.engine.tapped import ORDERS_FIELD, REQUEST_FIELD
 from monitor.engine.wrap import Method, wrap_once
+from monitor.errors import OrderError
 from monitor.frames import VERSION, Arm, Disarm, Hello, Order, Steer
 from probes.bundle import load_bundle
 
@@ -44,6 +48,7 @@ def _init(method: Method) -> Method:
             self.plumbob_inbox = OrderInbox(settings.endpoint, _hello(self.vllm_config, settings))
             if settings.gates:
                 self.plumbob_gates = set[str]()
+                self.plumbob_bundle = load_bundle(settings.bundle)
 
     return init
 
@@ -75,6 +80,8 @@ def _schedule(method: Method) -> Method:
             if isinstance(order, Steer) and (request := self.requests.get(order.key)) is not None:
                 _keep_private(request, request.num_computed_tokens)
         _note_gates(self, orders)
+        if orders and inbox is not None:
+            inbox.hello = msgspec.structs.replace(inbox.hello, armed=sorted(self.__dict__.get("plumbob_gates", ())))
         output = method(self, *args, **kwargs)
         if orders:
             setattr(output, ORDERS_FIELD, orders)
@@ -91,17 +98,29 @@ def _keep_private(request: Any, clean_tokens: int) -> None:
 def _note_gates(scheduler: Any, orders: list[Order]) -> None:
     """Keep private what gates may steer from this step on, and remember those that judge every request that comes."""
     gates: set[str] | None = scheduler.__dict__.get("plumbob_gates")
+    if gates is None:
+        return
     for order in orders:
-        if gates is None or not isinstance(order, Arm | Disarm):
+        if isinstance(order, Disarm):
+            gates.discard(order.id)
+        if not isinstance(order, Arm) or not _can_be_armed(scheduler, order):
             continue
         gates.discard(order.id)
-        if isinstance(order, Disarm):
-            continue
         if order.key is None:
             gates.add(order.id)
         for request in scheduler.requests.values():
             if order.key in (None, request.request_id):
                 _keep_private(request, max(request.num_computed_tokens, request.num_prompt_tokens - 1))
+
+
+def _can_be_armed(scheduler: Any, order: Arm) -> bool:
+    """Whether the bundle allows it; the workers refuse what it does not, and say why."""
+    try:
+        judgement(scheduler.plumbob_bundle, order)
+        gate_entries(scheduler.plumbob_bundle, order)
+    except OrderError:
+        return False
+    return True
 
 
 def _add_request(method: Method) -> Method:
@@ -139,4 +158,6 @@ def _hello(vllm_config: Any, settings: Settings) -> Hello:
         vllm=vllm_version(),
         drift=tested.drift,
         shadow=tested.shadow,
+        gates=settings.gates,
+        armed=[],
     )

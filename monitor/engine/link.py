@@ -13,10 +13,8 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Final, Protocol
 
 import numpy as np
@@ -24,6 +22,7 @@ import zmq
 from numpy.typing import NDArray
 
 from monitor.engine.staging import Stage, Staging
+from monitor.engine.unconfirmed import Unconfirmed
 from monitor.errors import FrameError
 from monitor.frames import (
     ROW,
@@ -33,6 +32,7 @@ from monitor.frames import (
     GateEvent,
     Hello,
     Order,
+    Refusal,
     Started,
     StateBlock,
     decode_order,
@@ -45,8 +45,8 @@ QUEUE_STEPS: Final = 256
 SEND_FRAMES: Final = 64
 """Frames that may wait inside ZeroMQ for the monitor to read them."""
 EVENTS: Final = 4096
-"""What gates decided that may wait for a monitor to confirm it; beyond it the oldest are lost, which their numbers
-show."""
+"""What gates decided that may wait for a monitor to confirm it, and as many orders that were refused; beyond it the
+oldest are lost, which their numbers show."""
 FRAME_EVENTS: Final = 64
 """Of them, those that one frame carries."""
 HELLO_SECONDS: Final = 1.0
@@ -110,11 +110,8 @@ class Exporter:
         self._away = True
         """The monitor takes nothing at the moment, or was not reached yet; written by the sending thread."""
         self._announce_all = threading.Event()
-        # The engine's thread appends; the sending thread takes away what is confirmed.
-        self._telling = threading.Lock()
-        self._events: deque[GateEvent] = deque(maxlen=EVENTS)
-        self._carried: deque[tuple[int, int]] = deque(maxlen=QUEUE_STEPS)
-        """Frames sent with events: sequence number, and the last event's."""
+        self._decided = Unconfirmed[GateEvent](EVENTS, FRAME_EVENTS, QUEUE_STEPS)
+        self._refusals = Unconfirmed[Refusal](EVENTS, FRAME_EVENTS, QUEUE_STEPS)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(endpoint,), name="plumbob-exporter", daemon=True)
         self._thread.start()
@@ -147,10 +144,10 @@ class Exporter:
         # Only this thread puts, so that a queue that was not full still is not.
         return self._queue.put_nowait((sequence, complete, step))
 
-    def tell(self, events: Sequence[GateEvent]) -> None:
+    def tell(self, decided: Sequence[GateEvent], refused: Sequence[Refusal] = ()) -> None:
         """Send events with the next frames, until one that had them is confirmed. Called by the engine's thread."""
-        with self._telling:
-            self._events.extend(events)
+        self._decided.extend(decided)
+        self._refusals.extend(refused)
 
     def close(self) -> None:
         """Send what waits, within a second, and end the thread."""
@@ -201,10 +198,6 @@ class Exporter:
                 streamed = np.where(kept, np.cumsum(kept) - 1, -1).astype(np.int32)[streamed]
         if step.states_copied is not None:
             step.states_copied()
-        with self._telling:
-            events = list(islice(self._events, FRAME_EVENTS))
-        if events:
-            self._carried.append((sequence, events[-1].number))
         header = FrameHeader(
             version=VERSION,
             engine=self._engine,
@@ -220,7 +213,8 @@ class Exporter:
             finished=step.finished,
             started=step.started,
             states=step.states,
-            gates=events,
+            gates=self._decided.carry(sequence),
+            refused=self._refusals.carry(sequence),
         )
         message = encode_frame(header, rows, scores, streamed)
         if step.stage is not None:
@@ -245,14 +239,8 @@ class Exporter:
                 self._announce_all.set()
             elif isinstance(message, Ack):
                 self._acked = message.sequence
-                self._confirm(message.sequence)
-
-    def _confirm(self, sequence: int) -> None:
-        """Forget the events of a frame that has arrived; one that was dropped on its way is never confirmed itself."""
-        arrived = next((number for sent, number in self._carried if sent == sequence), -1)
-        with self._telling:
-            while self._events and self._events[0].number <= arrived:
-                self._events.popleft()
+                self._decided.confirm(message.sequence)
+                self._refusals.confirm(message.sequence)
 
 
 class OrderInbox:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from monitor.engine.steering import to_device
 from monitor.engine.taps import LayerTap, Taps
-from monitor.errors import EngineError
+from monitor.errors import EngineError, OrderError
 from monitor.frames import Selection, StateBlock
 from monitor.states import Dtype, StateWriter, sweep
 
@@ -57,8 +57,10 @@ class Streams:
             return
         ring = self._rings.get(layer)
         if ring is None:
-            raise EngineError(
-                f"Layer {layer} cannot be streamed.", 'Start the engine with "stream": [LAYER, …] in its configuration.'
+            raise OrderError(
+                "layer",
+                f"Layer {layer} cannot be streamed.",
+                'Start the engine with "stream": [LAYER, …] in its configuration.',
             )
         ring.tap.stream.fill_(rows != "none")
         if rows == "none":

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from monitor.engine.gate_history import DOWNSTREAM
 from monitor.engine.gates import Gates
 from monitor.engine.kv_scores import KvScores, find_group
 from monitor.engine.link import Exporter, Step
+from monitor.engine.refusals import refusal
 from monitor.engine.rows import commit, map_rows
 from monitor.engine.settings import inherited
 from monitor.engine.slots import Batch, Gap, Slots
@@ -27,16 +29,17 @@ from monitor.engine.staging import Stage, Staging
 from monitor.engine.steering import ENTRIES_PER_SLOT, Steering, to_device
 from monitor.engine.streams import Streams
 from monitor.engine.taps import Taps
-from monitor.errors import EngineError
-from monitor.frames import Arm, Order, Release, Started, Steer, Stream
+from monitor.errors import OrderError
+from monitor.frames import Arm, Order, Refusal, Release, Started, Steer, Stop, Stream
 from probes.bundle import load_bundle
-from probes.errors import PlumbobError
 
 ORDERS_FIELD: Final = "plumbob_orders"
 """Attribute of ``SchedulerOutput`` under which orders reach the workers, so that all ranks apply them at one step."""
 REQUEST_FIELD: Final = "plumbob"
 """Key of ``SamplingParams.extra_args`` under which the user's request id reaches the workers."""
 
+LOGGED_REFUSALS: Final = 20
+"""Orders refused that are logged; the monitor is told of all."""
 SLOTS_PER_SEQUENCE: Final = 2
 """Preempted requests keep their slot, so there are more than can run at once."""
 
@@ -103,6 +106,8 @@ class RunnerTap:
         self._blocks: Blocks | None = None
         self._started: list[Started] = []
         self._finished: list[int] = []
+        self._refused = 0
+        self._refusals: list[Refusal] = []
         logger.info(
             "Plumbob reads %d probes at layers %s of %s (bundle %s)",
             len(bundle.probes),
@@ -144,19 +149,30 @@ class RunnerTap:
         for order in orders:
             try:
                 self._carry_out(order)
-            except PlumbobError as error:
+            except OrderError as error:
                 # One order of a monitor with another bundle is no reason to be switched off.
-                logger.warning("Plumbob refused an order: %s", error)
+                self._refuse(refusal(order, error))
         if self._kv is not None and (copies := getattr(scheduler_output, "kv_cache_block_copies", None)):
             self._kv.copy_blocks(copies)
+
+    def _refuse(self, refused: Refusal) -> None:
+        """Say so to the monitor, and in the log the first few times."""
+        self._refused += 1
+        self._refusals.append(msgspec.structs.replace(refused, number=self._refused - 1))
+        if self._refused <= LOGGED_REFUSALS:
+            logger.warning("Plumbob refused an order: %s", refused.reason)
 
     def _carry_out(self, order: Order) -> None:
         if isinstance(order, Stream):
             self._streams.select(order.layer, order.rows)
         elif isinstance(order, Steer | Release):
             self.slots.order(order)
+        elif isinstance(order, Stop):
+            # The core ends the request; there is nothing left for a worker to do.
+            pass
         elif self._gates is None:
-            raise EngineError(
+            raise OrderError(
+                "gate",
                 f"Gate '{order.id}' cannot be used: this engine has none.",
                 'Start it with "gates": N in additional_config.plumbob.',
             )
@@ -287,12 +303,14 @@ class RunnerTap:
 
     def _tell_events(self) -> None:
         events = self._gates.take_events() if self._gates is not None else []
+        refused, self._refusals = self._refusals, []
         if self.exporter is not None:
-            self.exporter.tell(events)
+            self.exporter.tell(events, refused)
 
     def _offer_nothing_computed(self) -> None:
+        to_tell = bool(self._started or self._finished or self._refusals)
         self._tell_events()
-        if self.exporter is not None and (self._started or self._finished):
+        if self.exporter is not None and to_tell:
             step = Step(unscored=self.slots.unscored, finished=self._finished, started=self._started)
             self._started, self._finished = [], []
             self.exporter.offer(step)

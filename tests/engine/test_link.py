@@ -2,6 +2,7 @@
 
 import time
 
+import msgspec
 import numpy as np
 import pytest
 import zmq
@@ -9,7 +10,9 @@ import zmq
 torch = pytest.importorskip("torch")
 
 from monitor.engine.link import EVENTS, FRAME_EVENTS, Exporter, OrderInbox, Step  # noqa: E402
+from monitor.engine.refusals import refusal  # noqa: E402
 from monitor.engine.staging import DEPTH, Staging  # noqa: E402
+from monitor.errors import OrderError  # noqa: E402
 from monitor.frames import (  # noqa: E402
     RESYNC,
     ROW,
@@ -20,6 +23,7 @@ from monitor.frames import (  # noqa: E402
     Started,
     StateBlock,
     Steer,
+    Stream,
     decode,
     encode_ack,
     encode_order,
@@ -243,4 +247,30 @@ def test_of_events_that_nobody_confirms_the_oldest_are_lost_and_their_numbers_sh
     wait_until(lambda: not exporter._away)
     offer(exporter)
     assert peer.read().header.gates[0].number == 3
+    peer.close()
+
+
+def test_refusals_go_with_every_frame_until_one_that_had_them_is_confirmed(endpoint, exporter):
+    error = OrderError("dose", "A dose of 9 is over the cap.", "Order less.")
+    refused = [
+        msgspec.structs.replace(refusal(order, error), number=number)
+        for number, order in enumerate([Steer("a-1", [Act("v", add=9.0)], id="rule"), Stream(3, "all")])
+    ]
+    exporter.tell([], refused)
+    peer = Peer(endpoint)
+    wait_until(lambda: not exporter._away)
+    offer(exporter)
+    header = peer.read().header
+    assert header.refused == refused
+    assert [(one.order, one.id, one.key, one.cause) for one in refused] == [
+        ("steer", "rule", "a-1", "dose"),
+        ("stream", "", "", "dose"),
+    ]
+    assert refused[0].reason == "A dose of 9 is over the cap. Order less."
+    offer(exporter)
+    assert peer.read().header.refused == refused
+    peer.socket.send_multipart([b"engine/rank0", *encode_ack(header.sequence)])
+    wait_until(lambda: exporter._acked == header.sequence)
+    offer(exporter)
+    assert peer.read().header.refused == []
     peer.close()

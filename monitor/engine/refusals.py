@@ -1,0 +1,11 @@
+"""Orders that are not carried out, as the monitor is told of them."""
+
+from monitor.errors import OrderError
+from monitor.frames import Order, Refusal
+
+
+def refusal(order: Order, error: OrderError) -> Refusal:
+    """Of an order, for want of what the error says; not numbered yet, as −1 says."""
+    fields = {field: getattr(order, field, None) or "" for field in ("id", "key")}
+    tag = type(order).__struct_config__.tag
+    return Refusal(number=-1, order=str(tag), cause=error.cause, reason=str(error), **fields)
