@@ -21,6 +21,33 @@ Mode = Literal["shadow", "alert", "enforce"]
 
 Severity = Literal["info", "warning", "critical"]
 
+Operation = Literal["add", "ablate", "clamp", "stop"]
+"""What is done to a generation.
+
+* ``add``: a dose of a vector is added to the residual stream.
+* ``ablate``: the projection on the vector is taken away.
+* ``clamp``: the projection on the vector is kept in a range.
+* ``stop``: the generation is ended with a message.
+"""
+
+OrderKind = Literal["steer", "release", "stop", "stream", "arm", "disarm", "admission"]
+"""What an order does.
+
+* ``steer``, ``release``: steer a request, or leave it alone again.
+* ``stop``: end its generation.
+* ``stream``: stream a layer's activations.
+* ``arm``, ``disarm``: let a gate of the engine steer requests, or let it steer no more.
+* ``admission``: what a request itself asked to be steered by.
+"""
+
+OrderResult = Literal["sent", "refused", "expired"]
+"""What became of such an order.
+
+* ``sent``: it went to the engine.
+* ``refused``: it did not; the event says why.
+* ``expired``: its lease ended, and what it did was undone.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -88,7 +115,74 @@ class Alert:
 
 @dataclass(frozen=True, slots=True)
 class Intervention:
-    """A rule of the policy chose to steer; in ``shadow``, what it would have done."""
+    """A rule of the policy chose to change a generation, or a gate that it armed did.
+
+    In ``shadow``, it is what it would have done.
+    """
+
+    request: Request
+    """Where a gate decided on a request that the monitor does not follow, its prompt's length is 0."""
+    rule: str
+    """Empty: of a gate that no rule of this policy has armed."""
+    mode: Mode
+    probe: str
+    aggregate: float
+    threshold: float
+    position: int
+    vector: str
+    """Empty for ``stop``."""
+    dose: float
+    """Relative to the residual stream's norm; 0 for every operation but ``add``."""
+    tokens: int | None
+    """Tokens after which steering is released; ``None``: at the end of the request."""
+    sent: bool
+    """Whether the order went to the engine, or its gate decided itself: always false in ``shadow``."""
+    reason: str
+    """The decision in words."""
+    operation: Operation = "add"
+    low: float | None = None
+    """The projection is at least this, in norms of the residual stream; ``None``: no bound."""
+    high: float | None = None
+    gate: str = ""
+    """Id of the engine's gate that decided; empty: the monitor did."""
+    agree: int = 1
+    """Averages that had to reach the threshold, among ..."""
+    agree_of: int = 1
+    """... the last so many."""
+    number: int | None = None
+    """Of a gate's decision, counted with the engine; ``None``: the monitor decided."""
+    refusal: str = ""
+    """Why a rule that enforces changed nothing; empty where it did."""
+
+
+@dataclass(frozen=True, slots=True)
+class InterventionEnded:
+    """A gate of the engine steers a request no more: until it opens again, or for good."""
+
+    request: Request
+    rule: str
+    gate: str
+    position: int
+    """Of the first token that is no longer steered."""
+    steered: int
+    """Tokens of the request that the gate has steered so far."""
+    number: int
+    """Of the gate's decision, counted with the engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class InterventionsLost:
+    """What gates of an engine decided and never arrived: a gap in its numbers."""
+
+    engine: str
+    model: str
+    decisions: int
+    """Openings and closings, together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Escalated:
+    """A rule of the policy marked a request for review; its trace is kept, but in ``shadow``."""
 
     request: Request
     rule: str
@@ -97,14 +191,33 @@ class Intervention:
     aggregate: float
     threshold: float
     position: int
-    vector: str
-    dose: float
-    tokens: int | None
-    """Tokens after which steering is released; ``None``: at the end of the request."""
-    sent: bool
-    """Whether the order went to the engine: always false in ``shadow``."""
     reason: str
     """The decision in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """An order that no decision on a request stands behind, or any that an engine refused.
+
+    The former are an operator's, and the gates that the policy arms.
+    """
+
+    order: str
+    """Its id; of a gate, the gate's."""
+    kind: OrderKind
+    result: OrderResult
+    engine: str
+    model: str
+    request: Request | None
+    """The request that it is for; ``None``: all, or it is not known."""
+    who: str
+    """``policy``, ``request`` for an admission, ``operator`` with its address, or ``engine``: it refused."""
+    lease_seconds: float | None
+    """Until it is undone; ``None``: it is not by itself."""
+    detail: str
+    """What it does, in words."""
+    reason: str
+    """Why it was refused or undone; empty where it was sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +253,18 @@ class FramesLost:
     frames: int
 
 
-Event = ProbeFired | Alert | Intervention | RequestFinished | EngineChanged | FramesLost
+Event = (
+    ProbeFired
+    | Alert
+    | Intervention
+    | RequestFinished
+    | EngineChanged
+    | FramesLost
+    | InterventionEnded
+    | InterventionsLost
+    | Escalated
+    | Ordered
+)
 
 
 @dataclass(frozen=True, slots=True)

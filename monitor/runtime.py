@@ -23,9 +23,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal
 
 from monitor.actions import Actions, Recorder, Sink
-from monitor.audit import AuditLog, AuditSink
+from monitor.audit import AuditLog, AuditSink, recall
 from monitor.events import EngineChanged, EventLog, FramesLost, ProbeFired, RequestFinished
 from monitor.frames import RESYNC, Frame, Hello, Order, Stream, encode_ack, encode_order
+from monitor.gating import Gating
 from monitor.ingest import Arrival, Link, Malformed, Source, core_identity
 from monitor.policy import Policy
 from monitor.stats import SkipReason, Stats, Status
@@ -104,7 +105,25 @@ class Monitor:
             self._audit = AuditSink(audit, bundle, policy, self.stats, self._verdicts.steered)
             sinks = [self._audit, *sinks]
         self._recorder = Recorder(self.events, sinks, self.stats)
-        self._actions = Actions(self._recorder, self.stats, self._send_order, self._limits.max_requests)
+        self._gating = Gating(
+            bundle,
+            policy,
+            self._recorder,
+            self.stats,
+            self._verdicts,
+            self._send_order,
+            recalled={} if audit is None else recall(audit.path),
+            max_engines=self._limits.max_engines,
+            clock=clock,
+        )
+        self._actions = Actions(
+            self._recorder,
+            self.stats,
+            self._send_order,
+            self._limits.max_requests,
+            agreement={probe.name: (probe.aggregate.agree, probe.aggregate.agree_of) for probe in bundle.all_probes},
+            gated=self._gating.arming.holds,
+        )
         self._workers = self._open_workers(pool)
 
     async def run(self) -> None:
@@ -167,10 +186,11 @@ class Monitor:
             silent = now - link.last_seen
             if not link.lost and silent > self._limits.silence_seconds:
                 link.lost, link.streams = True, False
+                self._gating.arming.lost(link.engine)
                 dropped = self._drop_requests(link)
                 self._changed(link, "lost", f"silent for {silent:.1f} s; {dropped} requests end without a verdict")
             elif link.lost and silent > self._limits.forget_seconds:
-                del self._links[link.engine]
+                self._forget(link)
             else:
                 self._answer(link, now)
 
@@ -203,6 +223,11 @@ class Monitor:
         if link.fits and not link.streams and self._workers is not None:
             # Where one is not sent, all are with the next HELLO: an engine that streams already just goes on.
             link.streams = all(self._send_order(link.engine, Stream(layer, "all")) for layer in self._workers.layers)
+        self._introduced(link, hello, before)
+        self._gating.hello(link, hello)
+
+    def _introduced(self, link: Link, hello: Hello, before: tuple[bool | None, bool, float | None]) -> None:
+        """Tell what an engine is, if that has changed."""
         if (link.fits, link.shadow, link.drift) == before:
             return
         if not link.fits:
@@ -242,6 +267,9 @@ class Monitor:
 
     def _verdict(self, frame: Frame, link: Link) -> Tally:
         """Verdicts, decisions and actions of one frame."""
+        # What gates decided of requests that end with this frame is part of their verdicts.
+        decided = self._gating.fresh(link, frame.header.gates)
+        later = self._gating.tell(link, decided, self._actions)
         verdicts = self._verdicts.apply(frame, link.model)
         self.stats.count_rows(link.model, verdicts.tally)
         finished = verdicts.finished
@@ -249,6 +277,10 @@ class Monitor:
             finished = self._workers.finish(finished, verdicts.ended)
         for event in finished:
             self._finish(event)
+        self._gating.tell_ended(link, self._gating.tell(link, later, self._actions), self._actions)
+        self._gating.refused(link, frame.header.refused)
+        if (decided or frame.header.refused) and self._audit is not None:
+            link.recorded_with = self._audit.accepted
         for fired in verdicts.fired:
             self._fire(fired, link.held)
         # Last, so that nothing of the above waits for it.
@@ -307,13 +339,18 @@ class Monitor:
     def _forget_one(self) -> bool:
         lost = [link for link in self._links.values() if link.lost]
         if lost:
-            del self._links[min(lost, key=lambda link: link.last_seen).engine]
+            self._forget(min(lost, key=lambda link: link.last_seen))
         return bool(lost)
+
+    def _forget(self, link: Link) -> None:
+        del self._links[link.engine]
+        self._gating.arming.forget(link.engine)
 
     def _answer(self, link: Link, now: float) -> None:
         if link.exporter is None or link.lost:
             return
-        if (sequence := link.take_ack(now, self._limits.ack_seconds)) is not None:
+        recorded = self._audit is None or self._audit.settled >= link.recorded_with
+        if recorded and (sequence := link.take_ack(now, self._limits.ack_seconds)) is not None:
             self._source.send(link.exporter, encode_ack(sequence))
         if link.take_resync(now, self._limits.resync_seconds):
             self._source.send(link.exporter, [RESYNC])

@@ -125,7 +125,21 @@ class Stats:
         self.alerts: Counter[tuple[str, str, str, str]] = Counter()
         """``(model, rule, severity, mode)``."""
         self.interventions: Counter[tuple[str, str, str, str, bool]] = Counter()
-        """``(model, rule, vector, mode, sent)``; ``sent`` is whether the order went to the engine."""
+        """``(model, rule, vector, mode, sent)``; ``sent`` is whether the order went to the engine, or its gate decided
+        itself. ``vector`` is empty where a generation was stopped, ``rule`` where an operator's gate decided."""
+        self.gate_decisions: Counter[tuple[str, str, str]] = Counter()
+        """``(model, rule, decision)``: what gates of engines decided; decisions are :data:`GateDecision`."""
+        self.gate_decisions_lost: Counter[tuple[str]] = Counter()
+        """``(model,)``: decisions of gates that never arrived."""
+        self.refusals_lost: Counter[tuple[str]] = Counter()
+        """``(model,)``: refusals of engines that never arrived."""
+        self.gate_tokens_steered: Counter[tuple[str, str]] = Counter()
+        """``(model, rule)``: tokens that gates steered, counted when they closed."""
+        self.escalations: Counter[tuple[str, str, str]] = Counter()
+        """``(model, rule, mode)``: requests marked for review."""
+        self.orders: Counter[tuple[str, str, str]] = Counter()
+        """``(by, order, result)``: orders that no decision on a request stands behind; ``by`` is ``policy``,
+        ``operator``, or ``engine`` for any that it refused."""
         self.sink_errors: Counter[tuple[str]] = Counter()
         """``(sink,)``: events that a sink failed to take; the sink's class name."""
         self.audit_records: Counter[tuple[()]] = Counter()
@@ -154,6 +168,9 @@ class Stats:
             self.margins[model] = MarginHistogram(self.probes)
         self.margins[model].observe(readings)
 
+
+GateDecision = Literal["opened", "closed"]
+"""What a gate decided: it begins to steer a request, or it steers it no more."""
 
 SkipReason = Literal["refused", "probes", "duplicate", "engines"]
 """Why a frame was not read.

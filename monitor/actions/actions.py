@@ -2,14 +2,18 @@
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from typing import Final
 
+from monitor.actions.gates import act_of, finite
 from monitor.actions.recorder import Recorder
-from monitor.events import Alert, Intervention, ProbeFired, Request
-from monitor.frames import Order, Steer
-from monitor.policy import AlertAction, Decision, SteerAction
+from monitor.events import Alert, Escalated, Intervention, ProbeFired, Request
+from monitor.frames import Order, Steer, Stop
+from monitor.policy import AlertAction, Decision, EscalateAction, SteerAction, StopAction
 from monitor.stats import Stats
+
+UNREACHABLE: Final = "the engine could not be reached"
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +32,25 @@ class Actions:
         stats: Where alerts and interventions are counted.
         send_order: Sends orders; not called in ``shadow``.
         max_requests: Requests to remember; beyond it the one acted on longest ago is forgotten.
+        agreement: A probe's name to how many of how many averages have to reach its threshold.
+        gated: Tells whether an engine decides by a gate itself: then it is not ordered what the gate does.
     """
 
-    def __init__(self, recorder: Recorder, stats: Stats, send_order: SendOrder, max_requests: int = 65_536) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        stats: Stats,
+        send_order: SendOrder,
+        max_requests: int = 65_536,
+        *,
+        agreement: Mapping[str, tuple[int, int]] | None = None,
+        gated: Callable[[str, str], bool] = lambda engine, gate: False,
+    ) -> None:
         self._recorder = recorder
         self._stats = stats
         self._send_order = send_order
+        self._agreement = agreement or {}
+        self._gated = gated
         self._max_requests = max_requests
         self._applied: OrderedDict[tuple[str, str], set[str]] = OrderedDict()
 
@@ -49,7 +66,9 @@ class Actions:
         decisions = [_hold(decision, held) if held else decision for decision in decisions]
         if ended:
             decisions = [
-                decision if isinstance(decision.action, AlertAction) else _hold(decision, "the request had ended")
+                _hold(decision, "the request had ended")
+                if isinstance(decision.action, SteerAction | StopAction)
+                else decision
                 for decision in decisions
             ]
         if not decisions:
@@ -90,20 +109,10 @@ class Actions:
                         reason=decision.reason,
                     )
                 )
-            case SteerAction(vector, dose, tokens):
-                sent = decision.mode == "enforce" and self._order(
-                    fired.request,
-                    Steer(
-                        key=fired.request.key,
-                        vector=vector,
-                        dose=dose,
-                        tokens=tokens,
-                        id=f"{decision.rule}:{vector}:{dose:g}",
-                    ),
-                )
-                self._stats.interventions[fired.request.model, decision.rule, vector, decision.mode, sent] += 1
+            case EscalateAction():
+                self._stats.escalations[fired.request.model, decision.rule, decision.mode] += 1
                 self._recorder.record(
-                    Intervention(
+                    Escalated(
                         request=fired.request,
                         rule=decision.rule,
                         mode=decision.mode,
@@ -111,13 +120,52 @@ class Actions:
                         aggregate=fired.aggregate,
                         threshold=fired.threshold,
                         position=fired.position,
-                        vector=vector,
-                        dose=dose,
-                        tokens=tokens,
-                        sent=sent,
                         reason=decision.reason,
                     )
                 )
+            case StopAction() | SteerAction():
+                self._intervene(fired, decision, decision.action)
+
+    def _intervene(self, fired: ProbeFired, decision: Decision, action: SteerAction | StopAction) -> None:
+        request, enforced, sent = fired.request, decision.mode == "enforce", False
+        if enforced and decision.gate and self._gated(request.engine, decision.gate):
+            # It has decided already, or will with a later token; that is told as it arrives.
+            return
+        if isinstance(action, StopAction):
+            steer = None
+            sent = enforced and self._order(request, Stop(request.key, action.message, f"{decision.rule}:stop"))
+        else:
+            steer = action
+            if enforced:
+                # The id stays the same when another monitor decides anew.
+                done = f"{action.dose:g}" if action.operation == "add" else action.operation
+                id = f"{decision.rule}:{action.vector}:{done}"
+                sent = self._order(request, Steer(request.key, [act_of(action)], action.tokens, id))
+        vector = "" if steer is None else steer.vector
+        agree, agree_of = self._agreement.get(fired.probe, (1, 1))
+        self._stats.interventions[request.model, decision.rule, vector, decision.mode, sent] += 1
+        self._recorder.record(
+            Intervention(
+                request=request,
+                rule=decision.rule,
+                mode=decision.mode,
+                probe=fired.probe,
+                aggregate=fired.aggregate,
+                threshold=fired.threshold,
+                position=fired.position,
+                vector=vector,
+                dose=0.0 if steer is None else steer.dose,
+                tokens=None if steer is None else steer.tokens,
+                sent=sent,
+                reason=decision.reason,
+                operation="stop" if steer is None else steer.operation,
+                low=None if steer is None else finite(steer.low),
+                high=None if steer is None else finite(steer.high),
+                agree=agree,
+                agree_of=agree_of,
+                refusal=UNREACHABLE if enforced and not sent else "",
+            )
+        )
 
     def _order(self, request: Request, order: Order) -> bool:
         sent = self._send_order(request.engine, order)

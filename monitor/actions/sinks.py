@@ -6,17 +6,40 @@ from typing import Final, Protocol
 
 import msgspec
 
-from monitor.events import Alert, EngineChanged, Event, FramesLost, Intervention, Recorded
+from monitor.events import (
+    Alert,
+    EngineChanged,
+    Escalated,
+    Event,
+    FramesLost,
+    Intervention,
+    InterventionEnded,
+    InterventionsLost,
+    Ordered,
+    Recorded,
+)
 
 EVENT_LOGGER: Final = "plumbob.events"
+
+LOGGED: Final[tuple[type[Event], ...]] = (
+    Alert,
+    Intervention,
+    InterventionEnded,
+    InterventionsLost,
+    Escalated,
+    Ordered,
+    EngineChanged,
+    FramesLost,
+)
+"""What is written to the log of the process; firings and finished requests are not, since there are many."""
 
 
 class Sink(Protocol):
     """Takes events as they are recorded, and keeps those that it is for.
 
     ``emit`` is called on the monitor's event loop: it returns at once, and what is slow goes to a queue of
-    the sink's own. It may raise; that is logged and counted. An Alert or Intervention of mode ``shadow`` did
-    not happen, and a sink that reaches people leaves it out.
+    the sink's own. It may raise; that is logged and counted. An Alert, Intervention or Escalated of mode
+    ``shadow`` did not happen, and a sink that reaches people leaves it out.
     """
 
     def emit(self, recorded: Recorded) -> None:
@@ -56,13 +79,13 @@ class LogSink:
 
     Args:
         logger: Where to; alerts and what is wrong with engines at WARNING, the rest at INFO.
-        kinds: What is written; firings and finished requests are left to subscribers, since there are many.
+        kinds: What is written.
     """
 
     def __init__(
         self,
         logger: logging.Logger | None = None,
-        kinds: tuple[type[Event], ...] = (Alert, Intervention, EngineChanged, FramesLost),
+        kinds: tuple[type[Event], ...] = LOGGED,
     ) -> None:
         self._logger = logger or logging.getLogger(EVENT_LOGGER)
         self._kinds = kinds
@@ -82,9 +105,11 @@ class LogSink:
 
 def _level(event: Event) -> int:
     match event:
-        case Alert(mode="shadow") | Intervention(mode="shadow") | EngineChanged(state="connected"):
+        case Alert(mode="shadow") | Intervention(mode="shadow") | Escalated(mode="shadow"):
             return logging.INFO
-        case Alert() | Intervention() | EngineChanged() | FramesLost():
+        case InterventionEnded() | EngineChanged(state="connected") | Ordered(who="policy", result="sent"):
+            return logging.INFO
+        case Alert() | Intervention() | InterventionsLost() | Escalated() | Ordered() | EngineChanged() | FramesLost():
             return logging.WARNING
         case _:
             return logging.INFO

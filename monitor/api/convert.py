@@ -25,6 +25,29 @@ _SEVERITIES: dict[events.Severity, event_pb2.Severity] = {
     "critical": event_pb2.SEVERITY_CRITICAL,
 }
 
+_OPERATIONS: dict[events.Operation, event_pb2.Operation] = {
+    "add": event_pb2.OPERATION_ADD,
+    "ablate": event_pb2.OPERATION_ABLATE,
+    "clamp": event_pb2.OPERATION_CLAMP,
+    "stop": event_pb2.OPERATION_STOP,
+}
+
+_ORDER_KINDS: dict[events.OrderKind, event_pb2.OrderKind] = {
+    "steer": event_pb2.ORDER_KIND_STEER,
+    "release": event_pb2.ORDER_KIND_RELEASE,
+    "stop": event_pb2.ORDER_KIND_STOP,
+    "stream": event_pb2.ORDER_KIND_STREAM,
+    "arm": event_pb2.ORDER_KIND_ARM,
+    "disarm": event_pb2.ORDER_KIND_DISARM,
+    "admission": event_pb2.ORDER_KIND_ADMISSION,
+}
+
+_ORDER_RESULTS: dict[events.OrderResult, event_pb2.OrderResult] = {
+    "sent": event_pb2.ORDER_RESULT_SENT,
+    "refused": event_pb2.ORDER_RESULT_REFUSED,
+    "expired": event_pb2.ORDER_RESULT_EXPIRED,
+}
+
 _STATES: dict[stats.EngineState, event_pb2.EngineState] = {
     "pending": event_pb2.ENGINE_STATE_PENDING,
     "connected": event_pb2.ENGINE_STATE_CONNECTED,
@@ -40,6 +63,10 @@ _KINDS: dict[type, event_pb2.EventKind] = {
     events.RequestFinished: event_pb2.EVENT_KIND_REQUEST_FINISHED,
     events.EngineChanged: event_pb2.EVENT_KIND_ENGINE_CHANGED,
     events.FramesLost: event_pb2.EVENT_KIND_FRAMES_LOST,
+    events.InterventionEnded: event_pb2.EVENT_KIND_INTERVENTION_ENDED,
+    events.InterventionsLost: event_pb2.EVENT_KIND_INTERVENTIONS_LOST,
+    events.Escalated: event_pb2.EVENT_KIND_ESCALATED,
+    events.Ordered: event_pb2.EVENT_KIND_ORDERED,
 }
 
 
@@ -64,6 +91,14 @@ def event_message(recorded: events.Recorded) -> event_pb2.Event:
             message.engine_changed.CopyFrom(_engine_changed(event))
         case events.FramesLost() as event:
             message.frames_lost.CopyFrom(_frames_lost(event))
+        case events.InterventionEnded() as event:
+            message.intervention_ended.CopyFrom(_intervention_ended(event))
+        case events.InterventionsLost() as event:
+            message.interventions_lost.CopyFrom(_interventions_lost(event))
+        case events.Escalated() as event:
+            message.escalated.CopyFrom(_escalated(event))
+        case events.Ordered() as event:
+            message.ordered.CopyFrom(_ordered(event))
         case _:
             assert_never(recorded.event)
     return message
@@ -204,6 +239,14 @@ def _intervention(event: events.Intervention) -> event_pb2.Intervention:
         tokens=event.tokens,
         sent=event.sent,
         reason=event.reason,
+        operation=_OPERATIONS[event.operation],
+        low=event.low,
+        high=event.high,
+        gate=event.gate,
+        agree=event.agree,
+        agree_of=event.agree_of,
+        number=event.number,
+        refusal=event.refusal,
     )
 
 
@@ -228,3 +271,46 @@ def _engine_changed(event: events.EngineChanged) -> event_pb2.EngineChanged:
 
 def _frames_lost(event: events.FramesLost) -> event_pb2.FramesLost:
     return event_pb2.FramesLost(engine=event.engine, model=event.model, frames=event.frames)
+
+
+def _intervention_ended(event: events.InterventionEnded) -> event_pb2.InterventionEnded:
+    return event_pb2.InterventionEnded(
+        request=_request(event.request),
+        rule=event.rule,
+        gate=event.gate,
+        position=event.position,
+        steered=event.steered,
+        number=event.number,
+    )
+
+
+def _interventions_lost(event: events.InterventionsLost) -> event_pb2.InterventionsLost:
+    return event_pb2.InterventionsLost(engine=event.engine, model=event.model, decisions=event.decisions)
+
+
+def _escalated(event: events.Escalated) -> event_pb2.Escalated:
+    return event_pb2.Escalated(
+        request=_request(event.request),
+        rule=event.rule,
+        mode=_MODES[event.mode],
+        probe=event.probe,
+        aggregate=event.aggregate,
+        threshold=event.threshold,
+        position=event.position,
+        reason=event.reason,
+    )
+
+
+def _ordered(event: events.Ordered) -> event_pb2.Ordered:
+    return event_pb2.Ordered(
+        order=event.order,
+        kind=_ORDER_KINDS[event.kind],
+        result=_ORDER_RESULTS[event.result],
+        engine=event.engine,
+        model=event.model,
+        request=None if event.request is None else _request(event.request),
+        who=event.who,
+        lease_seconds=event.lease_seconds,
+        detail=event.detail,
+        reason=event.reason,
+    )

@@ -5,12 +5,14 @@
 ``file``          the file: one writer, continued where it ended
 ``log``           the writer, on a thread of its own
 ``sink``          from the monitor's events to records
+``recall``        what its end says of engines that may still run
 ``verification``  whether a file is what was written
 """
 
 from monitor.audit.file import require_log
 from monitor.audit.log import AuditLog
+from monitor.audit.recall import Recalled, recall
 from monitor.audit.sink import AuditSink
 from monitor.audit.verification import Verified, verify
 
-__all__ = ["AuditLog", "AuditSink", "Verified", "require_log", "verify"]
+__all__ = ["AuditLog", "AuditSink", "Recalled", "Verified", "recall", "require_log", "verify"]

@@ -51,6 +51,10 @@ class AuditLog:
         """Records in the file, of this writer."""
         self.lost = 0
         """Records that never will be."""
+        self.accepted = 0
+        """Records that were taken from whoever appends."""
+        self.settled = 0
+        """Those of them, from the first on, that are in the file, or never will be."""
         self.faults: Counter[AuditFault] = Counter(dict.fromkeys(get_args(AuditFault), 0))
         """What went wrong, and how often."""
         self._limit, self._sync_seconds = limit, sync_seconds
@@ -65,6 +69,8 @@ class AuditLog:
         self._unwritten = bytearray() if end.ended else bytearray(b"\n")
         self._sealed = 0
         """Records of which a part is unwritten."""
+        self._taken = 0
+        """Records that were accepted and wait no more."""
         self._unsynced, self._sync_at = False, 0.0
         self._alerted: set[AuditFault] = set()
         if end.rest:
@@ -91,6 +97,7 @@ class AuditLog:
                 self._untold += 1
                 return
             self._waiting.append((record, when or datetime.now(UTC)))
+            self.accepted += 1
             self._changed.notify()
 
     def close(self) -> None:
@@ -132,6 +139,7 @@ class AuditLog:
                 self._untold = 0
         for record, when in batch:
             self._seal(record, when)
+        self._taken += len(batch)
         if untold:
             self._seal(LossRecord(untold), datetime.now(UTC))
         return more
@@ -149,6 +157,7 @@ class AuditLog:
 
     def _write(self) -> None:
         if not self._unwritten:
+            self.settled = self._taken
             return
         try:
             while self._unwritten:
@@ -161,6 +170,7 @@ class AuditLog:
         else:
             self.written += self._sealed
             self._sealed = 0
+            self.settled = self._taken
             self._worked("write")
 
     def _sync(self) -> None:

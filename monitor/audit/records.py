@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from monitor.events import Mode
+from monitor.events import Mode, Operation, OrderKind, OrderResult
 
 
 class StartRecord(msgspec.Struct, frozen=True, tag_field="kind", tag="monitor_started"):
@@ -66,7 +66,7 @@ Result = Literal["ordered", "refused", "shadow"]
 
 
 class InterventionRecord(msgspec.Struct, frozen=True, tag_field="kind", tag="intervention"):
-    """A rule chose to steer a request."""
+    """A rule chose to change a generation, or a gate of an engine did."""
 
     engine: str
     model: str
@@ -95,6 +95,81 @@ class InterventionRecord(msgspec.Struct, frozen=True, tag_field="kind", tag="int
     refusal: str | None
     reason: str
     """The decision in words."""
+    operation: Operation = "add"
+    low: float | None = None
+    """Of ``clamp``, in norms of the residual stream; ``None``: no bound."""
+    high: float | None = None
+    gate: str = ""
+    """Id of the gate that decided; empty: the monitor did."""
+    number: int | None = None
+    """Of the gate's decision, counted with the engine: a monitor that is started again passes over those on record."""
+    agree: int = 1
+    """Averages that had to reach the threshold, among ..."""
+    agree_of: int = 1
+    """... the last so many."""
+
+
+class GateClosedRecord(msgspec.Struct, frozen=True, tag_field="kind", tag="intervention_ended"):
+    """A gate steers a request no more: until it opens again, or for good."""
+
+    engine: str
+    model: str
+    request_id: str
+    key: str
+    rule: str
+    gate: str
+    number: int
+    position: int
+    """Of the first token that is no longer steered."""
+    steered: int
+    """Tokens of the request that the gate has steered so far."""
+
+
+class GateLossRecord(msgspec.Struct, frozen=True, tag_field="kind", tag="interventions_lost"):
+    """What gates of an engine decided here never arrived."""
+
+    engine: str
+    model: str
+    decisions: int
+
+
+class EscalationRecord(msgspec.Struct, frozen=True, tag_field="kind", tag="escalated"):
+    """A rule marked a request for review."""
+
+    engine: str
+    model: str
+    request_id: str
+    key: str
+    policy: str
+    policy_digest: str
+    rule: str
+    mode: Mode
+    probe: str
+    score: float
+    threshold: float
+    position: int
+    reason: str
+
+
+class OrderRecord(msgspec.Struct, frozen=True, tag_field="kind", tag="order"):
+    """An operator's order, a gate that the policy armed or disarmed, or what an engine refused."""
+
+    order: str
+    """Its id; of a gate, the gate's."""
+    action: OrderKind
+    result: OrderResult
+    engine: str
+    model: str
+    request_id: str | None
+    key: str | None
+    who: str
+    """``policy``, ``request`` for an admission, ``operator`` with its address, or ``engine``: it refused."""
+    lease_seconds: float | None
+    """Until it is undone; ``None``: it is not by itself."""
+    detail: str
+    """What it does, in words."""
+    reason: str
+    """Why it was refused or undone; empty where it was sent."""
 
 
 class EndRecord(msgspec.Struct, frozen=True, tag_field="kind", tag="steering_ended"):
@@ -128,5 +203,16 @@ class TornRecord(msgspec.Struct, frozen=True, tag_field="kind", tag="line_torn")
 
 
 Record = (
-    StartRecord | StopRecord | PolicyRecord | EngineRecord | InterventionRecord | EndRecord | LossRecord | TornRecord
+    StartRecord
+    | StopRecord
+    | PolicyRecord
+    | EngineRecord
+    | InterventionRecord
+    | GateClosedRecord
+    | GateLossRecord
+    | EscalationRecord
+    | OrderRecord
+    | EndRecord
+    | LossRecord
+    | TornRecord
 )

@@ -10,14 +10,28 @@ from monitor.audit.log import AuditLog
 from monitor.audit.records import (
     EndRecord,
     EngineRecord,
+    EscalationRecord,
+    GateClosedRecord,
+    GateLossRecord,
     InterventionRecord,
+    OrderRecord,
     PolicyRecord,
     Result,
     RuleInForce,
     StartRecord,
     StopRecord,
 )
-from monitor.events import EngineChanged, Intervention, Recorded, Request, RequestFinished
+from monitor.events import (
+    EngineChanged,
+    Escalated,
+    Intervention,
+    InterventionEnded,
+    InterventionsLost,
+    Ordered,
+    Recorded,
+    Request,
+    RequestFinished,
+)
 from monitor.policy import Policy
 from monitor.stats import Stats
 from probes.bundle import Bundle
@@ -27,9 +41,9 @@ TEXT_CHARACTERS: Final = 512
 
 
 class AuditSink:
-    """Records interventions and what became of them, engines, the policy, and the monitor's start and stop.
+    """Records interventions and what became of them, orders, engines, the policy, and the monitor's start and stop.
 
-    Two records a steered request, none a token. It is a :class:`monitor.actions.Sink`.
+    A few records a steered request, none a token. It is a :class:`monitor.actions.Sink`.
 
     Args:
         log: Written and closed by it.
@@ -64,6 +78,16 @@ class AuditSink:
         )
         self._log.append(PolicyRecord(self._policy_name, policy.digest, rules))
 
+    @property
+    def accepted(self) -> int:
+        """Records so far."""
+        return self._log.accepted
+
+    @property
+    def settled(self) -> int:
+        """Those of them, from the first on, that are in the file, or never will be."""
+        return self._log.settled
+
     def emit(self, recorded: Recorded) -> None:
         """Record the event, if it is of the kinds that are audited."""
         match recorded.event:
@@ -74,6 +98,15 @@ class AuditSink:
                 # Steered without an order of ours: that of the monitor before this one.
                 if ordered or event.steered:
                     self._log.append(_end(event, ordered), recorded.time)
+            case InterventionEnded() as event:
+                self._log.append(_closed(event), recorded.time)
+            case InterventionsLost() as event:
+                record = GateLossRecord(_text(event.engine), _text(event.model), event.decisions)
+                self._log.append(record, recorded.time)
+            case Escalated() as event:
+                self._log.append(self._escalation(event), recorded.time)
+            case Ordered() as event:
+                self._log.append(_order(event), recorded.time)
             case EngineChanged() as event:
                 record = EngineRecord(_text(event.engine), _text(event.model), event.state, _text(event.detail))
                 self._log.append(record, recorded.time)
@@ -120,9 +153,63 @@ class AuditSink:
             tokens=event.tokens,
             steered=self._steered(request),
             result=result,
-            refusal="the engine could not be reached" if result == "refused" else None,
+            refusal=_text(event.refusal) if result == "refused" else None,
+            reason=_text(event.reason),
+            operation=event.operation,
+            low=event.low,
+            high=event.high,
+            gate=_text(event.gate),
+            number=event.number,
+            agree=event.agree,
+            agree_of=event.agree_of,
+        )
+
+    def _escalation(self, event: Escalated) -> EscalationRecord:
+        return EscalationRecord(
+            engine=_text(event.request.engine),
+            model=_text(event.request.model),
+            request_id=_text(event.request.request_id),
+            key=_text(event.request.key),
+            policy=self._policy_name,
+            policy_digest=self._policy.digest,
+            rule=event.rule,
+            mode=event.mode,
+            probe=event.probe,
+            score=event.aggregate,
+            threshold=event.threshold,
+            position=event.position,
             reason=_text(event.reason),
         )
+
+
+def _closed(event: InterventionEnded) -> GateClosedRecord:
+    return GateClosedRecord(
+        engine=_text(event.request.engine),
+        model=_text(event.request.model),
+        request_id=_text(event.request.request_id),
+        key=_text(event.request.key),
+        rule=event.rule,
+        gate=_text(event.gate),
+        number=event.number,
+        position=event.position,
+        steered=event.steered,
+    )
+
+
+def _order(event: Ordered) -> OrderRecord:
+    return OrderRecord(
+        order=_text(event.order),
+        action=event.kind,
+        result=event.result,
+        engine=_text(event.engine),
+        model=_text(event.model),
+        request_id=None if event.request is None else _text(event.request.request_id),
+        key=None if event.request is None else _text(event.request.key),
+        who=_text(event.who),
+        lease_seconds=event.lease_seconds,
+        detail=_text(event.detail),
+        reason=_text(event.reason),
+    )
 
 
 def _end(event: RequestFinished, ordered: int) -> EndRecord:

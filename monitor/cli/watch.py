@@ -22,6 +22,10 @@ KINDS: Final[dict[str, EventKind]] = {
     "request_finished": event_pb2.EVENT_KIND_REQUEST_FINISHED,
     "engine_changed": event_pb2.EVENT_KIND_ENGINE_CHANGED,
     "frames_lost": event_pb2.EVENT_KIND_FRAMES_LOST,
+    "intervention_ended": event_pb2.EVENT_KIND_INTERVENTION_ENDED,
+    "interventions_lost": event_pb2.EVENT_KIND_INTERVENTIONS_LOST,
+    "escalated": event_pb2.EVENT_KIND_ESCALATED,
+    "ordered": event_pb2.EVENT_KIND_ORDERED,
 }
 """The kinds of event, as the command line names them."""
 
@@ -111,6 +115,19 @@ def format_event(event: Event) -> Text:
         case "frames_lost":
             _begin(line, "LOST", "bold red", event.frames_lost.model or event.frames_lost.engine)
             _add(line, f"{event.frames_lost.frames} frames")
+        case "intervention_ended":
+            ended = event.intervention_ended
+            _begin(line, "STEER", "magenta", ended.request.request_id)
+            _add(line, ended.rule or ended.gate, "bold")
+            _add(line, f" ended at token {ended.position}, {ended.steered} steered")
+        case "interventions_lost":
+            lost = event.interventions_lost
+            _begin(line, "LOST", "bold red", lost.model or lost.engine)
+            _add(line, f"{lost.decisions} decisions of gates")
+        case "escalated":
+            _escalated(line, event.escalated)
+        case "ordered":
+            _ordered(line, event.ordered)
         case _:
             # A newer monitor tells things that this version has no words for.
             _begin(line, "EVENT", "dim", str(event.sequence))
@@ -132,14 +149,49 @@ def _alert(line: Text, alert: event_pb2.Alert) -> None:
 
 
 def _intervention(line: Text, steered: event_pb2.Intervention) -> None:
-    _begin(line, "STEER", "magenta", steered.request.request_id)
-    _add(line, steered.rule, "bold")
-    span = f"for {steered.tokens} tokens" if steered.HasField("tokens") else "to the end"
-    _add(line, f" {steered.vector} {steered.dose:+.2f} {span}: {steered.reason}")
+    stop = steered.operation == event_pb2.OPERATION_STOP
+    _begin(line, "STOP" if stop else "STEER", "magenta", steered.request.request_id)
+    _add(line, steered.rule or steered.gate, "bold")
+    _add(line, ": " if stop else f" {_what(steered)}: ")
+    _add(line, steered.reason)
     if not steered.sent:
         enforced = steered.mode == event_pb2.MODE_ENFORCE
         mode = _name(event_pb2.Mode.Name(steered.mode))
-        _add(line, f" [{mode}: not sent]", "bold red" if enforced else "dim")
+        why = f", {steered.refusal}" if steered.refusal else ""
+        _add(line, f" [{mode}: not sent{why}]", "bold red" if enforced else "dim")
+
+
+def _what(steered: event_pb2.Intervention) -> str:
+    """The vector, what is done to its projection, and for how long."""
+    span = f"for {steered.tokens} tokens" if steered.HasField("tokens") else "to the end"
+    match steered.operation:
+        case event_pb2.OPERATION_ABLATE:
+            done = "ablated"
+        case event_pb2.OPERATION_CLAMP:
+            low = f"{steered.low:+.2f}" if steered.HasField("low") else "−∞"
+            high = f"{steered.high:+.2f}" if steered.HasField("high") else "+∞"
+            done = f"clamped to {low}..{high}"
+        case _:
+            done = f"{steered.dose:+.2f}"
+    return f"{steered.vector} {done} {span}"
+
+
+def _escalated(line: Text, escalated: event_pb2.Escalated) -> None:
+    _begin(line, "REVIEW", "bold yellow", escalated.request.request_id)
+    _add(line, escalated.rule, "bold")
+    _add(line, f" {escalated.reason}")
+    if escalated.mode == event_pb2.MODE_SHADOW:
+        _add(line, " [shadow: no trace kept]", "dim")
+
+
+def _ordered(line: Text, ordered: event_pb2.Ordered) -> None:
+    refused = ordered.result == event_pb2.ORDER_RESULT_REFUSED
+    about = ordered.request.request_id if ordered.HasField("request") else ordered.model or ordered.engine
+    _begin(line, "ORDER", "bold red" if refused else "cyan", about)
+    _add(line, _name(event_pb2.OrderResult.Name(ordered.result)), "bold")
+    lease = f", for {ordered.lease_seconds:g} s at most" if ordered.HasField("lease_seconds") else ""
+    why = f": {ordered.reason}" if ordered.reason else ""
+    _add(line, f" {ordered.detail} (by {ordered.who}{lease}){why}")
 
 
 def _request_finished(line: Text, finished: event_pb2.RequestFinished) -> None:

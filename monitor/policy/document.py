@@ -3,20 +3,37 @@
 ::
 
     version: 1
+    max_dose: 0.5                         # optional: no rule may order more, either way
     rules:
       - name: harmful-request             # unique; the label of metrics
         when: {probe: harmful_intent}     # at the bundle's threshold; optionally models: ["llama-*"]
         mode: enforce                     # shadow, alert or enforce
         actions:
           - alert: {severity: critical}
-          - steer: {vector: harmful_intent, dose: 0.25, tokens: 200}
+          - steer: {vector: harmful_intent, dose: -0.25, tokens: 200}
+      - name: at-the-very-token
+        when: {probe: sycophancy}
+        mode: enforce
+        actions:
+          - steer:                        # dose: a number, ablate: true, or clamp: [low, high] in norms of the stream
+              vector: sycophancy
+              clamp: [null, 0.05]
+              gate: true                  # the engine decides; without it, the monitor orders from the next step on
+              tokens: 200                 # the most that are steered of a request
+              hold: 16                    # so many after the last token over the threshold
+              release: {margin: 1.0, streak: 4}   # or {logits: 0.5}: until 4 averages in a row are so far below it
+              streak: 2                   # averages in a row that must reach the threshold
+          - escalate: {}                  # marks the request for review and keeps its trace
+          - stop: {message: "I cannot go on with this."}
+
+``release`` is a margin in logits and not a share of the threshold, which may be zero or below it.
 """
 
 import types
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, NoReturn, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -24,6 +41,9 @@ from pydantic_core import ErrorDetails
 
 from monitor.errors import PolicyError
 from monitor.events import Mode, Severity
+
+MESSAGE_CHARACTERS: Final = 1000
+"""What ``stop`` may say: a refusal, not a page, since every token of it is a step of the engine."""
 
 
 class _Strict(BaseModel):
@@ -37,12 +57,41 @@ class AlertSpec(_Strict):
     severity: Severity = "warning"
 
 
+class ReleaseSpec(_Strict):
+    """``release``: exactly one of ``margin`` and ``logits``."""
+
+    margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    logits: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    streak: Annotated[int, Field(ge=1)] = 1
+
+
 class SteerSpec(_Strict):
-    """``steer``."""
+    """``steer``: exactly one of ``dose``, ``ablate`` and ``clamp``."""
 
     vector: str
-    dose: Annotated[float, Field(allow_inf_nan=False)]
+    dose: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    ablate: bool = False
+    clamp: (
+        Annotated[list[Annotated[float, Field(allow_inf_nan=False)] | None], Field(min_length=2, max_length=2)] | None
+    ) = None
     tokens: Annotated[int, Field(ge=1)] | None = None
+    gate: bool = False
+    hold: Annotated[int, Field(ge=0)] | None = None
+    release: ReleaseSpec | None = None
+    streak: Annotated[int, Field(ge=1)] | None = None
+    threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    half_life: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    min_tokens: Annotated[int, Field(ge=1)] | None = None
+
+
+class StopSpec(_Strict):
+    """``stop``."""
+
+    message: Annotated[str, Field(max_length=MESSAGE_CHARACTERS)]
+
+
+class EscalateSpec(_Strict):
+    """``escalate``."""
 
 
 class ActionSpec(_Strict):
@@ -50,6 +99,8 @@ class ActionSpec(_Strict):
 
     alert: AlertSpec | None = None
     steer: SteerSpec | None = None
+    stop: StopSpec | None = None
+    escalate: EscalateSpec | None = None
 
 
 class WhenSpec(_Strict):
@@ -72,6 +123,7 @@ class PolicySpec(_Strict):
     """The file."""
 
     version: Literal[1]
+    max_dose: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     rules: Annotated[list[RuleSpec], Field(min_length=1)]
 
 
@@ -148,6 +200,8 @@ def _describe(error: ErrorDetails) -> tuple[str, str]:
             return f"must be {context['expected']}, not {given!r}", ""
         case "string_pattern_mismatch":
             return f"{given!r} may only have the characters a-z, 0-9 and -", ""
+        case "too_short" | "too_long" if context.get("max_length") == 2 or context.get("min_length") == 2:
+            return "must be a lower and an upper bound", "Write null for one that there is not."
         case "too_short":
             return "must have at least one item", ""
         case "finite_number":
@@ -171,7 +225,7 @@ def _keys(path: Iterable[str | int]) -> list[str]:
 
 def _within(annotation: Any) -> Any:
     """The model inside of ``list[Model]`` or ``Model | None``."""
-    while get_origin(annotation) in (list, types.UnionType):
+    while get_origin(annotation) in (list, types.UnionType, Annotated):
         annotation = get_args(annotation)[0]
     return annotation
 

@@ -2,36 +2,13 @@
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Final
 
-from monitor.events import Mode, ProbeFired, Severity
+from monitor.events import Mode, ProbeFired
+from monitor.policy.deeds import Action, SteerAction
 
-
-@dataclass(frozen=True, slots=True)
-class AlertAction:
-    """Tell people."""
-
-    severity: Severity
-
-    def __str__(self) -> str:
-        return f"alert with severity {self.severity}"
-
-
-@dataclass(frozen=True, slots=True)
-class SteerAction:
-    """Add a steering vector to the rest of the response."""
-
-    vector: str
-    dose: float
-    """Relative to the norm of the residual stream; negative steers away from the concept."""
-    tokens: int | None
-    """Release after this many tokens; ``None``: at the end of the request."""
-
-    def __str__(self) -> str:
-        until = "until the request ends" if self.tokens is None else f"for {self.tokens} tokens"
-        return f"steer {self.vector} at dose {self.dose:g} {until}"
-
-
-Action = AlertAction | SteerAction
+GATE_PREFIX: Final = "policy:"
+"""What the ids of gates that policies arm begin with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +24,11 @@ class Rule:
 
     def matches(self, fired: ProbeFired) -> bool:
         """Whether the rule is about this firing."""
-        if fired.probe != self.probe:
-            return False
-        return not self.models or any(fnmatchcase(fired.request.model, glob) for glob in self.models)
+        return fired.probe == self.probe and self.covers(fired.request.model)
+
+    def covers(self, model: str) -> bool:
+        """Whether the rule is about models of this name."""
+        return not self.models or any(fnmatchcase(model, glob) for glob in self.models)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +40,17 @@ class Decision:
     action: Action
     reason: str
     """Why, in words: the reading, the rule, and what it does."""
+    gate: str = ""
+    """Id of the gate that the engine decides this action by, if the rule enforces it so."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyGate:
+    """A gate that a rule has the engine decide by."""
+
+    id: str
+    rule: Rule
+    action: SteerAction
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +63,24 @@ class Policy:
     """SHA-256 of the file; empty for a policy that comes from no file."""
     rules: tuple[Rule, ...]
 
+    @property
+    def gates(self) -> dict[str, PolicyGate]:
+        """What engines are to decide themselves, by the id of the gate: all of it is of rules that enforce."""
+        return {
+            gate: PolicyGate(gate, rule, action)
+            for rule in self.rules
+            for index, action in enumerate(rule.actions)
+            if isinstance(action, SteerAction) and (gate := self._gate(rule, index))
+        }
+
+    def _gate(self, rule: Rule, index: int) -> str:
+        """Id of the gate of a rule's action; empty where the engine does not decide it."""
+        action = rule.actions[index]
+        if rule.mode != "enforce" or not isinstance(action, SteerAction) or action.gate is None:
+            return ""
+        # The digest tells the gates of one policy from those of another, which may outlive their monitor.
+        return f"{GATE_PREFIX}{self.digest[:12]}:{rule.name}:{index}"
+
     def decide(self, fired: ProbeFired) -> list[Decision]:
         """What to do about a firing.
 
@@ -81,10 +89,10 @@ class Policy:
         happens.
         """
         return [
-            Decision(rule.name, rule.mode, action, _reason(fired, rule, action))
+            Decision(rule.name, rule.mode, action, _reason(fired, rule, action), self._gate(rule, index))
             for rule in self.rules
             if rule.matches(fired)
-            for action in rule.actions
+            for index, action in enumerate(rule.actions)
         ]
 
 

@@ -19,6 +19,10 @@ class EventKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EVENT_KIND_REQUEST_FINISHED: _ClassVar[EventKind]
     EVENT_KIND_ENGINE_CHANGED: _ClassVar[EventKind]
     EVENT_KIND_FRAMES_LOST: _ClassVar[EventKind]
+    EVENT_KIND_INTERVENTION_ENDED: _ClassVar[EventKind]
+    EVENT_KIND_INTERVENTIONS_LOST: _ClassVar[EventKind]
+    EVENT_KIND_ESCALATED: _ClassVar[EventKind]
+    EVENT_KIND_ORDERED: _ClassVar[EventKind]
 
 class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -33,6 +37,32 @@ class Severity(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SEVERITY_INFO: _ClassVar[Severity]
     SEVERITY_WARNING: _ClassVar[Severity]
     SEVERITY_CRITICAL: _ClassVar[Severity]
+
+class Operation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    OPERATION_UNSPECIFIED: _ClassVar[Operation]
+    OPERATION_ADD: _ClassVar[Operation]
+    OPERATION_ABLATE: _ClassVar[Operation]
+    OPERATION_CLAMP: _ClassVar[Operation]
+    OPERATION_STOP: _ClassVar[Operation]
+
+class OrderKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ORDER_KIND_UNSPECIFIED: _ClassVar[OrderKind]
+    ORDER_KIND_STEER: _ClassVar[OrderKind]
+    ORDER_KIND_RELEASE: _ClassVar[OrderKind]
+    ORDER_KIND_STOP: _ClassVar[OrderKind]
+    ORDER_KIND_STREAM: _ClassVar[OrderKind]
+    ORDER_KIND_ARM: _ClassVar[OrderKind]
+    ORDER_KIND_DISARM: _ClassVar[OrderKind]
+    ORDER_KIND_ADMISSION: _ClassVar[OrderKind]
+
+class OrderResult(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ORDER_RESULT_UNSPECIFIED: _ClassVar[OrderResult]
+    ORDER_RESULT_SENT: _ClassVar[OrderResult]
+    ORDER_RESULT_REFUSED: _ClassVar[OrderResult]
+    ORDER_RESULT_EXPIRED: _ClassVar[OrderResult]
 
 class EngineState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -49,6 +79,10 @@ EVENT_KIND_INTERVENTION: EventKind
 EVENT_KIND_REQUEST_FINISHED: EventKind
 EVENT_KIND_ENGINE_CHANGED: EventKind
 EVENT_KIND_FRAMES_LOST: EventKind
+EVENT_KIND_INTERVENTION_ENDED: EventKind
+EVENT_KIND_INTERVENTIONS_LOST: EventKind
+EVENT_KIND_ESCALATED: EventKind
+EVENT_KIND_ORDERED: EventKind
 MODE_UNSPECIFIED: Mode
 MODE_SHADOW: Mode
 MODE_ALERT: Mode
@@ -57,6 +91,23 @@ SEVERITY_UNSPECIFIED: Severity
 SEVERITY_INFO: Severity
 SEVERITY_WARNING: Severity
 SEVERITY_CRITICAL: Severity
+OPERATION_UNSPECIFIED: Operation
+OPERATION_ADD: Operation
+OPERATION_ABLATE: Operation
+OPERATION_CLAMP: Operation
+OPERATION_STOP: Operation
+ORDER_KIND_UNSPECIFIED: OrderKind
+ORDER_KIND_STEER: OrderKind
+ORDER_KIND_RELEASE: OrderKind
+ORDER_KIND_STOP: OrderKind
+ORDER_KIND_STREAM: OrderKind
+ORDER_KIND_ARM: OrderKind
+ORDER_KIND_DISARM: OrderKind
+ORDER_KIND_ADMISSION: OrderKind
+ORDER_RESULT_UNSPECIFIED: OrderResult
+ORDER_RESULT_SENT: OrderResult
+ORDER_RESULT_REFUSED: OrderResult
+ORDER_RESULT_EXPIRED: OrderResult
 ENGINE_STATE_UNSPECIFIED: EngineState
 ENGINE_STATE_PENDING: EngineState
 ENGINE_STATE_CONNECTED: EngineState
@@ -65,7 +116,7 @@ ENGINE_STATE_REFUSED: EngineState
 ENGINE_STATE_SHADOW: EngineState
 
 class Event(_message.Message):
-    __slots__ = ("sequence", "time", "probe_fired", "alert", "intervention", "request_finished", "engine_changed", "frames_lost")
+    __slots__ = ("sequence", "time", "probe_fired", "alert", "intervention", "request_finished", "engine_changed", "frames_lost", "intervention_ended", "interventions_lost", "escalated", "ordered")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     PROBE_FIRED_FIELD_NUMBER: _ClassVar[int]
@@ -74,6 +125,10 @@ class Event(_message.Message):
     REQUEST_FINISHED_FIELD_NUMBER: _ClassVar[int]
     ENGINE_CHANGED_FIELD_NUMBER: _ClassVar[int]
     FRAMES_LOST_FIELD_NUMBER: _ClassVar[int]
+    INTERVENTION_ENDED_FIELD_NUMBER: _ClassVar[int]
+    INTERVENTIONS_LOST_FIELD_NUMBER: _ClassVar[int]
+    ESCALATED_FIELD_NUMBER: _ClassVar[int]
+    ORDERED_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     time: _timestamp_pb2.Timestamp
     probe_fired: ProbeFired
@@ -82,7 +137,11 @@ class Event(_message.Message):
     request_finished: RequestFinished
     engine_changed: EngineChanged
     frames_lost: FramesLost
-    def __init__(self, sequence: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., probe_fired: _Optional[_Union[ProbeFired, _Mapping]] = ..., alert: _Optional[_Union[Alert, _Mapping]] = ..., intervention: _Optional[_Union[Intervention, _Mapping]] = ..., request_finished: _Optional[_Union[RequestFinished, _Mapping]] = ..., engine_changed: _Optional[_Union[EngineChanged, _Mapping]] = ..., frames_lost: _Optional[_Union[FramesLost, _Mapping]] = ...) -> None: ...
+    intervention_ended: InterventionEnded
+    interventions_lost: InterventionsLost
+    escalated: Escalated
+    ordered: Ordered
+    def __init__(self, sequence: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., probe_fired: _Optional[_Union[ProbeFired, _Mapping]] = ..., alert: _Optional[_Union[Alert, _Mapping]] = ..., intervention: _Optional[_Union[Intervention, _Mapping]] = ..., request_finished: _Optional[_Union[RequestFinished, _Mapping]] = ..., engine_changed: _Optional[_Union[EngineChanged, _Mapping]] = ..., frames_lost: _Optional[_Union[FramesLost, _Mapping]] = ..., intervention_ended: _Optional[_Union[InterventionEnded, _Mapping]] = ..., interventions_lost: _Optional[_Union[InterventionsLost, _Mapping]] = ..., escalated: _Optional[_Union[Escalated, _Mapping]] = ..., ordered: _Optional[_Union[Ordered, _Mapping]] = ...) -> None: ...
 
 class Request(_message.Message):
     __slots__ = ("engine", "model", "request_id", "key", "prompt_tokens")
@@ -153,7 +212,7 @@ class Alert(_message.Message):
     def __init__(self, request: _Optional[_Union[Request, _Mapping]] = ..., rule: _Optional[str] = ..., mode: _Optional[_Union[Mode, str]] = ..., severity: _Optional[_Union[Severity, str]] = ..., probe: _Optional[str] = ..., aggregate: _Optional[float] = ..., threshold: _Optional[float] = ..., position: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Intervention(_message.Message):
-    __slots__ = ("request", "rule", "mode", "probe", "aggregate", "threshold", "position", "vector", "dose", "tokens", "sent", "reason")
+    __slots__ = ("request", "rule", "mode", "probe", "aggregate", "threshold", "position", "vector", "dose", "tokens", "sent", "reason", "operation", "low", "high", "gate", "agree", "agree_of", "number", "refusal")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     RULE_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
@@ -166,6 +225,14 @@ class Intervention(_message.Message):
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     SENT_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    OPERATION_FIELD_NUMBER: _ClassVar[int]
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    GATE_FIELD_NUMBER: _ClassVar[int]
+    AGREE_FIELD_NUMBER: _ClassVar[int]
+    AGREE_OF_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
     request: Request
     rule: str
     mode: Mode
@@ -178,7 +245,85 @@ class Intervention(_message.Message):
     tokens: int
     sent: bool
     reason: str
-    def __init__(self, request: _Optional[_Union[Request, _Mapping]] = ..., rule: _Optional[str] = ..., mode: _Optional[_Union[Mode, str]] = ..., probe: _Optional[str] = ..., aggregate: _Optional[float] = ..., threshold: _Optional[float] = ..., position: _Optional[int] = ..., vector: _Optional[str] = ..., dose: _Optional[float] = ..., tokens: _Optional[int] = ..., sent: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+    operation: Operation
+    low: float
+    high: float
+    gate: str
+    agree: int
+    agree_of: int
+    number: int
+    refusal: str
+    def __init__(self, request: _Optional[_Union[Request, _Mapping]] = ..., rule: _Optional[str] = ..., mode: _Optional[_Union[Mode, str]] = ..., probe: _Optional[str] = ..., aggregate: _Optional[float] = ..., threshold: _Optional[float] = ..., position: _Optional[int] = ..., vector: _Optional[str] = ..., dose: _Optional[float] = ..., tokens: _Optional[int] = ..., sent: _Optional[bool] = ..., reason: _Optional[str] = ..., operation: _Optional[_Union[Operation, str]] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., gate: _Optional[str] = ..., agree: _Optional[int] = ..., agree_of: _Optional[int] = ..., number: _Optional[int] = ..., refusal: _Optional[str] = ...) -> None: ...
+
+class InterventionEnded(_message.Message):
+    __slots__ = ("request", "rule", "gate", "position", "steered", "number")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    GATE_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    STEERED_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    request: Request
+    rule: str
+    gate: str
+    position: int
+    steered: int
+    number: int
+    def __init__(self, request: _Optional[_Union[Request, _Mapping]] = ..., rule: _Optional[str] = ..., gate: _Optional[str] = ..., position: _Optional[int] = ..., steered: _Optional[int] = ..., number: _Optional[int] = ...) -> None: ...
+
+class InterventionsLost(_message.Message):
+    __slots__ = ("engine", "model", "decisions")
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    DECISIONS_FIELD_NUMBER: _ClassVar[int]
+    engine: str
+    model: str
+    decisions: int
+    def __init__(self, engine: _Optional[str] = ..., model: _Optional[str] = ..., decisions: _Optional[int] = ...) -> None: ...
+
+class Escalated(_message.Message):
+    __slots__ = ("request", "rule", "mode", "probe", "aggregate", "threshold", "position", "reason")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    PROBE_FIELD_NUMBER: _ClassVar[int]
+    AGGREGATE_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    request: Request
+    rule: str
+    mode: Mode
+    probe: str
+    aggregate: float
+    threshold: float
+    position: int
+    reason: str
+    def __init__(self, request: _Optional[_Union[Request, _Mapping]] = ..., rule: _Optional[str] = ..., mode: _Optional[_Union[Mode, str]] = ..., probe: _Optional[str] = ..., aggregate: _Optional[float] = ..., threshold: _Optional[float] = ..., position: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Ordered(_message.Message):
+    __slots__ = ("order", "kind", "result", "engine", "model", "request", "who", "lease_seconds", "detail", "reason")
+    ORDER_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    order: str
+    kind: OrderKind
+    result: OrderResult
+    engine: str
+    model: str
+    request: Request
+    who: str
+    lease_seconds: float
+    detail: str
+    reason: str
+    def __init__(self, order: _Optional[str] = ..., kind: _Optional[_Union[OrderKind, str]] = ..., result: _Optional[_Union[OrderResult, str]] = ..., engine: _Optional[str] = ..., model: _Optional[str] = ..., request: _Optional[_Union[Request, _Mapping]] = ..., who: _Optional[str] = ..., lease_seconds: _Optional[float] = ..., detail: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class RequestFinished(_message.Message):
     __slots__ = ("request", "tokens", "unscored", "steered", "readings")

@@ -72,6 +72,16 @@ class RunningVerdicts:
                 here = positions[run] == self.aggregates.fired_at[row, probe]
                 yield start + int(np.argmax(here)), probe
 
+    def note_fired(self, row: int, fired: ProbeFired) -> bool:
+        """Take over a firing that was seen elsewhere; whether it is the probe's first."""
+        probe = next((index for index, known in enumerate(self.probes) if known.name == fired.probe), None)
+        if probe is None or self.aggregates.fired_at[row, probe] >= 0:
+            return False
+        self.aggregates.fired_at[row, probe] = fired.position
+        self.aggregates.fired_with[row, probe] = fired.aggregate
+        self.aggregates.peak[row, probe] = max(self.aggregates.peak[row, probe], fired.aggregate)
+        return True
+
     def fired(self, row: int, probe: int, role: int, request: Request) -> ProbeFired:
         """The event of a first firing, at a token of this role."""
         return ProbeFired(

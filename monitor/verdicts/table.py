@@ -98,6 +98,24 @@ class VerdictTable:
         row = slots.row_of(request.key) if slots else UNKNOWN
         return int(self._rows.steered[row]) if row >= 0 else 0
 
+    def find(self, engine: str, key: str, model: str) -> Request | None:
+        """A request in flight by the engine's own id, as events name it; ``None``: it is not followed."""
+        slots = self._slots.get(engine)
+        row = slots.row_of(key) if slots else UNKNOWN
+        return self._rows[row].request(model) if row >= 0 else None
+
+    def note_fired(self, fired: ProbeFired) -> bool:
+        """Take over a firing that a gate of the engine saw.
+
+        From that token on, the request's rows are steered and no part of the verdict.
+
+        Returns:
+            Whether it is the probe's first in the request; false as well for one that is not followed.
+        """
+        slots = self._slots.get(fired.request.engine)
+        row = slots.row_of(fired.request.key) if slots else UNKNOWN
+        return row >= 0 and self._running.note_fired(row, fired)
+
     def __getitem__(self, row: int) -> Holder:
         """Who holds a row of the table.
 

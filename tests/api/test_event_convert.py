@@ -19,7 +19,32 @@ SAMPLES: dict[type, events.Event] = {
     events.ProbeFired: events.ProbeFired(REQUEST, "harm", 2.5, 1.5, 17, "assistant"),
     events.Alert: events.Alert(REQUEST, "rule", "enforce", "warning", "harm", 2.5, 1.5, 17, "why"),
     events.Intervention: events.Intervention(
-        REQUEST, "rule", "shadow", "harm", 2.5, 1.5, 17, "harm", -0.25, 64, True, "why"
+        REQUEST,
+        "rule",
+        "shadow",
+        "harm",
+        2.5,
+        1.5,
+        17,
+        "harm",
+        -0.25,
+        64,
+        True,
+        "why",
+        operation="clamp",
+        low=-0.5,
+        high=0.25,
+        gate="policy:abc:rule:0",
+        agree=2,
+        agree_of=3,
+        number=7,
+        refusal="the engine could not be reached",
+    ),
+    events.InterventionEnded: events.InterventionEnded(REQUEST, "rule", "policy:abc:rule:0", 30, 13, 8),
+    events.InterventionsLost: events.InterventionsLost("engine-1", "tiny", 3),
+    events.Escalated: events.Escalated(REQUEST, "rule", "alert", "harm", 2.5, 1.5, 17, "why"),
+    events.Ordered: events.Ordered(
+        "order:1", "arm", "refused", "engine-1", "tiny", REQUEST, "operator ipv4:1", 60.0, "arm it", "no such vector"
     ),
     events.RequestFinished: events.RequestFinished(
         REQUEST,
@@ -36,6 +61,9 @@ NAMES = {
     "mode": event_pb2.Mode,
     "severity": event_pb2.Severity,
     "state": event_pb2.EngineState,
+    "operation": event_pb2.Operation,
+    "kind": event_pb2.OrderKind,
+    "result": event_pb2.OrderResult,
 }
 
 
@@ -61,7 +89,7 @@ def assert_mirrors(value: object, message: object) -> None:
 
 
 def _prefix(name: str) -> str:
-    return "ENGINE_STATE" if name == "state" else name.upper()
+    return {"state": "ENGINE_STATE", "kind": "ORDER_KIND", "result": "ORDER_RESULT"}.get(name, name.upper())
 
 
 @pytest.mark.parametrize("kind", get_args(events.Event))
@@ -92,12 +120,14 @@ def test_what_is_none_is_absent():
     assert not message.sent
 
 
-@pytest.mark.parametrize("literal", [events.Mode, events.Severity, EngineState])
+@pytest.mark.parametrize("literal", [events.Mode, events.Severity, EngineState, events.Operation, events.OrderKind])
 def test_every_literal_has_its_enum_value(literal):
     enum, prefix = {
         events.Mode: (event_pb2.Mode, "MODE"),
         events.Severity: (event_pb2.Severity, "SEVERITY"),
         EngineState: (event_pb2.EngineState, "ENGINE_STATE"),
+        events.Operation: (event_pb2.Operation, "OPERATION"),
+        events.OrderKind: (event_pb2.OrderKind, "ORDER_KIND"),
     }[literal]
     assert enum.keys() == [
         f"{prefix}_UNSPECIFIED",

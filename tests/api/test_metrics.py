@@ -27,6 +27,10 @@ LABELS = {
         "sink",
         "state",
         "layer",
+        "by",
+        "order",
+        "result",
+        "decision",
     ),
     *("version", "digest", "le"),
 }

@@ -87,6 +87,11 @@ def test_one_steered_request_gives_exactly_these_records(desk):
     fired = {"probe": "toxicity", "score": 1.5, "threshold": 1.0, "position": 0}
     found = records(desk.path)
     reasons = [record.pop("reason") for record in found if record["kind"] == "intervention"]
+    for record in found:
+        if record["kind"] == "intervention":
+            by_monitor = {"operation": "add", "low": None, "high": None, "gate": "", "number": None}
+            assert {key: record.pop(key) for key in by_monitor} == by_monitor
+            assert (record.pop("agree"), record.pop("agree_of")) == (1, 1)
     again = found[5]
     score = again.pop("score")
     assert found == [

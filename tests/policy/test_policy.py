@@ -164,7 +164,11 @@ def test_without_a_policy_every_probe_alerts(tiny_bundle):
         ("dose: -0.25", "dose: much", "rules[0].actions[1].steer.dose: must be a valid number, not 'much'."),
         ("dose: -0.25, ", "", "rules[0].actions[1].steer.dose: is missing."),
         ("      - steer", "        steer", "rules[0].actions[0]: has two actions in one item."),
-        ("- alert: {severity: critical}", "- {}", "rules[0].actions[0]: must be an alert or a steer action."),
+        (
+            "- alert: {severity: critical}",
+            "- {}",
+            "rules[0].actions[0]: must be an alert, steer, stop or escalate action.",
+        ),
         (
             "mode: enforce",
             "mode: enforce\n    mode: shadow",

@@ -1,0 +1,134 @@
+"""What gates of engines decided, told once each.
+
+An engine repeats a decision with every frame until one that had it is confirmed, and repeats to the next monitor what
+the one before it did not confirm. So decisions are numbered: whatever was told already is passed over, by this monitor
+or, where its audit log says so, by the one before. A gap in the numbers is a loss, and is counted and told.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from monitor.actions.gates import GateFacts, unknown_facts
+from monitor.actions.recorder import Recorder
+from monitor.events import Intervention, InterventionEnded, InterventionsLost, Request
+from monitor.frames import GateEvent, Refusal
+from monitor.stats import Stats
+
+MAX_STEERED: Final = 65_536
+"""Requests of which is remembered how many steered tokens are counted; a gate that closes and opens again counts on."""
+
+
+class GateDecisions:
+    """Makes events of decisions.
+
+    Args:
+        recorder: Takes the events.
+        stats: Where decisions, steered tokens and losses are counted.
+        facts: Tells what is known of a gate; ``None``: this monitor did not arm it.
+        told: The last decision of each engine that was told by an earlier monitor.
+        max_engines: Engines whose numbers are kept; beyond it the one heard longest ago is forgotten.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        stats: Stats,
+        facts: Callable[[str], GateFacts | None],
+        told: Mapping[str, int],
+        max_engines: int,
+    ) -> None:
+        self._recorder, self._stats, self._facts, self._max_engines = recorder, stats, facts, max_engines
+        self._told = dict(told)
+        self._refused: dict[str, int] = {}
+        self._steered: OrderedDict[tuple[str, str, str], int] = OrderedDict()
+        """Engine, request and gate to the tokens that are counted already."""
+
+    def fresh(self, engine: str, model: str, events: Sequence[GateEvent]) -> list[GateEvent]:
+        """The decisions that were not told yet; what is missing before them is counted as lost."""
+        fresh: list[GateEvent] = []
+        for event in events:
+            # What came before the first that is heard was confirmed by an earlier monitor.
+            last = self._told.pop(engine, event.number - 1)
+            self._told[engine] = max(last, event.number)
+            if event.number <= last:
+                continue
+            if missing := event.number - last - 1:
+                self._stats.gate_decisions_lost[model,] += missing
+                self._recorder.record(InterventionsLost(engine, model, missing))
+            fresh.append(event)
+        while len(self._told) > self._max_engines:
+            del self._told[next(iter(self._told))]
+        return fresh
+
+    def fresh_refusals(self, engine: str, model: str, refusals: Sequence[Refusal]) -> list[Refusal]:
+        """The refusals that were not told yet; what is missing before them is counted as lost."""
+        fresh: list[Refusal] = []
+        for refusal in refusals:
+            last = self._refused.pop(engine, refusal.number - 1)
+            self._refused[engine] = max(last, refusal.number)
+            if refusal.number > last:
+                self._stats.refusals_lost[model,] += refusal.number - last - 1
+                fresh.append(refusal)
+        while len(self._refused) > self._max_engines:
+            del self._refused[next(iter(self._refused))]
+        return fresh
+
+    def facts(self, event: GateEvent) -> GateFacts:
+        """What is known of the gate."""
+        return self._facts(event.gate) or unknown_facts(event.gate)
+
+    def tell(self, event: GateEvent, request: Request) -> None:
+        """Record a decision."""
+        facts = self.facts(event)
+        self._stats.gate_decisions[request.model, facts.rule, event.kind] += 1
+        if event.kind == "closed":
+            self._count_steered(event, request, facts.rule)
+            self._recorder.record(
+                InterventionEnded(request, facts.rule, event.gate, event.position, event.steered, event.number)
+            )
+            return
+        average = 0.0 if event.average is None else event.average
+        self._stats.interventions[request.model, facts.rule, facts.vector, "enforce", True] += 1
+        self._recorder.record(
+            Intervention(
+                request=request,
+                rule=facts.rule,
+                mode="enforce",
+                probe=facts.probe,
+                aggregate=average,
+                threshold=facts.threshold,
+                position=event.position,
+                vector=facts.vector,
+                dose=facts.dose,
+                tokens=facts.tokens,
+                sent=True,
+                reason=_reason(event, facts, average),
+                operation=facts.operation,
+                low=facts.low,
+                high=facts.high,
+                gate=event.gate,
+                agree=facts.agree,
+                agree_of=facts.agree,
+                number=event.number,
+            )
+        )
+
+    def _count_steered(self, event: GateEvent, request: Request, rule: str) -> None:
+        # A gate that opens again counts on.
+        counted = (request.engine, request.key, event.gate)
+        self._stats.gate_tokens_steered[request.model, rule] += max(0, event.steered - self._steered.get(counted, 0))
+        self._steered[counted] = event.steered
+        self._steered.move_to_end(counted)
+        if len(self._steered) > MAX_STEERED:
+            self._steered.popitem(last=False)
+
+
+def _reason(event: GateEvent, facts: GateFacts, average: float) -> str:
+    row = "" if facts.agree == 1 else f", {facts.agree} averages in a row"
+    read = (
+        f"averaged {average:.2f}"
+        if not facts.probe
+        else f"read probe {facts.probe} at {average:.2f} (threshold {facts.threshold:.2f}{row})"
+    )
+    return f"the engine's gate {read} at token {event.position}; {facts.what}"

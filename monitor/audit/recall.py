@@ -1,0 +1,81 @@
+"""What the end of an audit log says of engines that may still run: for the monitor that goes on where one ended."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from monitor.audit.file import END_BYTES, read_lines
+from monitor.errors import AuditError
+
+
+@dataclass(slots=True)
+class Recalled:
+    """One engine, as the records near the end of a log tell of it."""
+
+    number: int = -1
+    """The last decision of its gates that is on record; −1: none is."""
+    armed: set[str] = field(default_factory=set[str])
+    """Gates that it was ordered to arm, and not to disarm."""
+
+
+class _Record(msgspec.Struct):
+    """What matters here of any record."""
+
+    kind: str
+    engine: str = ""
+    number: int | None = None
+    order: str = ""
+    action: str = ""
+    result: str = ""
+    request_id: str | None = None
+
+
+class _Line(msgspec.Struct):
+    record: _Record
+
+
+def recall(path: Path) -> dict[str, Recalled]:
+    """Read the end of a log; lines that are none are passed over, since whoever opens the log judges them.
+
+    Args:
+        path: Of the file; where there is none, nothing is recalled.
+
+    Returns:
+        By engine.
+
+    Raises:
+        AuditError: It cannot be read.
+    """
+    engines: dict[str, Recalled] = {}
+    try:
+        with path.open("rb") as file:
+            if path.stat().st_size > END_BYTES:
+                file.seek(-END_BYTES, 2)
+                file.readline(END_BYTES)
+            for raw in read_lines(file):
+                _read(raw, engines)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise AuditError(f"The audit log {path} cannot be read: {error.strerror}.", "Check its owner.") from error
+    return engines
+
+
+_decoder = msgspec.json.Decoder(_Line)
+
+
+def _read(raw: bytes, engines: dict[str, Recalled]) -> None:
+    try:
+        record = _decoder.decode(raw).record
+    except (msgspec.MsgspecError, RecursionError):
+        return
+    engine = engines.setdefault(record.engine, Recalled()) if record.engine else Recalled()
+    if record.number is not None:
+        engine.number = max(engine.number, record.number)
+    if record.kind != "order" or record.request_id is not None:
+        return
+    if record.action == "arm" and record.result == "sent":
+        engine.armed.add(record.order)
+    elif record.action == "disarm" or record.result == "expired":
+        engine.armed.discard(record.order)

@@ -1,0 +1,151 @@
+"""The monitor's side of the gates: which ones engines have, and what follows from what they decide.
+
+A gate that opens has seen its probe fire at the very token, and from there on the request's rows are steered and no
+part of a verdict. So where the gate judges as the probe does, its opening is the probe's firing: the verdict takes it
+over, and every rule about the probe decides. Where it judges otherwise, the other actions of its own rule follow.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, get_args
+
+from monitor.actions import Actions, Arming, GateDecisions, Recorder
+from monitor.audit import Recalled
+from monitor.events import Ordered, OrderKind, ProbeFired, Request
+from monitor.frames import GateEvent, Hello, Order, Refusal
+from monitor.ingest import Link
+from monitor.policy import Policy
+from monitor.stats import Stats
+from monitor.verdicts import VerdictTable
+from probes.bundle import Bundle
+
+ORDER_KINDS: Final[dict[str, OrderKind]] = {kind: kind for kind in get_args(OrderKind)}
+"""What an engine may refuse; a later release may have more."""
+
+
+class Gating:
+    """Arms gates, and carries what they decide to events and actions.
+
+    Args:
+        bundle: Has the probes.
+        policy: Has the gates.
+        recorder: Takes events.
+        stats: Where all is counted.
+        verdicts: Where firings are taken over.
+        send_order: Sends orders to engines.
+        recalled: What an earlier monitor left on record, by engine.
+        max_engines: Engines whose numbers are kept.
+        clock: Seconds of a monotonic clock.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        policy: Policy,
+        recorder: Recorder,
+        stats: Stats,
+        verdicts: VerdictTable,
+        send_order: Callable[[str, Order], bool],
+        *,
+        recalled: Mapping[str, Recalled],
+        max_engines: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self._policy, self._recorder, self._stats, self._verdicts = policy, recorder, stats, verdicts
+        self._probes = {probe.name: probe for probe in bundle.all_probes}
+        self.arming = Arming(
+            policy,
+            bundle,
+            recorder,
+            stats,
+            send_order,
+            before={engine: found.armed for engine, found in recalled.items()},
+            keep=lambda gate: False,
+            clock=clock,
+        )
+        told = {engine: found.number for engine, found in recalled.items() if found.number >= 0}
+        self._decisions = GateDecisions(recorder, stats, self.arming.facts, told, max_engines)
+
+    def hello(self, link: Link, hello: Hello) -> None:
+        """An engine said who it is."""
+        self.arming.hello(hello, enforced=link.fits is True and not link.shadow)
+
+    def fresh(self, link: Link, events: Sequence[GateEvent]) -> list[GateEvent]:
+        """What of a frame's decisions was not told yet."""
+        return self._decisions.fresh(link.engine, link.model, events) if events else []
+
+    def refused(self, link: Link, refusals: Sequence[Refusal]) -> None:
+        """Tell what an engine did not do, each once; what a gate cannot, the monitor orders from now on."""
+        for refusal in self._decisions.fresh_refusals(link.engine, link.model, refusals):
+            self.arming.refused(link.engine, refusal.id)
+            kind = ORDER_KINDS.get(refusal.order)
+            if kind is None:
+                continue
+            request = self._verdicts.find(link.engine, refusal.key, link.model)
+            if request is None and refusal.key:
+                request = Request(link.engine, link.model, "", refusal.key, 0)
+            self._stats.orders["engine", kind, "refused"] += 1
+            detail = f"{refusal.order} {refusal.id}".strip()
+            self._recorder.record(
+                Ordered(
+                    refusal.id,
+                    kind,
+                    "refused",
+                    link.engine,
+                    link.model,
+                    request,
+                    "engine",
+                    None,
+                    f"{detail} ({refusal.cause})",
+                    refusal.reason,
+                )
+            )
+
+    def tell(self, link: Link, events: Sequence[GateEvent], actions: Actions) -> list[GateEvent]:
+        """Tell decisions on requests that the verdict table follows, and let follow what follows from them.
+
+        Returns:
+            The others.
+        """
+        rest: list[GateEvent] = []
+        for event in events:
+            request = self._verdicts.find(link.engine, event.key, link.model)
+            if request is None:
+                rest.append(event)
+            else:
+                self._tell(link, event, request, actions, ended=False)
+        return rest
+
+    def tell_ended(self, link: Link, events: Sequence[GateEvent], actions: Actions) -> None:
+        """The same, of requests that are not followed: they have ended, or there was no room for them."""
+        for event in events:
+            request = Request(link.engine, link.model, event.request_id, event.key, 0)
+            self._tell(link, event, request, actions, ended=True)
+
+    def _tell(self, link: Link, event: GateEvent, request: Request, actions: Actions, *, ended: bool) -> None:
+        self.arming.heard_of(link.engine, event.gate)
+        facts = self._decisions.facts(event)
+        if event.kind == "closed" or not facts.rule or event.average is None:
+            return self._decisions.tell(event, request)
+        fired = ProbeFired(
+            request=request,
+            probe=facts.probe,
+            aggregate=event.average,
+            threshold=facts.threshold,
+            position=event.position,
+            role=self._role(facts.probe, event.position, request),
+        )
+        decisions = self._policy.decide(fired)
+        if not facts.judges_as_the_probe:
+            decisions = [decision for decision in decisions if decision.rule == facts.rule]
+        elif self._verdicts.note_fired(fired):
+            self._stats.probe_fired[request.model, fired.probe] += 1
+            self._recorder.record(fired)
+        self._decisions.tell(event, request)
+        return actions.apply(fired, decisions, held=link.held, ended=ended)
+
+    def _role(self, name: str, position: int, request: Request) -> str:
+        """Who wrote the token, as far as it is known."""
+        if position >= request.prompt_tokens > 0:
+            return "assistant"
+        roles = [role for role in self._probes[name].roles if role != "assistant"]
+        return roles[0] if len(roles) == 1 and request.prompt_tokens else "prompt"
