@@ -20,6 +20,7 @@ from probes.chat import Message
 from probes.concepts import CONCEPTS, Concept, benign_path
 from probes.errors import BundleError, ConceptError, ModelError
 from probes.examples import Benign
+from probes.metrics import Interval
 from probes.models import identify
 from probes.report import files as reporting
 from probes.roles import Role
@@ -494,6 +495,61 @@ def test_data_that_cannot_be_used_are_refused_before_anything_is_read(
         fit(tiny_model, tmp_path / "out", [concept], **options)
     assert reads.read == reads.answered == []
     assert [entry.name for entry in tmp_path.iterdir()] == ["own.jsonl"]
+
+
+def test_a_concept_that_cannot_be_fitted_is_named(tiny_model, tmp_path):
+    rows = [pair(at, thing, "short", "user") for at, thing in enumerate(THINGS)]
+    for row in rows:
+        row["positive"][-1]["content"], row["negative"][-1]["content"] = "red", "blue"
+    concept = write_concept(tmp_path, "short", Role.USER, rows=rows)
+    concept = replace(concept, aggregates=(Aggregate(half_life=4.0, min_tokens=40),))
+    with pytest.raises(ConceptError, match=r"Concept 'short' cannot be fitted: No example that shows .* 40 tokens"):
+        fit(tiny_model, tmp_path / "out", [concept])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_a_network_ships_only_if_it_beats_the_direction(tiny_model, tmp_path, quick, monkeypatch, better):
+    """Tried on what is left out; a bundle may then have no linear probe at all."""
+    monkeypatch.setattr(fitting, "BIGGER_NEEDS", 2)
+    monkeypatch.setattr(fitting, "DEPTHS", (0.6,))
+    low, high = (0.1, 0.3) if better else (-0.1, 0.3)
+    compared = []
+
+    def gain(plain, bigger, data, folds, rate):
+        compared.append([len(side) for side in (plain, bigger)] + [len(folds)])
+        # What the table then says must agree, or the choice would be the direction's.
+        for shown in bigger:
+            object.__setattr__(shown, "recall", 1.0 if better else 0.0)
+            object.__setattr__(shown, "auroc", 1.0)
+        for shown in plain:
+            object.__setattr__(shown, "recall", 0.0)
+        return Interval(0.2, low, high)
+
+    monkeypatch.setattr(fitting, "gain", gain)
+    bundle = fit(tiny_model, tmp_path / "out", quick)
+    assert compared == [[3, 3, 3]]
+    card = json.loads((bundle.path / "report.json").read_text())["probes"][0]
+    (remark,) = [text for text in card["remarks"] if "MultiMax" in text]
+    if not better:
+        assert [probe.kind for probe in bundle.all_probes] == ["mean_difference"] and "does not ship" in remark
+        return
+    assert not bundle.probes and "is what ships" in remark and card["kind"] == "multimax"
+    (worker,) = bundle.worker_probes
+    assert worker.probe.kind == "multimax" and worker.probe.aggregate == fitting.BIGGER_AGGREGATE
+    assert not bundle.canaries.prompts, "an engine scores no worker probe"
+    # Its threshold is a rate of what it makes of benign requests itself.
+    source = TransformersSource(tiny_model)
+    states = [
+        reading.states[0][reading.roles == Role.USER]
+        for reading in source.read(
+            [source.encode(request.messages, respond=True) for request in REQUESTS], [worker.probe.layer]
+        )
+    ]
+    peaks = [
+        running(worker.reader.scores(state, worker.reader.begin()), worker.probe.aggregate).max() for state in states
+    ]
+    assert (np.array(peaks) >= worker.probe.threshold).mean() <= 2 * RATE
 
 
 def test_few_topics_are_enough_to_fit_and_judge(tiny_model, tmp_path):
