@@ -134,7 +134,7 @@ class Gating:
             position=event.position,
             role=self._role(facts.probe, event.position, request),
         )
-        decisions = self._policy.decide(fired)
+        decisions = [decision for decision in self._policy.decide(fired) if decision.gate != event.gate]
         if not facts.judges_as_the_probe:
             decisions = [decision for decision in decisions if decision.rule == facts.rule]
         elif self._verdicts.note_fired(fired):

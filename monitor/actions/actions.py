@@ -63,6 +63,8 @@ class Actions:
             held: Why they are carried out in ``shadow``, whatever their mode; empty: they are not.
             ended: The request had ended when its probe fired: there is nothing left to change, but much to tell.
         """
+        # What an engine decides by a gate it has decided already, or will with a later token; it is told as it arrives.
+        decisions = [d for d in decisions if held or not self._gated(fired.request.engine, d.gate)]
         decisions = [_hold(decision, held) if held else decision for decision in decisions]
         if ended:
             decisions = [
@@ -128,9 +130,6 @@ class Actions:
 
     def _intervene(self, fired: ProbeFired, decision: Decision, action: SteerAction | StopAction) -> None:
         request, enforced, sent = fired.request, decision.mode == "enforce", False
-        if enforced and decision.gate and self._gated(request.engine, decision.gate):
-            # It has decided already, or will with a later token; that is told as it arrives.
-            return
         if isinstance(action, StopAction):
             steer = None
             sent = enforced and self._order(request, Stop(request.key, action.message, f"{decision.rule}:stop"))

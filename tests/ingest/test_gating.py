@@ -1,0 +1,329 @@
+"""Gates from the monitor's side: what it orders, and what it makes of what they decide."""
+
+from contextlib import closing
+
+import msgspec
+import pytest
+
+from monitor.actions import MemorySink
+from monitor.audit import AuditLog, verify
+from monitor.events import Alert, Intervention, InterventionEnded, InterventionsLost, Ordered, ProbeFired
+from monitor.events import RequestFinished
+from monitor.frames import VERSION, Ack, Act, Arm, Disarm, GateEvent, Hello, Refusal, Started, Steer, decode_order
+from monitor.ingest import Arrival, MemorySource
+from monitor.policy import AlertAction, Gate, Policy, Rule, SteerAction
+from monitor.runtime import Monitor
+from probes.roles import Role
+
+CLAMP = SteerAction("sycophancy", 0.0, 50, "clamp", high=0.1, gate=Gate(hold=8, release=0.25, release_streak=2))
+ADD = SteerAction("harmful_intent", -0.2, None, gate=Gate(streak=3))
+RULES = (
+    Rule("flattery", "sycophancy", ("tiny",), "enforce", (CLAMP, AlertAction("info"))),
+    Rule("others", "sycophancy", (), "alert", (AlertAction("warning"),)),
+    Rule("poison", "toxicity", (), "enforce", (ADD, AlertAction("critical"))),
+    Rule("watched", "toxicity", (), "shadow", (ADD,)),
+    Rule("elsewhere", "toxicity", ("llama",), "enforce", (ADD,)),
+)
+POLICY = Policy("policy.yaml", "abcdef0123456789" * 4, RULES)
+FLATTERY, POISON = "policy:abcdef012345:flattery:0", "policy:abcdef012345:poison:0"
+ARMS = [
+    Arm(FLATTERY, "sycophancy", [Act("sycophancy", high=0.1)], release=0.25, release_streak=2, hold=8, budget=50),
+    Arm(POISON, "toxicity", [Act("harmful_intent", -0.2)], streak=3),
+]
+
+
+def opened(number=0, gate=FLATTERY, key="a", position=5, average=0.75):
+    return GateEvent(number, gate, "opened", key, f"user-{key}", position, average, 0)
+
+
+def closed(number=1, gate=FLATTERY, key="a", position=18, steered=13):
+    return GateEvent(number, gate, "closed", key, f"user-{key}", position, None, steered)
+
+
+class Desk:
+    """A monitor driven by hand, with an engine of made-up frames."""
+
+    def __init__(self, bundle, frame, policy=POLICY, audit=None, clock=1000.0):
+        self.bundle, self.make_frame, self.now = bundle, frame, clock
+        self.source, self.sink = MemorySource(), MemorySink()
+        self.monitor = Monitor(
+            bundle, policy, self.source, sinks=[self.sink], audit=audit, clock=lambda: self.now
+        )
+        self.stats = self.monitor.stats
+
+    def hello(self, **said):
+        message = Hello(VERSION, "engine", "tiny", self.bundle.digest, "0.32.0", **said)
+        self.monitor.receive(Arrival(b"engine/core", message))
+
+    def frame(self, *args, gates=(), refused=(), **options):
+        made = self.make_frame(*args, **options)
+        header = msgspec.structs.replace(made.header, gates=list(gates), refused=list(refused))
+        self.monitor.receive(Arrival(b"engine/rank0", msgspec.structs.replace(made, header=header)))
+
+    def pass_time(self, seconds):
+        self.now += seconds
+        self.monitor.tick()
+
+    def events(self, kind):
+        return [event for event in self.sink.events if isinstance(event, kind)]
+
+    def orders(self):
+        """What was sent since the last look, but confirmations."""
+        sent, self.source.sent = self.source.sent, []
+        decoded = [decode_order(parts) for _, parts in sent]
+        return [order for order in decoded if order is not None and not isinstance(order, Ack)]
+
+
+@pytest.fixture
+def desk(tiny_bundle, frame):
+    return Desk(tiny_bundle(), frame)
+
+
+def started(slot=0, key="a", prompt=4):
+    return Started(slot, key, f"user-{key}", prompt)
+
+
+def rows(positions, slot=0, steered=0, role=Role.ASSISTANT):
+    return [(slot, position, role, steered) for position in positions]
+
+
+def test_gates_that_enforce_are_armed_at_connect_and_once(desk):
+    desk.hello()
+    desk.hello()
+    assert desk.orders() == ARMS
+    told = desk.events(Ordered)
+    assert [(event.order, event.kind, event.result, event.who) for event in told] == [
+        (FLATTERY, "arm", "sent", "policy"),
+        (POISON, "arm", "sent", "policy"),
+    ]
+    assert desk.stats.orders == {("policy", "arm", "sent"): 2}
+    assert told[0].detail == (
+        "rule 'flattery' enforces: clamp sycophancy to -inf..0.1 for 50 tokens, "
+        "by the engine's gate holding 8 tokens until below 0.25"
+    )
+
+
+def test_gates_are_armed_again_after_an_engine_was_lost(desk):
+    desk.hello()
+    desk.orders()
+    desk.pass_time(6)
+    desk.hello()
+    assert desk.orders() == ARMS
+
+
+def test_an_engine_that_cannot_be_reached_is_tried_again(desk):
+    desk.source.away.add(b"engine/core")
+    desk.hello()
+    assert desk.orders() == [] and desk.events(Ordered) == []
+    desk.source.away.clear()
+    desk.hello()
+    assert desk.orders() == ARMS
+
+
+def test_nothing_is_armed_in_shadow_and_what_was_is_disarmed(desk):
+    desk.hello(shadow=True, drift=0.9)
+    assert desk.orders() == []
+    desk.hello(drift=0.01)
+    assert desk.orders() == ARMS
+    desk.hello(shadow=True, drift=0.9)
+    assert desk.orders() == [Disarm(FLATTERY), Disarm(POISON)]
+    desk.hello(drift=0.01)
+    assert desk.orders() == ARMS
+
+
+def test_what_an_earlier_policy_armed_is_disarmed_where_the_engine_says_what_it_has(desk):
+    old = ["policy:999999999999:flattery:0", "somebody-elses"]
+    desk.hello(armed=old, gates=8)
+    desk.hello(armed=[*old, FLATTERY, POISON], gates=8)
+    assert desk.orders() == [Disarm(old[0]), *ARMS]
+    desk.hello(armed=["somebody-elses", FLATTERY, POISON], gates=8)
+    assert desk.orders() == []
+
+
+def test_a_gate_of_an_earlier_policy_that_decides_is_disarmed_and_told_without_a_rule(desk):
+    desk.hello()
+    desk.orders()
+    desk.frame(0, started=[started()], gates=[opened(gate="policy:999999999999:flattery:0")])
+    assert desk.orders() == [Disarm("policy:999999999999:flattery:0")]
+    (told,) = desk.events(Intervention)
+    assert (told.rule, told.probe, told.sent) == ("", "", True)
+    assert "was not armed by this monitor" in told.reason
+    assert desk.events(ProbeFired) == []
+
+
+def test_an_engine_without_room_for_a_gate_is_ordered_to_steer_instead(desk):
+    desk.hello(gates=1)
+    assert desk.orders() == ARMS[:1]
+    assert desk.events(Ordered)[-1].reason == (
+        "it has 1 gates; the monitor orders this itself, from the next step on"
+    )
+    desk.frame(0, rows([4]), [[0.0, 1.5, 0.0]], started=[started()])
+    assert desk.orders() == [Steer("a", [Act("harmful_intent", -0.2)], None, "poison:harmful_intent:-0.2")]
+    assert [event.sent for event in desk.events(Intervention) if event.mode == "enforce"] == [True]
+
+
+def test_so_is_one_that_did_not_arm_it_or_refused_to(desk):
+    desk.hello(armed=[])
+    desk.orders()
+    desk.now += 4
+    desk.hello(armed=[POISON])
+    refusal = Refusal(0, "arm", POISON, "", "gate", "All 1 gates are in use.")
+    desk.frame(0, rows([4]), 1.5, started=[started()], refused=[refusal])
+    desk.frame(1, rows([4], slot=1), 1.5, started=[started(1, "b")], refused=[refusal])
+    refused = [event for event in desk.events(Ordered) if event.result == "refused"]
+    assert [(event.order, event.who, event.reason) for event in refused] == [
+        (FLATTERY, "policy", "the engine did not arm it; its log says why"),
+        (POISON, "engine", "All 1 gates are in use."),
+    ]
+    assert desk.stats.orders["engine", "arm", "refused"] == 1
+    steered = desk.orders()
+    assert Steer("a", [Act("sycophancy", high=0.1)], 50, "flattery:sycophancy:clamp") in steered
+    # The refusal came with the frame in which a fired, and was read behind its verdict or before: b is ordered surely.
+    assert Steer("b", [Act("harmful_intent", -0.2)], None, "poison:harmful_intent:-0.2") in steered
+
+
+def test_a_gate_that_opens_is_an_intervention_with_all_that_is_known_of_it(desk):
+    desk.hello()
+    desk.frame(0, rows(range(4), role=Role.USER), started=[started()])
+    desk.frame(1, rows([5], steered=1), gates=[opened()])
+    desk.frame(2, gates=[opened(), closed()])
+    desk.frame(3, finished=[0])
+    (told,) = [event for event in desk.events(Intervention)]
+    assert (told.rule, told.probe, told.aggregate, told.threshold, told.position) == (
+        "flattery", "sycophancy", 0.75, 0.5, 5,
+    )  # fmt: skip
+    assert (told.vector, told.operation, told.low, told.high, told.tokens) == ("sycophancy", "clamp", None, 0.1, 50)
+    assert (told.gate, told.number, told.sent, told.mode) == (FLATTERY, 0, True, "enforce")
+    assert told.request.prompt_tokens == 4 and told.request.request_id == "user-a"
+    assert told.reason.startswith("the engine's gate read probe sycophancy at 0.75 (threshold 0.50) at token 5; rule")
+    (ended,) = desk.events(InterventionEnded)
+    assert (ended.rule, ended.position, ended.steered, ended.number) == ("flattery", 18, 13, 1)
+    assert desk.stats.interventions["tiny", "flattery", "sycophancy", "enforce", True] == 1
+    assert desk.stats.gate_decisions == {("tiny", "flattery", "opened"): 1, ("tiny", "flattery", "closed"): 1}
+    assert desk.stats.gate_tokens_steered == {("tiny", "flattery"): 13}
+    # What it saw is the probe's firing: every rule about it decides, and the verdict says so.
+    (fired,) = desk.events(ProbeFired)
+    assert (fired.probe, fired.position, fired.aggregate, fired.role) == ("sycophancy", 5, 0.75, "assistant")
+    assert [event.rule for event in desk.events(Alert)] == ["flattery", "others"]
+    (finished,) = desk.events(RequestFinished)
+    assert finished.readings[2].fired_at == 5 and finished.readings[2].peak == 0.75
+
+
+def test_a_gate_that_opens_again_alerts_once_and_counts_on(desk):
+    desk.hello()
+    desk.frame(0, rows([4]), started=[started()])
+    desk.frame(1, gates=[opened(0), closed(1, steered=13), opened(2, position=30), closed(3, position=40, steered=20)])
+    assert len(desk.events(Intervention)) == 2 and len(desk.events(ProbeFired)) == 1
+    assert [event.rule for event in desk.events(Alert)] == ["flattery", "others"]
+    assert desk.stats.gate_tokens_steered == {("tiny", "flattery"): 20}
+
+
+def test_a_gate_that_judges_otherwise_than_its_probe_is_no_firing(desk):
+    desk.hello()
+    desk.frame(0, rows([4]), started=[started()])
+    desk.frame(1, gates=[opened(gate=POISON, average=1.25)])
+    assert desk.events(ProbeFired) == []
+    assert [event.rule for event in desk.events(Alert)] == ["poison"]
+    (told,) = desk.events(Intervention)
+    assert (told.agree, told.agree_of, told.rule) == (3, 3, "poison")
+    assert "3 averages in a row" in told.reason
+
+
+def test_a_firing_that_the_gate_acts_on_is_not_ordered_as_well(desk):
+    desk.hello()
+    desk.orders()
+    desk.frame(0, rows([4]), [[0.0, 0.0, 0.9]], started=[started()])
+    desk.frame(1, gates=[opened(position=4, average=0.9)])
+    assert desk.orders() == []
+    assert len(desk.events(ProbeFired)) == 1 and len(desk.events(Intervention)) == 1
+
+
+def test_decisions_are_told_once_and_gaps_are_losses(desk):
+    desk.hello()
+    desk.frame(0, started=[started()], gates=[opened(7)])
+    desk.frame(1, gates=[opened(7), closed(8)])
+    desk.frame(2, gates=[closed(8), opened(12)])
+    assert [event.number for event in desk.events(Intervention)] == [7, 12]
+    assert [event.number for event in desk.events(InterventionEnded)] == [8]
+    assert desk.events(InterventionsLost) == [InterventionsLost("engine", "tiny", 3)]
+    assert desk.stats.gate_decisions_lost == {("tiny",): 3}
+
+
+def test_a_decision_about_a_request_that_ended_is_told_all_the_same(desk):
+    desk.hello()
+    desk.frame(0, rows([4]), started=[started()])
+    desk.frame(1, finished=[0])
+    desk.frame(2, gates=[opened(), closed(1)])
+    (told,), (ended,) = desk.events(Intervention), desk.events(InterventionEnded)
+    assert told.request.key == "a" and told.request.prompt_tokens == 0 and ended.steered == 13
+    assert [event.rule for event in desk.events(Alert)] == ["flattery", "others"]
+
+
+def test_a_decision_in_the_frame_that_ends_its_request_is_part_of_the_verdict(desk):
+    desk.hello()
+    desk.frame(0, rows([4]), started=[started()])
+    desk.frame(1, finished=[0], gates=[opened(), closed(1)])
+    kinds = [type(event) for event in desk.sink.events][-5:]
+    assert kinds[-1] is RequestFinished and ProbeFired in [type(event) for event in desk.sink.events]
+    assert desk.events(RequestFinished)[0].readings[2].fired_at == 5
+
+
+def records(path):
+    verify(path)
+    return [msgspec.json.decode(raw)["record"] for raw in path.read_bytes().splitlines()]
+
+
+def test_the_audit_log_has_each_decision_once_though_a_second_monitor_hears_them_again(tiny_bundle, frame, tmp_path):
+    bundle, path = tiny_bundle(), tmp_path / "audit.jsonl"
+    first = Desk(bundle, frame, audit=AuditLog(path))
+    first.hello()
+    first.frame(0, started=[started()], gates=[opened(0), closed(1)])
+    first.monitor.close()
+    # The confirmation was lost, and the engine decided once more meanwhile.
+    second = Desk(bundle, frame, audit=AuditLog(path))
+    with closing(second.monitor):
+        second.hello()
+        second.frame(1, started=[started()], complete=True, gates=[opened(0), closed(1), opened(3)])
+    numbers = [(record["kind"], record["number"]) for record in records(path) if record.get("number") is not None]
+    assert numbers == [("intervention", 0), ("intervention_ended", 1), ("intervention", 3)]
+    assert [record["decisions"] for record in records(path) if record["kind"] == "interventions_lost"] == [1]
+    (ended,) = [record for record in records(path) if record["kind"] == "intervention_ended"]
+    assert (ended["rule"], ended["gate"], ended["steered"], ended["position"]) == ("flattery", FLATTERY, 13, 18)
+
+
+def test_the_next_policy_disarms_what_is_on_record_where_the_engine_does_not_say_what_it_has(
+    tiny_bundle, frame, tmp_path
+):
+    bundle, path = tiny_bundle(), tmp_path / "audit.jsonl"
+    first = Desk(bundle, frame, audit=AuditLog(path))
+    first.hello()
+    first.monitor.close()
+    second = Desk(bundle, frame, Policy("other.yaml", "f" * 64, ()), audit=AuditLog(path))
+    with closing(second.monitor):
+        second.hello()
+        assert second.orders() == [Disarm(FLATTERY), Disarm(POISON)]
+    third = Desk(bundle, frame, POLICY, audit=AuditLog(path))
+    with closing(third.monitor):
+        third.hello()
+        assert third.orders() == ARMS
+
+
+def test_a_frame_with_decisions_is_not_confirmed_before_they_are_on_disk(tiny_bundle, frame, tmp_path, monkeypatch):
+    log = AuditLog(tmp_path / "audit.jsonl")
+    desk = Desk(tiny_bundle(), frame, audit=log)
+    with closing(desk.monitor):
+        desk.hello()
+        desk.source.sent.clear()
+        monkeypatch.setattr("os.write", _full)
+        desk.frame(0, started=[started()], gates=[opened()])
+        desk.pass_time(1)
+        assert [decode_order(parts) for _, parts in desk.source.sent] == []
+        monkeypatch.undo()
+        while log.settled < log.accepted:
+            pass
+        desk.pass_time(1)
+        assert Ack(0) in [decode_order(parts) for _, parts in desk.source.sent]
+
+
+def _full(descriptor, data):
+    raise OSError(28, "No space left on device")
