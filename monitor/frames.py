@@ -224,13 +224,15 @@ class Release(msgspec.Struct, frozen=True, tag="release"):
 
 
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
-    """End a generation: the message's tokens are forced from the request's next step on, then the end of sequence."""
+    """End a generation: the answer ends with the message and the end of sequence. From the engine's next step on, the
+    model adds nothing to it.
+    """
 
     key: str
     message: str
     """Empty: nothing is said."""
     id: str = ""
-    """Of the rule's action: an engine applies an id once a request."""
+    """Of the rule's action."""
 
 
 class Stream(msgspec.Struct, frozen=True, tag="stream"):

@@ -151,6 +151,18 @@ class Vector(msgspec.Struct, frozen=True):
                 f"Order a dose from {-self.max_dose:g} to {self.max_dose:g}.",
             )
 
+    def require_cap(self) -> None:
+        """Check that there is a cap, where whoever asks for a dose is not who answers for it.
+
+        Raises:
+            BundleError: There is none.
+        """
+        if self.max_dose is None:
+            raise BundleError(
+                f"Requests may not choose vector '{self.name}': the bundle has no cap on its dose.",
+                "Measure one with: plumbob steer calibrate.",
+            )
+
     def coefficient(self, dose: float) -> float:
         """What to multiply the unit vector with, so that its norm is ``dose`` times the residual stream's."""
         return dose * self.hidden_norm

@@ -16,6 +16,8 @@ from monitor import __version__
 from monitor.cli.audit import audit, audit_path
 from monitor.cli.console import err, fail, out, print_table, progress
 from monitor.cli.offline import ReadBy, calibrate, evaluate, open_reader, score
+from monitor.cli.order import order, trace
+from monitor.cli.policy import policy_commands
 from monitor.cli.serving import API_PORT, GRPC_PORT, METRICS_PORT, Drift, Plan, Serving, default_endpoint
 from monitor.cli.signing import keygen, sign, verify
 from monitor.cli.steering import steer
@@ -36,8 +38,10 @@ app = typer.Typer(
 bench = typer.Typer(help="Measure what Plumbob costs.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 app.add_typer(audit, name="audit")
+app.add_typer(order, name="order")
+app.add_typer(policy_commands, name="policy")
 app.add_typer(steer, name="steer")
-for _command in (score, calibrate, keygen, sign, verify):
+for _command in (score, calibrate, keygen, sign, verify, trace):
     app.command()(_command)
 app.command("eval")(evaluate)
 
@@ -65,6 +69,13 @@ Audit = Annotated[
 ]
 ProbeWorkers = Annotated[
     int, typer.Option(min=1, max=64, help="Processes for the bundle's probes that the engine does not run, if any.")
+]
+AllowSteering = Annotated[
+    list[str] | None,
+    typer.Option(metavar="VECTOR", help="Requests may ask to be steered by it, within its cap; may be given again."),
+]
+AllowControl = Annotated[
+    bool, typer.Option("--allow-control", help="Let whoever reaches the gRPC server order engines to steer.")
 ]
 Untested = Annotated[bool, typer.Option("--allow-untested", help="Start on a vLLM version the tap was not tested on.")]
 
@@ -185,6 +196,8 @@ def serve(
     audit: Audit = None,
     trust: Trust = None,
     probe_workers: ProbeWorkers = 1,
+    allow_steering: AllowSteering = None,
+    allow_control: AllowControl = False,
 ) -> None:
     """Serve a model with vLLM, tapped, with its monitor beside it. Unknown options go to vllm serve."""
     plan = Plan(
@@ -200,8 +213,10 @@ def serve(
         allow_untested=allow_untested,
         on_drift=on_drift,
         workers=probe_workers,
+        allow_control=allow_control,
         audit=audit_path(audit),
         trust=trust or (),
+        allow_steering=allow_steering or (),
         vllm_arguments=context.args,
     )
     try:
@@ -226,6 +241,7 @@ def monitor(
     audit: Audit = None,
     trust: Trust = None,
     probe_workers: ProbeWorkers = 1,
+    allow_control: AllowControl = False,
 ) -> None:
     """Run the monitor alone, beside an engine that is already running."""
     from monitor.cli.process import run_monitor
@@ -240,6 +256,7 @@ def monitor(
         audit=audit_path(audit),
         trust=trust or (),
         workers=probe_workers,
+        allow_control=allow_control,
     )
 
 

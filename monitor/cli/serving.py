@@ -46,6 +46,11 @@ OWN_OPTIONS: Final = ("--model", "--additional-config", "--served-model-name", "
 STREAM_BYTES: Final = 32 << 20
 """What a layer's ring may take for probe workers that fall behind, where its rows are float32; half of it, with rows of
 half the size. Two such layers fit into the 64 MiB of shared memory that containers have if nothing is said."""
+OPERATOR_GATES: Final = 2
+"""Gates that an engine has for operators' orders."""
+MOST_GATES: Final = 8
+"""What an engine may be started with (``MAX_GATES`` of ``monitor.engine.gate``, which needs torch to be imported); what is
+beyond, the monitor orders."""
 _PR_SET_PDEATHSIG: Final = 1
 
 
@@ -80,10 +85,14 @@ class Plan:
     on_drift: Drift = Drift.REFUSE
     workers: int = 1
     """Probe workers, where the bundle has probes for them."""
+    allow_control: bool = False
+    """Whoever reaches the gRPC server may order the engine to steer."""
     audit: Path | None = None
     """File of the audit log, absolute; ``None``: none is kept."""
     trust: Sequence[Path] = ()
     """Public keys, one of which must have signed the bundle; none: it need not be signed."""
+    allow_steering: Sequence[str] = ()
+    """Vectors that a request may itself ask to be steered by."""
     vllm_arguments: Sequence[str] = ()
     """Passed on to ``vllm serve``."""
 
@@ -113,6 +122,7 @@ class Plan:
 
         Raises:
             BundleError: The bundle cannot be read.
+            PolicyError: The policy cannot be, or does not fit it.
         """
         settings: dict[str, Any] = {
             "bundle": str(self.bundle),
@@ -120,11 +130,21 @@ class Plan:
             "allow_untested": self.allow_untested,
             "drift": self.on_drift,
         }
-        manifest = load_bundle(self.bundle).manifest
+        if self.allow_steering:
+            settings["admission"] = list(self.allow_steering)
+        bundle = load_bundle(self.bundle)
+        if gates := self._gates(bundle):
+            settings["gates"] = gates
+        manifest = bundle.manifest
         if manifest.worker_probes:
             settings["stream"] = sorted({probe.layer for probe in manifest.worker_probes})
             settings["stream_rows"] = STREAM_BYTES // (4 * manifest.model.hidden)
         return settings
+
+    def _gates(self, bundle: Bundle) -> int:
+        """How many gates the engine is to have: those of the policy, and some for operators."""
+        armed = 0 if self.policy is None else len(load_policy(self.policy, bundle).gates)
+        return min(MOST_GATES, armed + (OPERATOR_GATES if self.allow_control else 0))
 
     def check(self, progress: Progress = no_progress) -> Path:
         """Find everything that would fail later.
@@ -146,6 +166,8 @@ class Plan:
             from probes.signing import require_signature
 
             require_signature(bundle, self.trust)
+        for name in self.allow_steering:
+            bundle.vector(name).require_cap()
         require_vllm(allow_untested=self.allow_untested)
         if not self.eager and "--enforce-eager" not in self.vllm_arguments:
             require_compiler()
@@ -257,6 +279,8 @@ class Serving:
         command += ["--metrics-port", str(plan.metrics_port), "--grpc-port", str(plan.grpc_port)]
         command += ["--probe-workers", str(plan.workers)]
         command += ["--audit", "none" if plan.audit is None else str(plan.audit)]
+        if plan.allow_control:
+            command += ["--allow-control"]
         if plan.policy is not None:
             command += ["--policy", str(plan.policy)]
         # Checked again by each monitor, which may be started long after the server.

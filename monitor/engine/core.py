@@ -2,9 +2,10 @@
 
 * ``Scheduler.__init__`` introduces the engine to the monitor; plugins are loaded too late for that of the engine core.
 * ``EngineCore.preprocess_add_request`` is the last place that knows the id which the user of the API sees; it travels
-  to the workers in ``extra_args``.
+  to the workers in ``extra_args``, and so does what the request asked for (:mod:`monitor.engine.admission`).
 * ``Scheduler.schedule`` takes the orders that have arrived and attaches them to the step, so that every rank applies
-  them at the same one.
+  them at the same one. Those to stop a generation it carries out itself, and ``Scheduler.update_from_output`` says so
+  to who waits for the answer.
 * ``KVCacheCoordinator.cache_blocks`` stops at the first token that may be steered: steered KV never serves anyone else.
 """
 
@@ -13,15 +14,18 @@ from typing import Any, Final
 
 import msgspec
 
+from monitor.engine import admission
 from monitor.engine.compat import vllm_version
 from monitor.engine.gate_orders import gate_entries, judgement
 from monitor.engine.link import OrderInbox
+from monitor.engine.refusals import refusal
 from monitor.engine.selftest import outcome_of
 from monitor.engine.settings import Settings, inherited, switched_on
-from monitor.engine.tapped import ORDERS_FIELD, REQUEST_FIELD
+from monitor.engine.stop import deliver, stop
+from monitor.engine.tapped import ADMISSION_FIELD, ORDERS_FIELD, REFUSALS_FIELD, REQUEST_FIELD
 from monitor.engine.wrap import Method, wrap_once
 from monitor.errors import OrderError
-from monitor.frames import VERSION, Arm, Disarm, Hello, Order, Steer
+from monitor.frames import VERSION, Arm, Disarm, Hello, Order, Refusal, Steer, Stop
 from probes.bundle import load_bundle
 
 _COMPLETION: Final = re.compile(r"^(cmpl-.+)-\d+$")
@@ -37,6 +41,7 @@ def install() -> None:
     wrap_once(Scheduler, "__init__", _init)
     wrap_once(Scheduler, "add_request", _add_request)
     wrap_once(Scheduler, "schedule", _schedule)
+    wrap_once(Scheduler, "update_from_output", _update_from_output)
     wrap_once(KVCacheCoordinator, "cache_blocks", _cache_blocks)
 
 
@@ -56,10 +61,18 @@ def _init(method: Method) -> Method:
 def _preprocess_add_request(method: Method) -> Method:
     def preprocess_add_request(self: Any, request: Any) -> Any:
         if switched_on(self.vllm_config) and request.sampling_params is not None:
+            arguments = request.sampling_params.extra_args or {}
+            # The front has refused what may not be; this is for whoever comes by another way.
+            written = arguments.get(admission.FIELD)
+            admitted = None if written is None else admission.read_admission(written)
+            if admitted is not None and admitted.prompt:
+                # Steered keys and values serve nobody else, and others' unsteered ones do not serve it.
+                request.cache_salt = f"{request.cache_salt or ''}plumbob-{request.request_id}"
             # A new dictionary: with n > 1, siblings share the old one. What a client wrote there is overwritten.
             request.sampling_params.extra_args = {
-                **(request.sampling_params.extra_args or {}),
+                **arguments,
                 REQUEST_FIELD: _as_users_see_it(request.external_req_id or request.request_id),
+                ADMISSION_FIELD: admitted,
             }
         return method(self, request)
 
@@ -75,6 +88,7 @@ def _schedule(method: Method) -> Method:
     def schedule(self: Any, *args: Any, **kwargs: Any) -> Any:
         inbox: OrderInbox | None = self.__dict__.get("plumbob_inbox")
         orders = inbox.take() if inbox is not None else []
+        refusals = _stop(self, orders)
         for order in orders:
             # Blocks registered so far hold only tokens scheduled before this step, and this order begins with it.
             if isinstance(order, Steer) and (request := self.requests.get(order.key)) is not None:
@@ -85,9 +99,33 @@ def _schedule(method: Method) -> Method:
         output = method(self, *args, **kwargs)
         if orders:
             setattr(output, ORDERS_FIELD, orders)
+        if refusals:
+            setattr(output, REFUSALS_FIELD, refusals)
         return output
 
     return schedule
+
+
+def _stop(scheduler: Any, orders: list[Order]) -> list[Refusal]:
+    """End the generations that are to be stopped; what could not be done."""
+    refusals: list[Refusal] = []
+    for order in orders:
+        if isinstance(order, Stop):
+            try:
+                scheduler.__dict__.setdefault("plumbob_answers", []).append(stop(scheduler, order))
+            except OrderError as error:
+                refusals.append(refusal(order, error))
+    return refusals
+
+
+def _update_from_output(method: Method) -> Method:
+    def update_from_output(self: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs = method(self, *args, **kwargs)
+        if answers := self.__dict__.pop("plumbob_answers", []):
+            deliver(outputs, answers)
+        return outputs
+
+    return update_from_output
 
 
 def _keep_private(request: Any, clean_tokens: int) -> None:
@@ -126,11 +164,13 @@ def _can_be_armed(scheduler: Any, order: Arm) -> bool:
 def _add_request(method: Method) -> Method:
     """What a gate decides is known only behind the step, so that a request that one may steer keeps its answer private.
 
-    Its prompt is shared as ever: a gate steers no row before the prompt's last.
+    Its prompt is shared as ever: a gate steers no row before the prompt's last. So it is with a request that asked to
+    be steered; where that is about the prompt as well, the prompt has a salt of its own.
     """
 
     def add_request(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.__dict__.get("plumbob_gates"):
+        sampling = request.sampling_params
+        if self.__dict__.get("plumbob_gates") or (sampling and (sampling.extra_args or {}).get(ADMISSION_FIELD)):
             _keep_private(request, request.num_prompt_tokens - 1)
         return method(self, request, *args, **kwargs)
 

@@ -17,6 +17,7 @@ _missing: dict[compat.Runner | None, list[str]] = {}
 def register() -> None:
     """Install the wrappers; may be called more than once. Never fails: whoever does not use Plumbob must not notice."""
     _install(None, _install_front)
+    _install(None, _install_admission)
     _install(None, _install_core)
     _install("V1", _install_v1)
     _install("V2", _install_v2)
@@ -33,6 +34,12 @@ def _install_front() -> None:
     from vllm.engine.arg_utils import EngineArgs
 
     wrap_once(EngineArgs, "create_engine_config", _create_engine_config)
+
+
+def _install_admission() -> None:
+    from monitor.engine import admission
+
+    admission.install()
 
 
 def _install_core() -> None:

@@ -9,3 +9,8 @@ def refusal(order: Order, error: OrderError) -> Refusal:
     fields = {field: getattr(order, field, None) or "" for field in ("id", "key")}
     tag = type(order).__struct_config__.tag
     return Refusal(number=-1, order=str(tag), cause=error.cause, reason=str(error), **fields)
+
+
+def admission_refusal(key: str, error: OrderError) -> Refusal:
+    """Of what a request itself asked for; not numbered yet."""
+    return Refusal(number=-1, order="admission", id="", key=key, cause=error.cause, reason=str(error))

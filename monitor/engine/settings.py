@@ -42,6 +42,8 @@ class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Rows that wait for a reader that falls behind, a layer; never fewer than two of the largest steps."""
     gates: Annotated[int, msgspec.Meta(ge=0, le=MAX_GATES)] = 0
     """Gates that may be armed at once; 0: the graph has none."""
+    admission: list[str] = []
+    """Vectors that a request may itself ask to be steered by, within the bundle's cap."""
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -55,6 +57,7 @@ class Settings(msgspec.Struct, frozen=True):
     stream: list[int]
     stream_rows: int
     gates: int = 0
+    admission: list[str] = []
 
 
 class GraphKey(msgspec.Struct, frozen=True):
@@ -95,7 +98,13 @@ def read_wanted(additional_config: Any) -> Wanted | None:
 
 
 def take_over(wanted: Wanted, bundle: Bundle) -> dict[str, Any]:
-    """Hand the settings to the engine's processes, and return what stays in ``additional_config.plumbob``."""
+    """Hand the settings to the engine's processes, and return what stays in ``additional_config.plumbob``.
+
+    Raises:
+        BundleError: The bundle has no vector of a name that requests may choose, or no cap for it.
+    """
+    for name in wanted.admission:
+        bundle.vector(name).require_cap()
     settings = Settings(
         bundle=str(bundle.path),
         endpoint=wanted.endpoint,
@@ -104,6 +113,7 @@ def take_over(wanted: Wanted, bundle: Bundle) -> dict[str, Any]:
         stream=sorted(set(wanted.stream)),
         stream_rows=wanted.stream_rows,
         gates=wanted.gates,
+        admission=wanted.admission,
     )
     os.environ[ENVIRONMENT] = msgspec.json.encode(settings).decode()
     key = GraphKey(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from monitor.engine.acts import entry_of, require_composed
 from monitor.engine.steering import FOREVER, Push, Steering, timeline
 from monitor.errors import OrderError
-from monitor.frames import ROW, Release, Started, Steer
+from monitor.frames import ROW, Act, Admission, Release, Started, Steer
 from probes.bundle import Bundle
 from probes.roles import Role, RoleReader
 
@@ -37,6 +37,7 @@ class Tracked:
     request_id: str
     prompt_roles: NDArray[np.uint8]
     pushes: list[Push] = field(default_factory=list[Push])
+    admitted: Admission | None = None
     gated_from: int = _NEVER
     """The first position that a gate steered."""
 
@@ -125,6 +126,10 @@ class Slots:
         self.unscored = 0
         """Rows computed but not scored, since the start."""
 
+    def __contains__(self, key: str) -> bool:
+        """Whether a request has come and not gone."""
+        return key in self._requests
+
     def start(self, key: str, request_id: str, prompt: Sequence[int], *, scored: bool) -> Started | None:
         """Take in a request; ``None`` where it is not scored."""
         self._batch_keys = []
@@ -166,11 +171,7 @@ class Slots:
             OrderError: The request has ended or has no slot, the bundle has no such vector, the dose is over its cap,
                 alone or with what was ordered before, orders conflict, or more is steered than the tables hold.
         """
-        request = self._requests.get(order.key)
-        if request is None:
-            raise OrderError("request", f"Request '{order.key}' has ended.")
-        if request.slot < 0:
-            raise OrderError("request", f"Request '{request.request_id}' has no slot: it is neither read nor steered.")
+        request = self._steerable(order.key)
         upcoming = int(self._next_position[request.slot])
         if isinstance(order, Release):
             pushes = [
@@ -181,10 +182,37 @@ class Slots:
             return
         else:
             start = max(upcoming, len(request.prompt_roles) - 1)
-            # Beyond any position; the device's are int32.
-            end = FOREVER if order.tokens is None else min(start + order.tokens, FOREVER)
-            entries = [entry_of(self._bundle, act) for act in order.acts]
-            pushes = [*request.pushes, *(Push(vector, entry, order.id, start, end) for vector, entry in entries)]
+            pushes = [*request.pushes, *self._pushes(order.acts, order.id, start, start, order.tokens)]
+        self._steer(request, pushes)
+
+    def admit(self, key: str, admission: Admission) -> Started:
+        """Steer a request that has just started as it asked for.
+
+        Raises:
+            OrderError: It cannot be, and is served unsteered.
+        """
+        request = self._steerable(key)
+        respond = max(len(request.prompt_roles) - 1, 0)
+        start = 0 if admission.prompt else respond
+        self._steer(request, self._pushes(admission.acts, "", start, respond, admission.tokens))
+        request.admitted = admission
+        return _started(request)
+
+    def _steerable(self, key: str) -> Tracked:
+        request = self._requests.get(key)
+        if request is None:
+            raise OrderError("request", f"Request '{key}' has ended.")
+        if request.slot < 0:
+            raise OrderError("request", f"Request '{request.request_id}' has no slot: it is neither read nor steered.")
+        return request
+
+    def _pushes(self, acts: Sequence[Act], order: str, start: int, respond: int, tokens: int | None) -> list[Push]:
+        """Acts on positions from ``start`` to the last of so many tokens, of which ``respond`` yields the first."""
+        # The device's positions are int32.
+        end = FOREVER if tokens is None else min(respond + tokens, FOREVER)
+        return [Push(*entry_of(self._bundle, act), order, start, end) for act in acts]
+
+    def _steer(self, request: Tracked, pushes: list[Push]) -> None:
         if len(pushes) > ACTS:
             raise OrderError("slots", f"Request '{request.request_id}' was ordered more than {ACTS} acts.")
         segments = timeline(pushes)
@@ -244,4 +272,4 @@ class Slots:
 
 
 def _started(request: Tracked) -> Started:
-    return Started(request.slot, request.key, request.request_id, len(request.prompt_roles))
+    return Started(request.slot, request.key, request.request_id, len(request.prompt_roles), request.admitted)

@@ -21,7 +21,7 @@ from monitor.engine.gate_history import DOWNSTREAM
 from monitor.engine.gates import Gates
 from monitor.engine.kv_scores import KvScores, find_group
 from monitor.engine.link import Exporter, Step
-from monitor.engine.refusals import refusal
+from monitor.engine.refusals import admission_refusal, refusal
 from monitor.engine.rows import commit, map_rows
 from monitor.engine.settings import inherited
 from monitor.engine.slots import Batch, Gap, Slots
@@ -30,13 +30,17 @@ from monitor.engine.steering import ENTRIES_PER_SLOT, Steering, to_device
 from monitor.engine.streams import Streams
 from monitor.engine.taps import Taps
 from monitor.errors import OrderError
-from monitor.frames import Arm, Order, Refusal, Release, Started, Steer, Stop, Stream
+from monitor.frames import Admission, Arm, Order, Refusal, Release, Started, Steer, Stop, Stream
 from probes.bundle import load_bundle
 
 ORDERS_FIELD: Final = "plumbob_orders"
 """Attribute of ``SchedulerOutput`` under which orders reach the workers, so that all ranks apply them at one step."""
 REQUEST_FIELD: Final = "plumbob"
 """Key of ``SamplingParams.extra_args`` under which the user's request id reaches the workers."""
+ADMISSION_FIELD: Final = "plumbob_admission"
+"""The same for what a request itself asked for, an ``Admission``; always written by the core."""
+REFUSALS_FIELD: Final = "plumbob_refusals"
+"""Attribute of ``SchedulerOutput`` under which the core says what it refused, for the exporter to tell."""
 
 LOGGED_REFUSALS: Final = 20
 """Orders refused that are logged; the monitor is told of all."""
@@ -136,15 +140,23 @@ class RunnerTap:
         for new in scheduler_output.scheduled_new_reqs:
             arguments = new.sampling_params.extra_args if new.sampling_params else None
             request_id = (arguments or {}).get(REQUEST_FIELD) or new.req_id
+            admission: Admission | None = (arguments or {}).get(ADMISSION_FIELD)
+            if new.req_id in self.slots:
+                # It was preempted and is steered as before, or is a session that goes on.
+                admission = None
             # An adapter makes another model of it, and a prompt of embeddings has no tokens whose roles could be read.
             scored = new.lora_request is None and new.prompt_token_ids is not None
             started = self.slots.start(new.req_id, request_id, new.prompt_token_ids or [], scored=scored)
+            if admission is not None:
+                started = self._admit(new.req_id, admission) or started
             if started is not None:
                 self._started.append(started)
             if self._gates is not None and started is not None:
                 self._gates.start(started)
             elif self._gates is not None:
                 self._gates.extend(new.req_id, len(new.prompt_token_ids or []))
+        for refused in getattr(scheduler_output, REFUSALS_FIELD, []):
+            self._refuse(refused)
         orders: list[Order] = getattr(scheduler_output, ORDERS_FIELD, [])
         for order in orders:
             try:
@@ -154,6 +166,14 @@ class RunnerTap:
                 self._refuse(refusal(order, error))
         if self._kv is not None and (copies := getattr(scheduler_output, "kv_cache_block_copies", None)):
             self._kv.copy_blocks(copies)
+
+    def _admit(self, key: str, admission: Admission) -> Started | None:
+        """Steer a request as it asked for; ``None`` where it is served unsteered instead."""
+        try:
+            return self.slots.admit(key, admission)
+        except OrderError as error:
+            self._refuse(admission_refusal(key, error))
+            return None
 
     def _refuse(self, refused: Refusal) -> None:
         """Say so to the monitor, and in the log the first few times."""
