@@ -349,6 +349,10 @@ class EventLog:
             subscription.push(recorded)
         return recorded
 
+    def about(self, request: Request) -> list[Recorded]:
+        """The kept events about a request, oldest first."""
+        return [recorded for recorded in self._kept if getattr(recorded.event, "request", None) == request]
+
     def subscribe(self, after: int | None = None) -> Subscription:
         """Read events as they come.
 

@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, get_args
 
 from monitor.actions import Actions, Arming, GateDecisions, Recorder
+from monitor.actions.gates import GateFacts
 from monitor.audit import Recalled
+from monitor.control import Operator
 from monitor.events import Ordered, OrderKind, ProbeFired, Request
 from monitor.frames import GateEvent, Hello, Order, Refusal
 from monitor.ingest import Link
@@ -32,6 +34,7 @@ class Gating:
         stats: Where all is counted.
         verdicts: Where firings are taken over.
         send_order: Sends orders to engines.
+        operator: Has gates of its own, as long as their leases run.
         recalled: What an earlier monitor left on record, by engine.
         max_engines: Engines whose numbers are kept.
         clock: Seconds of a monotonic clock.
@@ -46,6 +49,7 @@ class Gating:
         verdicts: VerdictTable,
         send_order: Callable[[str, Order], bool],
         *,
+        operator: Operator,
         recalled: Mapping[str, Recalled],
         max_engines: int,
         clock: Callable[[], float],
@@ -59,15 +63,22 @@ class Gating:
             stats,
             send_order,
             before={engine: found.armed for engine, found in recalled.items()},
-            keep=lambda gate: False,
+            keep=operator.keeps,
             clock=clock,
         )
         told = {engine: found.number for engine, found in recalled.items() if found.number >= 0}
-        self._decisions = GateDecisions(recorder, stats, self.arming.facts, told, max_engines)
+        self._operator = operator
+        self._decisions = GateDecisions(recorder, stats, self._facts, told, max_engines)
 
     def hello(self, link: Link, hello: Hello) -> None:
         """An engine said who it is."""
         self.arming.hello(hello, enforced=link.fits is True and not link.shadow)
+        self._operator.hello(link)
+
+    def lost(self, engine: str) -> None:
+        """An engine fell silent."""
+        self.arming.lost(engine)
+        self._operator.lost(engine)
 
     def fresh(self, link: Link, events: Sequence[GateEvent]) -> list[GateEvent]:
         """What of a frame's decisions was not told yet."""
@@ -142,6 +153,9 @@ class Gating:
             self._recorder.record(fired)
         self._decisions.tell(event, request)
         return actions.apply(fired, decisions, held=link.held, ended=ended)
+
+    def _facts(self, gate: str) -> GateFacts | None:
+        return self.arming.facts(gate) or self._operator.facts(gate)
 
     def _role(self, name: str, position: int, request: Request) -> str:
         """Who wrote the token, as far as it is known."""

@@ -24,12 +24,14 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from monitor.actions import Actions, Recorder, Sink
 from monitor.audit import AuditLog, AuditSink, recall
+from monitor.control import Operator
 from monitor.events import EngineChanged, EventLog, FramesLost, ProbeFired, RequestFinished
 from monitor.frames import RESYNC, Frame, Hello, Order, Stream, encode_ack, encode_order
 from monitor.gating import Gating
 from monitor.ingest import Arrival, Link, Malformed, Source, core_identity
 from monitor.policy import Policy
 from monitor.stats import SkipReason, Stats, Status
+from monitor.traces import Traces
 from monitor.verdicts import Tally, VerdictTable
 from probes.bundle import Bundle
 
@@ -104,7 +106,20 @@ class Monitor:
         if audit is not None:
             self._audit = AuditSink(audit, bundle, policy, self.stats, self._verdicts.steered)
             sinks = [self._audit, *sinks]
-        self._recorder = Recorder(self.events, sinks, self.stats)
+        self.traces = Traces(
+            self.events, self._verdicts.averages, tuple(probe.name for probe in bundle.manifest.probes)
+        )
+        self._recorder = Recorder(self.events, [self.traces, *sinks], self.stats)
+        self.operator = Operator(
+            bundle,
+            policy.max_dose,
+            self._verdicts,
+            self._links,
+            self._recorder,
+            self.stats,
+            self._send_order,
+            clock,
+        )
         self._gating = Gating(
             bundle,
             policy,
@@ -112,6 +127,7 @@ class Monitor:
             self.stats,
             self._verdicts,
             self._send_order,
+            operator=self.operator,
             recalled={} if audit is None else recall(audit.path),
             max_engines=self._limits.max_engines,
             clock=clock,
@@ -181,12 +197,13 @@ class Monitor:
             self._collect(self._workers)
             self._workers.tick()
             self._collect(self._workers)
+        self.operator.tick()
         now = self._clock()
         for link in list(self._links.values()):
             silent = now - link.last_seen
             if not link.lost and silent > self._limits.silence_seconds:
                 link.lost, link.streams = True, False
-                self._gating.arming.lost(link.engine)
+                self._gating.lost(link.engine)
                 dropped = self._drop_requests(link)
                 self._changed(link, "lost", f"silent for {silent:.1f} s; {dropped} requests end without a verdict")
             elif link.lost and silent > self._limits.forget_seconds:
@@ -283,6 +300,7 @@ class Monitor:
             link.recorded_with = self._audit.accepted
         for fired in verdicts.fired:
             self._fire(fired, link.held)
+        self.traces.observe(link.engine)
         # Last, so that nothing of the above waits for it.
         if self._workers is not None:
             self._workers.read(frame, verdicts.entered, self._verdicts, link.model)
@@ -307,6 +325,7 @@ class Monitor:
         self.stats.requests_finished[model,] += 1
         self.stats.observe_margins(model, finished.readings)
         self._actions.forget(finished.request)
+        self.operator.finish(finished.request)
         self._recorder.record(finished)
 
     @contextmanager

@@ -4,13 +4,15 @@ Both sides name everything alike, so there is nothing to decide here but what a 
 become: an absent optional field, and the enum value of that name.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import assert_never
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from monitor import events, stats
-from monitor.v1 import event_pb2, probe_pb2, status_pb2
+from monitor.traces import Point, Trace
+from monitor.v1 import event_pb2, probe_pb2, status_pb2, trace_pb2
 from probes import bundle
 
 _MODES: dict[events.Mode, event_pb2.Mode] = {
@@ -139,6 +141,24 @@ def probe_message(probe: bundle.Probe) -> probe_pb2.Probe:
 def vector_message(vector: bundle.Vector) -> probe_pb2.Vector:
     """A steering vector, without its direction."""
     return probe_pb2.Vector(name=vector.name, layer=vector.layer, hidden_norm=vector.hidden_norm)
+
+
+def trace_message(trace: Trace, probes: Sequence[str], *, whole: bool) -> trace_pb2.Trace:
+    """A trace; ``whole`` with its points and events."""
+    return trace_pb2.Trace(
+        request=_request(trace.request),
+        escalated=_timestamp(trace.escalated),
+        finished=trace.finished,
+        probes=probes,
+        points=[_point(point) for point in trace.points] if whole else [],
+        events=[event_message(recorded) for recorded in trace.events] if whole else [],
+        events_dropped=trace.events_dropped,
+    )
+
+
+def _point(point: Point) -> trace_pb2.TracePoint:
+    averages = [trace_pb2.TraceAverage(logits=average) for average in point.averages]
+    return trace_pb2.TracePoint(time=_timestamp(point.time), position=point.position, averages=averages)
 
 
 def status_message(status: stats.Status) -> status_pb2.Status:

@@ -1,4 +1,4 @@
-"""The gRPC server: the monitor's service, health and reflection on one port.
+"""The gRPC server: the monitor's service, health and reflection on one port; orders where they are allowed.
 
 There is no authentication yet, and no TLS: whoever reaches the port can read which requests fired
 which probe. It is therefore bound to the loopback interface unless told otherwise; beyond one host, put a
@@ -18,14 +18,20 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from monitor.api.address import join_address, require_free
+from monitor.api.control import ControlService
 from monitor.api.service import MonitorService
+from monitor.control import Operator
 from monitor.errors import PortError
 from monitor.events import EventLog
 from monitor.stats import Status
+from monitor.traces import Traces
+from monitor.v1 import control_service_pb2
+from monitor.v1.control_service_pb2_grpc import add_ControlServiceServicer_to_server
 from monitor.v1.monitor_service_pb2 import DESCRIPTOR
 from monitor.v1.monitor_service_pb2_grpc import add_MonitorServiceServicer_to_server
 from probes.bundle import Bundle
 
+CONTROL: Final = control_service_pb2.DESCRIPTOR.services_by_name["ControlService"].full_name
 SERVICE: Final = DESCRIPTOR.services_by_name["MonitorService"].full_name
 
 MAX_CALLS: Final = 128
@@ -68,6 +74,8 @@ class ApiServer:
         port: int = 0,
         max_calls: int = MAX_CALLS,
         max_watchers: int = MAX_WATCHERS,
+        traces: Traces | None = None,
+        control: Operator | None = None,
     ) -> "ApiServer":
         """Bind and serve, on the running event loop.
 
@@ -79,6 +87,8 @@ class ApiServer:
             port: 0 takes a free one.
             max_calls: Calls served at once.
             max_watchers: Watchers served at once; below ``max_calls``.
+            traces: Of escalated requests; ``None``: none are kept.
+            control: Takes operators' orders; ``None``: the service that gives them is not there.
 
         Raises:
             PortError: The address is in use or cannot be bound.
@@ -86,11 +96,15 @@ class ApiServer:
         address = join_address(host, port)
         require_free("The gRPC server", host, port)
         server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=max_calls)
-        service = MonitorService(events, status, bundle, max_watchers=max_watchers)
+        service = MonitorService(events, status, bundle, max_watchers=max_watchers, traces=traces)
         add_MonitorServiceServicer_to_server(service, server)
         checks: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]  # not in the stubs
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        services = [SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        if control is not None:
+            add_ControlServiceServicer_to_server(ControlService(control), server)
+            services.append(CONTROL)
+        reflection.enable_server_reflection(services, server)
         try:
             bound = server.add_insecure_port(address)
         except RuntimeError as error:

@@ -7,21 +7,34 @@ import grpc
 import grpc.aio
 
 from monitor import __version__
-from monitor.api.convert import event_message, kind_of, probe_message, status_message, vector_message
+from monitor.api.convert import (
+    event_message,
+    kind_of,
+    probe_message,
+    status_message,
+    trace_message,
+    vector_message,
+)
 from monitor.events import Event, EventLog
 from monitor.stats import Status
-from monitor.v1 import event_pb2
+from monitor.traces import Traces
+from monitor.v1 import event_pb2, trace_pb2
 from monitor.v1.monitor_service_pb2 import (
     GetStatusRequest,
     GetStatusResponse,
+    GetTraceRequest,
+    GetTraceResponse,
     ListProbesRequest,
     ListProbesResponse,
+    ListTracesRequest,
+    ListTracesResponse,
     WatchEventsRequest,
     WatchEventsResponse,
 )
 from monitor.v1.monitor_service_pb2_grpc import MonitorServiceServicer
 from probes.bundle import Bundle
 
+TraceContext = grpc.aio.ServicerContext[GetTraceRequest, GetTraceResponse]
 WatchContext = grpc.aio.ServicerContext[WatchEventsRequest, WatchEventsResponse]
 
 
@@ -33,9 +46,19 @@ class MonitorService(MonitorServiceServicer):
         status: Takes a snapshot of the monitor.
         bundle: What the monitor reads with.
         max_watchers: Calls of WatchEvents at once; one more is refused.
+        traces: Of escalated requests; ``None``: none are kept.
     """
 
-    def __init__(self, events: EventLog, status: Callable[[], Status], bundle: Bundle, *, max_watchers: int) -> None:
+    def __init__(
+        self,
+        events: EventLog,
+        status: Callable[[], Status],
+        bundle: Bundle,
+        *,
+        max_watchers: int,
+        traces: Traces | None = None,
+    ) -> None:
+        self._traces = traces
         self._events = events
         self._status = status
         self._bundle = bundle
@@ -93,6 +116,25 @@ class MonitorService(MonitorServiceServicer):
             log_id=self._log_id,
             version=__version__,
         )
+
+    async def ListTraces(self, request: ListTracesRequest, context: object) -> ListTracesResponse:
+        """Escalated requests."""
+        return ListTracesResponse(traces=self._found(None, whole=False))
+
+    async def GetTrace(self, request: GetTraceRequest, context: TraceContext) -> GetTraceResponse:
+        """One of them, or the few that share an id."""
+        if not (found := self._found(request.request_id, whole=True)):
+            await context.abort(
+                grpc.StatusCode.NOT_FOUND,
+                f"No trace of request '{request.request_id[:100]}' is kept: no rule escalated it, or it was long ago.",
+            )
+        return GetTraceResponse(traces=found)
+
+    def _found(self, request_id: str | None, *, whole: bool) -> list[trace_pb2.Trace]:
+        if self._traces is None:
+            return []
+        probes = self._traces.probes
+        return [trace_message(trace, probes, whole=whole) for trace in self._traces.find(request_id)]
 
     def _resume_after(self, request: WatchEventsRequest) -> int | None:
         """The sequence to begin after, or ``None`` for the next event."""

@@ -32,6 +32,7 @@ def run_monitor(
     audit: Path | None,
     trust: Sequence[Path] = (),
     workers: int = 1,
+    allow_control: bool = False,
 ) -> None:
     """Monitor until interrupted or terminated.
 
@@ -45,6 +46,7 @@ def run_monitor(
         audit: File of the audit log; ``None``: none is kept.
         trust: Public keys, one of which must have signed the bundle; none: it need not be signed.
         workers: Probe workers, where the bundle has probes for them.
+        allow_control: Whoever reaches the gRPC server may order engines to steer.
 
     Raises:
         PlumbobError: A file is wrong or an address is in use; nothing is left running.
@@ -56,7 +58,9 @@ def run_monitor(
 
         require_signature(bundle, trust)
     policy = load_policy(policy_path, bundle) if policy_path else default_policy(bundle)
-    asyncio.run(_monitor(bundle, policy, endpoint, host, metrics_port, grpc_port, audit, Limits(workers=workers)))
+    asyncio.run(
+        _monitor(bundle, policy, endpoint, host, metrics_port, grpc_port, audit, Limits(workers=workers), allow_control)
+    )
 
 
 async def _monitor(
@@ -68,6 +72,7 @@ async def _monitor(
     grpc_port: int,
     audit: Path | None,
     limits: Limits,
+    allow_control: bool,
 ) -> None:
     # First of all, since a socket file outlives the one who bound it.
     require_free("The metrics exporter", host, metrics_port)
@@ -75,7 +80,7 @@ async def _monitor(
     with ExitStack() as stack:
         log = None if audit is None else stack.enter_context(closing(AuditLog(audit)))
         monitor = Monitor(bundle, policy, LocalSource(endpoint), sinks=[LogSink()], audit=log, limits=limits)
-        await _serve(monitor, log, endpoint, host, metrics_port, grpc_port)
+        await _serve(monitor, log, endpoint, host, metrics_port, grpc_port, allow_control)
     if log is not None:
         _tell(log)
 
@@ -89,7 +94,13 @@ def _tell(log: AuditLog | None) -> None:
 
 
 async def _serve(
-    monitor: Monitor, log: AuditLog | None, endpoint: str, host: str, metrics_port: int, grpc_port: int
+    monitor: Monitor,
+    log: AuditLog | None,
+    endpoint: str,
+    host: str,
+    metrics_port: int,
+    grpc_port: int,
+    allow_control: bool,
 ) -> None:
     exporter: MetricsExporter | None = None
     server: ApiServer | None = None
@@ -97,7 +108,15 @@ async def _serve(
         registry = CollectorRegistry()
         registry.register(MonitorCollector(monitor.stats, monitor.status, monitor.events, monitor.bundle))
         exporter = MetricsExporter(registry, host=host, port=metrics_port)
-        server = await ApiServer.start(monitor.events, monitor.status, monitor.bundle, host=host, port=grpc_port)
+        server = await ApiServer.start(
+            monitor.events,
+            monitor.status,
+            monitor.bundle,
+            host=host,
+            port=grpc_port,
+            traces=monitor.traces,
+            control=monitor.operator if allow_control else None,
+        )
         logger.info(
             "reading %d probes for engines at %s; gRPC %s, metrics http://%s/metrics, policy %s",
             len(monitor.bundle.all_probes),
@@ -106,6 +125,8 @@ async def _serve(
             exporter.address,
             monitor.policy.name,
         )
+        if allow_control:
+            logger.warning("whoever reaches %s may order engines to steer (--allow-control)", server.address)
         _tell(log)
         await _until_signalled(monitor)
     finally:

@@ -49,8 +49,8 @@ half the size. Two such layers fit into the 64 MiB of shared memory that contain
 OPERATOR_GATES: Final = 2
 """Gates that an engine has for operators' orders."""
 MOST_GATES: Final = 8
-"""What an engine may be started with (``MAX_GATES`` of ``monitor.engine.gate``, which needs torch to be imported); what is
-beyond, the monitor orders."""
+"""What an engine may be started with (``MAX_GATES`` of ``monitor.engine.gate``, which needs torch to be imported); what
+is beyond, the monitor orders."""
 _PR_SET_PDEATHSIG: Final = 1
 
 

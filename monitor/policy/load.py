@@ -31,7 +31,7 @@ def load_policy(path: Path | str, bundle: Bundle) -> Policy:
     if spec.max_dose is not None and spec.max_dose > MAX_DOSE:
         Place(name, ("max_dose",)).fail(f"{spec.max_dose:g} is beyond the limit of {MAX_DOSE:g}", "Lower it.")
     rules = _rules(spec, Place(name, ("rules",)), bundle)
-    return Policy(name=name, digest=hashlib.sha256(encoded).hexdigest(), rules=rules)
+    return Policy(name=name, digest=hashlib.sha256(encoded).hexdigest(), rules=rules, max_dose=spec.max_dose)
 
 
 def default_policy(bundle: Bundle) -> Policy:

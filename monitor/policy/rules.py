@@ -62,6 +62,8 @@ class Policy:
     digest: str
     """SHA-256 of the file; empty for a policy that comes from no file."""
     rules: tuple[Rule, ...]
+    max_dose: float | None = None
+    """What no rule and no operator may order more of, either way; ``None``: the file sets no limit of its own."""
 
     @property
     def gates(self) -> dict[str, PolicyGate]:

@@ -1,6 +1,7 @@
 from monitor.v1 import event_pb2 as _event_pb2
 from monitor.v1 import probe_pb2 as _probe_pb2
 from monitor.v1 import status_pb2 as _status_pb2
+from monitor.v1 import trace_pb2 as _trace_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -19,7 +20,13 @@ class WatchEventsRequest(_message.Message):
     log_id: str
     kinds: _containers.RepeatedScalarFieldContainer[_event_pb2.EventKind]
     request_id: str
-    def __init__(self, after_sequence: _Optional[int] = ..., log_id: _Optional[str] = ..., kinds: _Optional[_Iterable[_Union[_event_pb2.EventKind, str]]] = ..., request_id: _Optional[str] = ...) -> None: ...
+    def __init__(
+        self,
+        after_sequence: _Optional[int] = ...,
+        log_id: _Optional[str] = ...,
+        kinds: _Optional[_Iterable[_Union[_event_pb2.EventKind, str]]] = ...,
+        request_id: _Optional[str] = ...,
+    ) -> None: ...
 
 class WatchEventsResponse(_message.Message):
     __slots__ = ("event", "dropped", "log_id")
@@ -29,7 +36,12 @@ class WatchEventsResponse(_message.Message):
     event: _event_pb2.Event
     dropped: int
     log_id: str
-    def __init__(self, event: _Optional[_Union[_event_pb2.Event, _Mapping]] = ..., dropped: _Optional[int] = ..., log_id: _Optional[str] = ...) -> None: ...
+    def __init__(
+        self,
+        event: _Optional[_Union[_event_pb2.Event, _Mapping]] = ...,
+        dropped: _Optional[int] = ...,
+        log_id: _Optional[str] = ...,
+    ) -> None: ...
 
 class ListProbesRequest(_message.Message):
     __slots__ = ()
@@ -45,7 +57,13 @@ class ListProbesResponse(_message.Message):
     model: str
     probes: _containers.RepeatedCompositeFieldContainer[_probe_pb2.Probe]
     vectors: _containers.RepeatedCompositeFieldContainer[_probe_pb2.Vector]
-    def __init__(self, bundle_digest: _Optional[str] = ..., model: _Optional[str] = ..., probes: _Optional[_Iterable[_Union[_probe_pb2.Probe, _Mapping]]] = ..., vectors: _Optional[_Iterable[_Union[_probe_pb2.Vector, _Mapping]]] = ...) -> None: ...
+    def __init__(
+        self,
+        bundle_digest: _Optional[str] = ...,
+        model: _Optional[str] = ...,
+        probes: _Optional[_Iterable[_Union[_probe_pb2.Probe, _Mapping]]] = ...,
+        vectors: _Optional[_Iterable[_Union[_probe_pb2.Vector, _Mapping]]] = ...,
+    ) -> None: ...
 
 class GetStatusRequest(_message.Message):
     __slots__ = ()
@@ -61,4 +79,32 @@ class GetStatusResponse(_message.Message):
     last_sequence: int
     log_id: str
     version: str
-    def __init__(self, status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., last_sequence: _Optional[int] = ..., log_id: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+    def __init__(
+        self,
+        status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...,
+        last_sequence: _Optional[int] = ...,
+        log_id: _Optional[str] = ...,
+        version: _Optional[str] = ...,
+    ) -> None: ...
+
+class ListTracesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListTracesResponse(_message.Message):
+    __slots__ = ("traces",)
+    TRACES_FIELD_NUMBER: _ClassVar[int]
+    traces: _containers.RepeatedCompositeFieldContainer[_trace_pb2.Trace]
+    def __init__(self, traces: _Optional[_Iterable[_Union[_trace_pb2.Trace, _Mapping]]] = ...) -> None: ...
+
+class GetTraceRequest(_message.Message):
+    __slots__ = ("request_id",)
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    def __init__(self, request_id: _Optional[str] = ...) -> None: ...
+
+class GetTraceResponse(_message.Message):
+    __slots__ = ("traces",)
+    TRACES_FIELD_NUMBER: _ClassVar[int]
+    traces: _containers.RepeatedCompositeFieldContainer[_trace_pb2.Trace]
+    def __init__(self, traces: _Optional[_Iterable[_Union[_trace_pb2.Trace, _Mapping]]] = ...) -> None: ...

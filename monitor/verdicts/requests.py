@@ -56,6 +56,10 @@ class RequestRows:
             raise KeyError(row)
         return holder
 
+    def named(self, request_id: str) -> list[Holder]:
+        """Those who hold a row and have this id, as the user of the API sees it."""
+        return [h for h in self._holders if h is not None and h.started.request_id == request_id]
+
     def allocate(self, holder: Holder) -> int:
         """Give out a row, its counters cleared."""
         if self._free:

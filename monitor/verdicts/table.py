@@ -104,6 +104,21 @@ class VerdictTable:
         row = slots.row_of(key) if slots else UNKNOWN
         return self._rows[row].request(model) if row >= 0 else None
 
+    def named(self, request_id: str) -> list[Holder]:
+        """The requests in flight that share an id, as the user of the API sees it."""
+        return self._rows.named(request_id)
+
+    def averages(self, request: Request) -> tuple[int, tuple[float | None, ...]] | None:
+        """The highest position of a request in flight, and each probe's running average, in logits; ``None``: it is not
+        followed.
+        """
+        slots = self._slots.get(request.engine)
+        row = slots.row_of(request.key) if slots else UNKNOWN
+        if row < 0:
+            return None
+        means = self._running.aggregates.mean(row).tolist()
+        return int(self._rows.high_water[row]), tuple(None if mean != mean else mean for mean in means)
+
     def note_fired(self, fired: ProbeFired) -> bool:
         """Take over a firing that a gate of the engine saw.
 

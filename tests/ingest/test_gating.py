@@ -7,8 +7,15 @@ import pytest
 
 from monitor.actions import MemorySink
 from monitor.audit import AuditLog, verify
-from monitor.events import Alert, Intervention, InterventionEnded, InterventionsLost, Ordered, ProbeFired
-from monitor.events import RequestFinished
+from monitor.events import (
+    Alert,
+    Intervention,
+    InterventionEnded,
+    InterventionsLost,
+    Ordered,
+    ProbeFired,
+    RequestFinished,
+)
 from monitor.frames import VERSION, Ack, Act, Arm, Disarm, GateEvent, Hello, Refusal, Started, Steer, decode_order
 from monitor.ingest import Arrival, MemorySource
 from monitor.policy import AlertAction, Gate, Policy, Rule, SteerAction
@@ -46,9 +53,7 @@ class Desk:
     def __init__(self, bundle, frame, policy=POLICY, audit=None, clock=1000.0):
         self.bundle, self.make_frame, self.now = bundle, frame, clock
         self.source, self.sink = MemorySource(), MemorySink()
-        self.monitor = Monitor(
-            bundle, policy, self.source, sinks=[self.sink], audit=audit, clock=lambda: self.now
-        )
+        self.monitor = Monitor(bundle, policy, self.source, sinks=[self.sink], audit=audit, clock=lambda: self.now)
         self.stats = self.monitor.stats
 
     def hello(self, **said):
@@ -154,9 +159,7 @@ def test_a_gate_of_an_earlier_policy_that_decides_is_disarmed_and_told_without_a
 def test_an_engine_without_room_for_a_gate_is_ordered_to_steer_instead(desk):
     desk.hello(gates=1)
     assert desk.orders() == ARMS[:1]
-    assert desk.events(Ordered)[-1].reason == (
-        "it has 1 gates; the monitor orders this itself, from the next step on"
-    )
+    assert desk.events(Ordered)[-1].reason == ("it has 1 gates; the monitor orders this itself, from the next step on")
     desk.frame(0, rows([4]), [[0.0, 1.5, 0.0]], started=[started()])
     assert desk.orders() == [Steer("a", [Act("harmful_intent", -0.2)], None, "poison:harmful_intent:-0.2")]
     assert [event.sent for event in desk.events(Intervention) if event.mode == "enforce"] == [True]
@@ -188,7 +191,7 @@ def test_a_gate_that_opens_is_an_intervention_with_all_that_is_known_of_it(desk)
     desk.frame(1, rows([5], steered=1), gates=[opened()])
     desk.frame(2, gates=[opened(), closed()])
     desk.frame(3, finished=[0])
-    (told,) = [event for event in desk.events(Intervention)]
+    (told,) = desk.events(Intervention)
     assert (told.rule, told.probe, told.aggregate, told.threshold, told.position) == (
         "flattery", "sycophancy", 0.75, 0.5, 5,
     )  # fmt: skip

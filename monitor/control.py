@@ -1,0 +1,368 @@
+"""An operator's orders: checked, sent, and undone when their lease ends.
+
+A lease is what bounds an order, not a connection: it is undone after so many seconds whether or not whoever gave it is
+still there, and its requests' ends end it too. An engine that cannot be reached then is asked again until it can be or
+is gone. A monitor that is started again knows no leases: it has engines disarm the gates of operators that it hears of,
+and steering orders that it does not know end with their requests.
+"""
+
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from pydantic import ValidationError
+
+from monitor.actions.arming import SendOrder
+from monitor.actions.gates import OPERATOR_PREFIX, GateFacts, act_of, facts_of
+from monitor.actions.recorder import Recorder
+from monitor.errors import PolicyError
+from monitor.events import Ordered, OrderKind, OrderResult, Request
+from monitor.frames import Arm, Disarm, Release, Steer
+from monitor.ingest import Link
+from monitor.policy import SteerAction
+from monitor.policy.document import Place, ReleaseSpec, SteerSpec
+from monitor.policy.steering import steer_action
+from monitor.stats import Stats
+from monitor.verdicts import VerdictTable
+from probes.bundle import Bundle
+from probes.errors import PlumbobError
+
+MAX_LEASE_SECONDS: Final = 3600.0
+"""Nobody remembers an order of last week: what is to last is a rule of the policy."""
+MAX_ORDERS: Final = 64
+"""Leases that run at once; gates of an engine are fewer."""
+MAX_FINISHED: Final = 4096
+"""Requests that are remembered to have ended, to tell them from those that never were."""
+
+Why = Literal["invalid", "unknown", "state", "full", "unreachable"]
+"""Why an order is refused: it makes no sense or is beyond a cap; it names what is not there; its request has ended or
+its engine is held to shadow; too many leases run; the engine cannot be reached."""
+
+
+class OrderError(PlumbobError):
+    """An order that is refused."""
+
+    def __init__(self, why: Why, message: str, fix: str = "") -> None:
+        super().__init__(message, fix)
+        self.why: Why = why
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What an operator wants done, as it was written; ``None``: not said."""
+
+    vector: str
+    dose: float | None = None
+    ablate: bool = False
+    clamp: tuple[float | None, float | None] | None = None
+    tokens: int | None = None
+    threshold: float | None = None
+    streak: int | None = None
+    release: float | None = None
+    hold: int | None = None
+
+
+@dataclass(slots=True)
+class Lease:
+    """An order until it is undone."""
+
+    id: str
+    kind: OrderKind
+    who: str
+    detail: str
+    ends: float
+    """Of the monotonic clock, in seconds."""
+    seconds: float
+    """How long it was given for."""
+    requests: list[Request] = field(default_factory=list[Request])
+    """Of ``steer``: those in flight that it steers."""
+    engines: list[str] = field(default_factory=list[str])
+    """Of ``arm``: those that have the gate."""
+    arm: Arm | None = None
+    facts: GateFacts | None = None
+
+
+class Operator:
+    """Takes orders of operators. To be used from the monitor's event loop.
+
+    Args:
+        bundle: Has the probes and vectors, and their caps.
+        max_dose: The policy's own cap; ``None``: it has none.
+        verdicts: Knows the requests in flight.
+        links: The engines, by id.
+        recorder: Takes an event for every order.
+        stats: Where orders are counted.
+        send_order: Sends orders.
+        clock: Seconds of a monotonic clock.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        max_dose: float | None,
+        verdicts: VerdictTable,
+        links: Mapping[str, Link],
+        recorder: Recorder,
+        stats: Stats,
+        send_order: SendOrder,
+        clock: Callable[[], float],
+    ) -> None:
+        self._bundle, self._max_dose, self._verdicts, self._links = bundle, max_dose, verdicts, links
+        self._recorder, self._stats, self._send, self._clock = recorder, stats, send_order, clock
+        self._leases: OrderedDict[str, Lease] = OrderedDict()
+        self._finished: OrderedDict[str, None] = OrderedDict()
+        self._undoing: list[tuple[str, Release | Disarm]] = []
+        """What could not be undone yet, with its engine."""
+
+    @property
+    def leases(self) -> list[tuple[Lease, float]]:
+        """Orders and the seconds that their leases still run, oldest first."""
+        now = self._clock()
+        return [(lease, max(0.0, lease.ends - now)) for lease in self._leases.values()]
+
+    def keeps(self, gate: str) -> bool:
+        """Whether a gate is of a lease that runs."""
+        return gate in self._leases
+
+    def facts(self, gate: str) -> GateFacts | None:
+        """What is known of such a gate."""
+        lease = self._leases.get(gate)
+        return None if lease is None else lease.facts
+
+    def steer(self, who: str, request_id: str, wish: Wish, seconds: float) -> Lease:
+        """Steer the answers of a request in flight, from their next step on.
+
+        Raises:
+            OrderError: It is refused, and that is recorded.
+        """
+        with _Told(self, "steer", who, f"steer {wish.vector} in request '{request_id[:100]}'", seconds) as told:
+            self._check(wish, seconds)
+            action = self._action(wish, gate=False, probe="")
+            told.detail = f"{action}"
+            requests = self._requests(request_id)
+            told.request = requests[0]
+            lease = self._lease("steer", who, told.detail, seconds)
+            order = [act_of(action)]
+            for request in requests:
+                if self._send(request.engine, Steer(request.key, order, action.tokens, lease.id)):
+                    lease.requests.append(request)
+            if not lease.requests:
+                raise OrderError("unreachable", f"Engine {requests[0].engine} cannot be reached.", "Try again.")
+            self._leases[lease.id] = lease
+            for request in lease.requests:
+                self._tell(lease, "sent", request.engine, request)
+        return lease
+
+    def arm(self, who: str, probe: str, wish: Wish, seconds: float) -> Lease:
+        """Let all engines that are connected, and those that connect while the lease runs, steer by a gate.
+
+        Raises:
+            OrderError: It is refused, and that is recorded.
+        """
+        with _Told(self, "arm", who, f"steer {wish.vector} by probe '{probe[:100]}'", seconds) as told:
+            self._check(wish, seconds)
+            reader = next((known for known in self._bundle.probes if known.name == probe), None)
+            if reader is None:
+                known = ", ".join(known.name for known in self._bundle.probes) or "none"
+                raise OrderError("unknown", f"The engines read no probe '{probe[:100]}'.", f"They read: {known}.")
+            action = self._action(wish, gate=True, probe=probe)
+            told.detail = f"{action}, when {probe} fires"
+            lease = self._lease("arm", who, told.detail, seconds)
+            lease.facts = facts_of(action, reader, "", f"{who} ordered: {action}")
+            lease.arm = Arm(
+                id=lease.id,
+                probe=probe,
+                acts=[act_of(action)],
+                threshold=wish.threshold,
+                streak=wish.streak,
+                release=wish.release,
+                hold=wish.hold,
+                budget=wish.tokens,
+            )
+            for link in list(self._links.values()):
+                self._arm(lease, link)
+            if not lease.engines:
+                raise OrderError("unreachable", "No engine is connected that is not held to shadow.", "See GetStatus.")
+            self._leases[lease.id] = lease
+            for engine in lease.engines:
+                self._tell(lease, "sent", engine)
+        return lease
+
+    def undo(self, who: str, kind: Literal["release", "disarm"], id: str) -> None:
+        """Undo an order before its lease ends.
+
+        Raises:
+            OrderError: No such lease runs.
+        """
+        begun: OrderKind = "steer" if kind == "release" else "arm"
+        with _Told(self, kind, who, f"{kind} {id[:100]}", None) as told:
+            lease = self._leases.get(id)
+            if lease is None or lease.kind != begun:
+                raise OrderError(
+                    "state" if id.startswith(OPERATOR_PREFIX) else "unknown",
+                    f"No order '{id[:100]}' to {begun} has a lease that runs.",
+                    "It has ended, or never was; ListOrders names those that run.",
+                )
+            told.detail = f"{kind} {id}: {lease.detail}"
+            del self._leases[id]
+            self._undo(lease)
+        for engine, request in _targets(lease):
+            self._record(id, kind, "sent", engine, request, who, None, f"{kind} {id}: {lease.detail}", "")
+
+    def hello(self, link: Link) -> None:
+        """An engine said who it is: arm what is leased."""
+        for lease in self._leases.values():
+            if link.engine not in lease.engines and self._arm(lease, link):
+                self._tell(lease, "sent", link.engine)
+
+    def lost(self, engine: str) -> None:
+        """An engine fell silent; when it is heard again, it is armed again."""
+        for lease in self._leases.values():
+            if engine in lease.engines:
+                lease.engines.remove(engine)
+
+    def finish(self, request: Request) -> None:
+        """A request ended: its orders have nothing left to undo."""
+        self._finished[request.request_id] = None
+        if len(self._finished) > MAX_FINISHED:
+            self._finished.popitem(last=False)
+        for lease in [lease for lease in self._leases.values() if request in lease.requests]:
+            lease.requests.remove(request)
+            if not lease.requests:
+                del self._leases[lease.id]
+
+    def tick(self) -> None:
+        """Undo what is due, and what could not be undone before."""
+        now = self._clock()
+        for lease in [lease for lease in self._leases.values() if lease.ends <= now]:
+            del self._leases[lease.id]
+            self._undo(lease)
+            for engine, request in _targets(lease):
+                self._tell(lease, "expired", engine, request, "its lease ended")
+        self._undoing = [
+            (engine, order)
+            for engine, order in self._undoing
+            if engine in self._links and not self._send(engine, order)
+        ]
+
+    def _check(self, wish: Wish, seconds: float) -> None:
+        if not 0 < seconds <= MAX_LEASE_SECONDS:
+            raise OrderError(
+                "invalid", f"A lease of {seconds:g} s cannot be had.", f"Ask for 1 to {MAX_LEASE_SECONDS:g} s."
+            )
+        if len(self._leases) >= MAX_ORDERS:
+            raise OrderError("full", f"{MAX_ORDERS} orders have leases that run.", "Release or disarm one.")
+        known = [vector.name for vector in self._bundle.manifest.vectors]
+        if wish.vector not in known:
+            raise OrderError(
+                "unknown", f"The bundle has no steering vector '{wish.vector[:100]}'.", f"It has: {', '.join(known)}."
+            )
+
+    def _action(self, wish: Wish, *, gate: bool, probe: str) -> SteerAction:
+        """What is wished, checked as a rule of a policy would be."""
+        try:
+            spec = SteerSpec(
+                vector=wish.vector,
+                dose=wish.dose,
+                ablate=wish.ablate,
+                clamp=None if wish.clamp is None else list(wish.clamp),
+                tokens=wish.tokens,
+                gate=gate,
+                hold=wish.hold,
+                release=None if wish.release is None else ReleaseSpec(logits=wish.release),
+                streak=wish.streak,
+                threshold=wish.threshold,
+            )
+            return steer_action(spec, Place("the order"), probe, self._bundle, self._max_dose)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            raise OrderError("invalid", f"the order: {place}: {first['msg']}.") from error
+        except PolicyError as error:
+            raise OrderError("invalid", error.message, error.fix) from error
+
+    def _requests(self, request_id: str) -> list[Request]:
+        """The answers of a request in flight, of engines that may be ordered."""
+        found = [
+            holder.request(link.model)
+            for holder in self._verdicts.named(request_id)
+            if (link := self._links.get(holder.engine)) is not None
+        ]
+        if not found:
+            if request_id in self._finished:
+                raise OrderError("state", f"Request '{request_id[:100]}' has ended.", "There is nothing left to steer.")
+            raise OrderError(
+                "unknown", f"No request '{request_id[:100]}' is in flight.", "Its id is that of its answer."
+            )
+        held = [link for request in found if (link := self._links[request.engine]).state != "connected"]
+        if held:
+            why = held[0].held or f"it is {held[0].state}"
+            raise OrderError("state", f"Engine {held[0].engine} takes no orders: {why}.", "See GetStatus.")
+        return found
+
+    def _lease(self, kind: OrderKind, who: str, detail: str, seconds: float) -> Lease:
+        return Lease(OPERATOR_PREFIX + secrets.token_hex(4), kind, who, detail, self._clock() + seconds, seconds)
+
+    def _arm(self, lease: Lease, link: Link) -> bool:
+        if lease.arm is None or link.state != "connected" or not self._send(link.engine, lease.arm):
+            return False
+        lease.engines.append(link.engine)
+        return True
+
+    def _undo(self, lease: Lease) -> None:
+        orders = [(request.engine, Release(request.key, lease.id)) for request in lease.requests]
+        orders += [(engine, Disarm(lease.id)) for engine in lease.engines]
+        self._undoing += [(engine, order) for engine, order in orders if not self._send(engine, order)]
+
+    def refuse(
+        self, kind: OrderKind, who: str, detail: str, seconds: float | None, request: Request | None, why: str
+    ) -> None:
+        """Record an order that is refused."""
+        engine = "" if request is None else request.engine
+        self._record("", kind, "refused", engine, request, who, seconds, detail, why)
+
+    def _tell(
+        self, lease: Lease, result: OrderResult, engine: str, request: Request | None = None, why: str = ""
+    ) -> None:
+        self._record(lease.id, lease.kind, result, engine, request, lease.who, lease.seconds, lease.detail, why)
+
+    def _record(
+        self,
+        id: str,
+        kind: OrderKind,
+        result: OrderResult,
+        engine: str,
+        request: Request | None,
+        who: str,
+        seconds: float | None,
+        detail: str,
+        why: str,
+    ) -> None:
+        link = self._links.get(engine)
+        self._stats.orders["operator", kind, result] += 1
+        model = "" if link is None else link.model
+        self._recorder.record(Ordered(id, kind, result, engine, model, request, who, seconds, detail, why))
+
+
+class _Told:
+    """Has a refusal recorded, and lets it go on to whoever asked."""
+
+    def __init__(self, operator: Operator, kind: OrderKind, who: str, detail: str, seconds: float | None) -> None:
+        self._operator, self._who, self._seconds = operator, who, seconds
+        self._kind: OrderKind = kind
+        self.detail = detail
+        self.request: Request | None = None
+
+    def __enter__(self) -> "_Told":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OrderError):
+            self._operator.refuse(self._kind, self._who, self.detail, self._seconds, self.request, str(error))
+
+
+def _targets(lease: Lease) -> list[tuple[str, Request | None]]:
+    """What an order went to: engines, and requests of them."""
+    return [*((request.engine, request) for request in lease.requests), *((engine, None) for engine in lease.engines)]
