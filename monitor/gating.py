@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, get_args
 
 from monitor.actions import Actions, Arming, GateDecisions, Recorder
-from monitor.actions.gates import GateFacts
+from monitor.actions.gates import GateFacts, act_words
 from monitor.audit import Recalled
 from monitor.control import Operator
 from monitor.events import Ordered, OrderKind, ProbeFired, Request
-from monitor.frames import GateEvent, Hello, Order, Refusal
+from monitor.frames import GateEvent, Hello, Order, Refusal, Started
 from monitor.ingest import Link
 from monitor.policy import Policy
 from monitor.stats import Stats
@@ -109,6 +109,21 @@ class Gating:
                     f"{detail} ({refusal.cause})",
                     refusal.reason,
                 )
+            )
+
+    def admitted(self, link: Link, started: Sequence[Started]) -> None:
+        """Tell what requests that begin asked to be steered by; to be called before the verdict table has them."""
+        for new in started:
+            if new.admitted is None or self._verdicts.find(link.engine, new.key, link.model) is not None:
+                continue
+            request = Request(link.engine, link.model, new.request_id, new.key, new.prompt_tokens)
+            acts = " and ".join(map(act_words, new.admitted.acts))
+            until = "" if new.admitted.tokens is None else f" for {new.admitted.tokens} tokens"
+            where = " from the prompt on" if new.admitted.prompt else ""
+            detail = f"{acts}{where}{until}"
+            self._stats.orders["request", "admission", "sent"] += 1
+            self._recorder.record(
+                Ordered("", "admission", "sent", link.engine, link.model, request, "request", None, detail, "")
             )
 
     def tell(self, link: Link, events: Sequence[GateEvent], actions: Actions) -> list[GateEvent]:

@@ -287,6 +287,7 @@ class Monitor:
         # What gates decided of requests that end with this frame is part of their verdicts.
         decided = self._gating.fresh(link, frame.header.gates)
         later = self._gating.tell(link, decided, self._actions)
+        self._gating.admitted(link, frame.header.started)
         verdicts = self._verdicts.apply(frame, link.model)
         self.stats.count_rows(link.model, verdicts.tally)
         finished = verdicts.finished

@@ -139,7 +139,7 @@ class Stats:
         """``(model, rule, mode)``: requests marked for review."""
         self.orders: Counter[tuple[str, str, str]] = Counter()
         """``(by, order, result)``: orders that no decision on a request stands behind; ``by`` is ``policy``,
-        ``operator``, or ``engine`` for any that it refused."""
+        ``operator``, ``request`` for what one asked for itself, or ``engine`` for any that it refused."""
         self.sink_errors: Counter[tuple[str]] = Counter()
         """``(sink,)``: events that a sink failed to take; the sink's class name."""
         self.audit_records: Counter[tuple[()]] = Counter()

@@ -47,6 +47,15 @@ def act_of(action: SteerAction) -> Act:
     )
 
 
+def act_words(act: Act) -> str:
+    """An act in words."""
+    said = [f"add {act.add:g}"] if act.add else []
+    said += [f"scale by {act.scale:g}"] if act.scale != 1.0 else []
+    said += [f"at least {act.low:g}"] if act.low is not None else []
+    said += [f"at most {act.high:g}"] if act.high is not None else []
+    return f"{act.vector}: {', '.join(said) or 'nothing'}"
+
+
 def finite(bound: float) -> float | None:
     """A bound of a range; ``None`` where it is none."""
     return bound if math.isfinite(bound) else None

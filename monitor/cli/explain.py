@@ -85,7 +85,7 @@ def deed(operation: str, vector: str, dose: float, low: float | None, high: floa
         case "clamp":
             bounds = [f"at least {low:g}"] if low is not None else []
             bounds += [f"at most {high:g}"] if high is not None else []
-            what = f"keep the projection on {vector} at {' and '.join(bounds)} norms of the residual stream"
+            what = f"keep the projection on {vector} {' and '.join(bounds)} norms of the residual stream"
         case _:
             what = f"add {vector} at dose {dose:g}"
     return f"{what}, {until}"

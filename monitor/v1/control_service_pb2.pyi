@@ -19,14 +19,7 @@ class Act(_message.Message):
     dose: float
     low: float
     high: float
-    def __init__(
-        self,
-        vector: _Optional[str] = ...,
-        operation: _Optional[_Union[_event_pb2.Operation, str]] = ...,
-        dose: _Optional[float] = ...,
-        low: _Optional[float] = ...,
-        high: _Optional[float] = ...,
-    ) -> None: ...
+    def __init__(self, vector: _Optional[str] = ..., operation: _Optional[_Union[_event_pb2.Operation, str]] = ..., dose: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ...) -> None: ...
 
 class Order(_message.Message):
     __slots__ = ("id", "kind", "detail", "remaining_seconds")
@@ -38,13 +31,7 @@ class Order(_message.Message):
     kind: _event_pb2.OrderKind
     detail: str
     remaining_seconds: float
-    def __init__(
-        self,
-        id: _Optional[str] = ...,
-        kind: _Optional[_Union[_event_pb2.OrderKind, str]] = ...,
-        detail: _Optional[str] = ...,
-        remaining_seconds: _Optional[float] = ...,
-    ) -> None: ...
+    def __init__(self, id: _Optional[str] = ..., kind: _Optional[_Union[_event_pb2.OrderKind, str]] = ..., detail: _Optional[str] = ..., remaining_seconds: _Optional[float] = ...) -> None: ...
 
 class SteerRequest(_message.Message):
     __slots__ = ("request_id", "act", "lease_seconds", "tokens")
@@ -56,13 +43,7 @@ class SteerRequest(_message.Message):
     act: Act
     lease_seconds: float
     tokens: int
-    def __init__(
-        self,
-        request_id: _Optional[str] = ...,
-        act: _Optional[_Union[Act, _Mapping]] = ...,
-        lease_seconds: _Optional[float] = ...,
-        tokens: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., act: _Optional[_Union[Act, _Mapping]] = ..., lease_seconds: _Optional[float] = ..., tokens: _Optional[int] = ...) -> None: ...
 
 class SteerResponse(_message.Message):
     __slots__ = ("order",)
@@ -98,17 +79,7 @@ class ArmRequest(_message.Message):
     release: float
     hold: int
     tokens: int
-    def __init__(
-        self,
-        probe: _Optional[str] = ...,
-        act: _Optional[_Union[Act, _Mapping]] = ...,
-        lease_seconds: _Optional[float] = ...,
-        threshold: _Optional[float] = ...,
-        streak: _Optional[int] = ...,
-        release: _Optional[float] = ...,
-        hold: _Optional[int] = ...,
-        tokens: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, probe: _Optional[str] = ..., act: _Optional[_Union[Act, _Mapping]] = ..., lease_seconds: _Optional[float] = ..., threshold: _Optional[float] = ..., streak: _Optional[int] = ..., release: _Optional[float] = ..., hold: _Optional[int] = ..., tokens: _Optional[int] = ...) -> None: ...
 
 class ArmResponse(_message.Message):
     __slots__ = ("order", "engines")

@@ -4,14 +4,19 @@
 # source: monitor/v1/event.proto
 # Protobuf Python Version: 7.35.1
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
-_runtime_version.ValidateProtobufRuntimeVersion(_runtime_version.Domain.PUBLIC, 7, 35, 1, "", "monitor/v1/event.proto")
+_runtime_version.ValidateProtobufRuntimeVersion(
+    _runtime_version.Domain.PUBLIC,
+    7,
+    35,
+    1,
+    '',
+    'monitor/v1/event.proto'
+)
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
@@ -20,53 +25,51 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n\x16monitor/v1/event.proto\x12\nmonitor.v1\x1a\x1fgoogle/protobuf/timestamp.proto"\xbe\x04\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x0bprobe_fired\x18\x03 \x01(\x0b\x32\x16.monitor.v1.ProbeFiredH\x00\x12"\n\x05\x61lert\x18\x04 \x01(\x0b\x32\x11.monitor.v1.AlertH\x00\x12\x30\n\x0cintervention\x18\x05 \x01(\x0b\x32\x18.monitor.v1.InterventionH\x00\x12\x37\n\x10request_finished\x18\x06 \x01(\x0b\x32\x1b.monitor.v1.RequestFinishedH\x00\x12\x33\n\x0e\x65ngine_changed\x18\x07 \x01(\x0b\x32\x19.monitor.v1.EngineChangedH\x00\x12-\n\x0b\x66rames_lost\x18\x08 \x01(\x0b\x32\x16.monitor.v1.FramesLostH\x00\x12;\n\x12intervention_ended\x18\t \x01(\x0b\x32\x1d.monitor.v1.InterventionEndedH\x00\x12;\n\x12interventions_lost\x18\n \x01(\x0b\x32\x1d.monitor.v1.InterventionsLostH\x00\x12*\n\tescalated\x18\x0b \x01(\x0b\x32\x15.monitor.v1.EscalatedH\x00\x12&\n\x07ordered\x18\x0c \x01(\x0b\x32\x13.monitor.v1.OrderedH\x00\x42\t\n\x07payload"`\n\x07Request\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x0b\n\x03key\x18\x04 \x01(\t\x12\x15\n\rprompt_tokens\x18\x05 \x01(\r"\x8d\x01\n\x07Reading\x12\r\n\x05probe\x18\x01 \x01(\t\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x11\n\x04peak\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\tthreshold\x18\x04 \x01(\x01\x12\x15\n\x08\x66ired_at\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x10\n\x08unscored\x18\x06 \x01(\rB\x07\n\x05_peakB\x0b\n\t_fired_at"\x87\x01\n\nProbeFired\x12$\n\x07request\x18\x01 \x01(\x0b\x32\x13.monitor.v1.Request\x12\r\n\x05probe\x18\x02 \x01(\t\x12\x11\n\taggregate\x18\x03 \x01(\x01\x12\x11\n\tthreshold\x18\x04 \x01(\x01\x12\x10\n\x08position\x18\x05 \x01(\r\x12\x0c\n\x04role\x18\x06 \x01(\t"\xda\x01\n\x05\x41lert\x12$\n\x07request\x18\x01 \x01(\x0b\x32\x13.monitor.v1.Request\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x1e\n\x04mode\x18\x03 \x01(\x0e\x32\x10.monitor.v1.Mode\x12&\n\x08severity\x18\x04 \x01(\x0e\x32\x14.monitor.v1.Severity\x12\r\n\x05probe\x18\x05 \x01(\t\x12\x11\n\taggregate\x18\x06 \x01(\x01\x12\x11\n\tthreshold\x18\x07 \x01(\x01\x12\x10\n\x08position\x18\x08 \x01(\r\x12\x0e\n\x06reason\x18\t \x01(\t"\xc5\x03\n\x0cIntervention\x12$\n\x07request\x18\x01 \x01(\x0b\x32\x13.monitor.v1.Request\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x1e\n\x04mode\x18\x03 \x01(\x0e\x32\x10.monitor.v1.Mode\x12\r\n\x05probe\x18\x04 \x01(\t\x12\x11\n\taggregate\x18\x05 \x01(\x01\x12\x11\n\tthreshold\x18\x06 \x01(\x01\x12\x10\n\x08position\x18\x07 \x01(\r\x12\x0e\n\x06vector\x18\x08 \x01(\t\x12\x0c\n\x04\x64ose\x18\t \x01(\x01\x12\x13\n\x06tokens\x18\n \x01(\rH\x00\x88\x01\x01\x12\x0c\n\x04sent\x18\x0b \x01(\x08\x12\x0e\n\x06reason\x18\x0c \x01(\t\x12(\n\toperation\x18\r \x01(\x0e\x32\x15.monitor.v1.Operation\x12\x10\n\x03low\x18\x0e \x01(\x01H\x01\x88\x01\x01\x12\x11\n\x04high\x18\x0f \x01(\x01H\x02\x88\x01\x01\x12\x0c\n\x04gate\x18\x10 \x01(\t\x12\r\n\x05\x61gree\x18\x11 \x01(\r\x12\x10\n\x08\x61gree_of\x18\x12 \x01(\r\x12\x13\n\x06number\x18\x13 \x01(\x04H\x03\x88\x01\x01\x12\x0f\n\x07refusal\x18\x14 \x01(\tB\t\n\x07_tokensB\x06\n\x04_lowB\x07\n\x05_highB\t\n\x07_number"\x88\x01\n\x11InterventionEnded\x12$\n\x07request\x18\x01 \x01(\x0b\x32\x13.monitor.v1.Request\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x0c\n\x04gate\x18\x03 \x01(\t\x12\x10\n\x08position\x18\x04 \x01(\r\x12\x0f\n\x07steered\x18\x05 \x01(\r\x12\x0e\n\x06number\x18\x06 \x01(\x04"E\n\x11InterventionsLost\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x11\n\tdecisions\x18\x03 \x01(\x04"\xb6\x01\n\tEscalated\x12$\n\x07request\x18\x01 \x01(\x0b\x32\x13.monitor.v1.Request\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x1e\n\x04mode\x18\x03 \x01(\x0e\x32\x10.monitor.v1.Mode\x12\r\n\x05probe\x18\x04 \x01(\t\x12\x11\n\taggregate\x18\x05 \x01(\x01\x12\x11\n\tthreshold\x18\x06 \x01(\x01\x12\x10\n\x08position\x18\x07 \x01(\r\x12\x0e\n\x06reason\x18\x08 \x01(\t"\x97\x02\n\x07Ordered\x12\r\n\x05order\x18\x01 \x01(\t\x12#\n\x04kind\x18\x02 \x01(\x0e\x32\x15.monitor.v1.OrderKind\x12\'\n\x06result\x18\x03 \x01(\x0e\x32\x17.monitor.v1.OrderResult\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12)\n\x07request\x18\x06 \x01(\x0b\x32\x13.monitor.v1.RequestH\x00\x88\x01\x01\x12\x0b\n\x03who\x18\x07 \x01(\t\x12\x1a\n\rlease_seconds\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06\x64\x65tail\x18\t \x01(\t\x12\x0e\n\x06reason\x18\n \x01(\tB\n\n\x08_requestB\x10\n\x0e_lease_seconds"\x91\x01\n\x0fRequestFinished\x12$\n\x07request\x18\x01 \x01(\x0b\x32\x13.monitor.v1.Request\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x10\n\x08unscored\x18\x03 \x01(\r\x12\x0f\n\x07steered\x18\x04 \x01(\r\x12%\n\x08readings\x18\x05 \x03(\x0b\x32\x13.monitor.v1.Reading"f\n\rEngineChanged\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.monitor.v1.EngineState\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t";\n\nFramesLost\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06\x66rames\x18\x03 \x01(\x04*\xca\x02\n\tEventKind\x12\x1a\n\x16\x45VENT_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45VENT_KIND_PROBE_FIRED\x10\x01\x12\x14\n\x10\x45VENT_KIND_ALERT\x10\x02\x12\x1b\n\x17\x45VENT_KIND_INTERVENTION\x10\x03\x12\x1f\n\x1b\x45VENT_KIND_REQUEST_FINISHED\x10\x04\x12\x1d\n\x19\x45VENT_KIND_ENGINE_CHANGED\x10\x05\x12\x1a\n\x16\x45VENT_KIND_FRAMES_LOST\x10\x06\x12!\n\x1d\x45VENT_KIND_INTERVENTION_ENDED\x10\x07\x12!\n\x1d\x45VENT_KIND_INTERVENTIONS_LOST\x10\x08\x12\x18\n\x14\x45VENT_KIND_ESCALATED\x10\t\x12\x16\n\x12\x45VENT_KIND_ORDERED\x10\n*O\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bMODE_SHADOW\x10\x01\x12\x0e\n\nMODE_ALERT\x10\x02\x12\x10\n\x0cMODE_ENFORCE\x10\x03*d\n\x08Severity\x12\x18\n\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x11\n\rSEVERITY_INFO\x10\x01\x12\x14\n\x10SEVERITY_WARNING\x10\x02\x12\x15\n\x11SEVERITY_CRITICAL\x10\x03*x\n\tOperation\x12\x19\n\x15OPERATION_UNSPECIFIED\x10\x00\x12\x11\n\rOPERATION_ADD\x10\x01\x12\x14\n\x10OPERATION_ABLATE\x10\x02\x12\x13\n\x0fOPERATION_CLAMP\x10\x03\x12\x12\n\x0eOPERATION_STOP\x10\x04*\xc6\x01\n\tOrderKind\x12\x1a\n\x16ORDER_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10ORDER_KIND_STEER\x10\x01\x12\x16\n\x12ORDER_KIND_RELEASE\x10\x02\x12\x13\n\x0fORDER_KIND_STOP\x10\x03\x12\x15\n\x11ORDER_KIND_STREAM\x10\x04\x12\x12\n\x0eORDER_KIND_ARM\x10\x05\x12\x15\n\x11ORDER_KIND_DISARM\x10\x06\x12\x18\n\x14ORDER_KIND_ADMISSION\x10\x07*v\n\x0bOrderResult\x12\x1c\n\x18ORDER_RESULT_UNSPECIFIED\x10\x00\x12\x15\n\x11ORDER_RESULT_SENT\x10\x01\x12\x18\n\x14ORDER_RESULT_REFUSED\x10\x02\x12\x18\n\x14ORDER_RESULT_EXPIRED\x10\x03*\xab\x01\n\x0b\x45ngineState\x12\x1c\n\x18\x45NGINE_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45NGINE_STATE_PENDING\x10\x01\x12\x1a\n\x16\x45NGINE_STATE_CONNECTED\x10\x02\x12\x15\n\x11\x45NGINE_STATE_LOST\x10\x03\x12\x18\n\x14\x45NGINE_STATE_REFUSED\x10\x04\x12\x17\n\x13\x45NGINE_STATE_SHADOW\x10\x05\x62\x06proto3'
-)
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16monitor/v1/event.proto\x12\nmonitor.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbe\x04\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x0bprobe_fired\x18\x03 \x01(\x0b\x32\x16.monitor.v1.ProbeFiredH\x00\x12\"\n\x05\x61lert\x18\x04 \x01(\x0b\x32\x11.monitor.v1.AlertH\x00\x12\x30\n\x0cintervention\x18\x05 \x01(\x0b\x32\x18.monitor.v1.InterventionH\x00\x12\x37\n\x10request_finished\x18\x06 \x01(\x0b\x32\x1b.monitor.v1.RequestFinishedH\x00\x12\x33\n\x0e\x65ngine_changed\x18\x07 \x01(\x0b\x32\x19.monitor.v1.EngineChangedH\x00\x12-\n\x0b\x66rames_lost\x18\x08 \x01(\x0b\x32\x16.monitor.v1.FramesLostH\x00\x12;\n\x12intervention_ended\x18\t \x01(\x0b\x32\x1d.monitor.v1.InterventionEndedH\x00\x12;\n\x12interventions_lost\x18\n \x01(\x0b\x32\x1d.monitor.v1.InterventionsLostH\x00\x12*\n\tescalated\x18\x0b \x01(\x0b\x32\x15.monitor.v1.EscalatedH\x00\x12&\n\x07ordered\x18\x0c \x01(\x0b\x32\x13.monitor.v1.OrderedH\x00\x42\t\n\x07payload\"`\n\x07Request\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x0b\n\x03key\x18\x04 \x01(\t\x12\x15\n\rprompt_tokens\x18\x05 \x01(\r\"\x8d\x01\n\x07Reading\x12\r\n\x05probe\x18\x01 \x01(\t\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x11\n\x04peak\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\tthreshold\x18\x04 \x01(\x01\x12\x15\n\x08\x66ired_at\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x10\n\x08unscored\x18\x06 \x01(\rB\x07\n\x05_peakB\x0b\n\t_fired_at\"\x87\x01\n\nProbeFired\x12$\n\x07request\x18\x01 \x01(\x0b\x32\x13.monitor.v1.Request\x12\r\n\x05probe\x18\x02 \x01(\t\x12\x11\n\taggregate\x18\x03 \x01(\x01\x12\x11\n\tthreshold\x18\x04 \x01(\x01\x12\x10\n\x08position\x18\x05 \x01(\r\x12\x0c\n\x04role\x18\x06 \x01(\t\"\xda\x01\n\x05\x41lert\x12$\n\x07request\x18\x01 \x01(\x0b\x32\x13.monitor.v1.Request\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x1e\n\x04mode\x18\x03 \x01(\x0e\x32\x10.monitor.v1.Mode\x12&\n\x08severity\x18\x04 \x01(\x0e\x32\x14.monitor.v1.Severity\x12\r\n\x05probe\x18\x05 \x01(\t\x12\x11\n\taggregate\x18\x06 \x01(\x01\x12\x11\n\tthreshold\x18\x07 \x01(\x01\x12\x10\n\x08position\x18\x08 \x01(\r\x12\x0e\n\x06reason\x18\t \x01(\t\"\xc5\x03\n\x0cIntervention\x12$\n\x07request\x18\x01 \x01(\x0b\x32\x13.monitor.v1.Request\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x1e\n\x04mode\x18\x03 \x01(\x0e\x32\x10.monitor.v1.Mode\x12\r\n\x05probe\x18\x04 \x01(\t\x12\x11\n\taggregate\x18\x05 \x01(\x01\x12\x11\n\tthreshold\x18\x06 \x01(\x01\x12\x10\n\x08position\x18\x07 \x01(\r\x12\x0e\n\x06vector\x18\x08 \x01(\t\x12\x0c\n\x04\x64ose\x18\t \x01(\x01\x12\x13\n\x06tokens\x18\n \x01(\rH\x00\x88\x01\x01\x12\x0c\n\x04sent\x18\x0b \x01(\x08\x12\x0e\n\x06reason\x18\x0c \x01(\t\x12(\n\toperation\x18\r \x01(\x0e\x32\x15.monitor.v1.Operation\x12\x10\n\x03low\x18\x0e \x01(\x01H\x01\x88\x01\x01\x12\x11\n\x04high\x18\x0f \x01(\x01H\x02\x88\x01\x01\x12\x0c\n\x04gate\x18\x10 \x01(\t\x12\r\n\x05\x61gree\x18\x11 \x01(\r\x12\x10\n\x08\x61gree_of\x18\x12 \x01(\r\x12\x13\n\x06number\x18\x13 \x01(\x04H\x03\x88\x01\x01\x12\x0f\n\x07refusal\x18\x14 \x01(\tB\t\n\x07_tokensB\x06\n\x04_lowB\x07\n\x05_highB\t\n\x07_number\"\x88\x01\n\x11InterventionEnded\x12$\n\x07request\x18\x01 \x01(\x0b\x32\x13.monitor.v1.Request\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x0c\n\x04gate\x18\x03 \x01(\t\x12\x10\n\x08position\x18\x04 \x01(\r\x12\x0f\n\x07steered\x18\x05 \x01(\r\x12\x0e\n\x06number\x18\x06 \x01(\x04\"E\n\x11InterventionsLost\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x11\n\tdecisions\x18\x03 \x01(\x04\"\xb6\x01\n\tEscalated\x12$\n\x07request\x18\x01 \x01(\x0b\x32\x13.monitor.v1.Request\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x1e\n\x04mode\x18\x03 \x01(\x0e\x32\x10.monitor.v1.Mode\x12\r\n\x05probe\x18\x04 \x01(\t\x12\x11\n\taggregate\x18\x05 \x01(\x01\x12\x11\n\tthreshold\x18\x06 \x01(\x01\x12\x10\n\x08position\x18\x07 \x01(\r\x12\x0e\n\x06reason\x18\x08 \x01(\t\"\x97\x02\n\x07Ordered\x12\r\n\x05order\x18\x01 \x01(\t\x12#\n\x04kind\x18\x02 \x01(\x0e\x32\x15.monitor.v1.OrderKind\x12\'\n\x06result\x18\x03 \x01(\x0e\x32\x17.monitor.v1.OrderResult\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12)\n\x07request\x18\x06 \x01(\x0b\x32\x13.monitor.v1.RequestH\x00\x88\x01\x01\x12\x0b\n\x03who\x18\x07 \x01(\t\x12\x1a\n\rlease_seconds\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06\x64\x65tail\x18\t \x01(\t\x12\x0e\n\x06reason\x18\n \x01(\tB\n\n\x08_requestB\x10\n\x0e_lease_seconds\"\x91\x01\n\x0fRequestFinished\x12$\n\x07request\x18\x01 \x01(\x0b\x32\x13.monitor.v1.Request\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x10\n\x08unscored\x18\x03 \x01(\r\x12\x0f\n\x07steered\x18\x04 \x01(\r\x12%\n\x08readings\x18\x05 \x03(\x0b\x32\x13.monitor.v1.Reading\"f\n\rEngineChanged\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.monitor.v1.EngineState\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\";\n\nFramesLost\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06\x66rames\x18\x03 \x01(\x04*\xca\x02\n\tEventKind\x12\x1a\n\x16\x45VENT_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45VENT_KIND_PROBE_FIRED\x10\x01\x12\x14\n\x10\x45VENT_KIND_ALERT\x10\x02\x12\x1b\n\x17\x45VENT_KIND_INTERVENTION\x10\x03\x12\x1f\n\x1b\x45VENT_KIND_REQUEST_FINISHED\x10\x04\x12\x1d\n\x19\x45VENT_KIND_ENGINE_CHANGED\x10\x05\x12\x1a\n\x16\x45VENT_KIND_FRAMES_LOST\x10\x06\x12!\n\x1d\x45VENT_KIND_INTERVENTION_ENDED\x10\x07\x12!\n\x1d\x45VENT_KIND_INTERVENTIONS_LOST\x10\x08\x12\x18\n\x14\x45VENT_KIND_ESCALATED\x10\t\x12\x16\n\x12\x45VENT_KIND_ORDERED\x10\n*O\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bMODE_SHADOW\x10\x01\x12\x0e\n\nMODE_ALERT\x10\x02\x12\x10\n\x0cMODE_ENFORCE\x10\x03*d\n\x08Severity\x12\x18\n\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x11\n\rSEVERITY_INFO\x10\x01\x12\x14\n\x10SEVERITY_WARNING\x10\x02\x12\x15\n\x11SEVERITY_CRITICAL\x10\x03*x\n\tOperation\x12\x19\n\x15OPERATION_UNSPECIFIED\x10\x00\x12\x11\n\rOPERATION_ADD\x10\x01\x12\x14\n\x10OPERATION_ABLATE\x10\x02\x12\x13\n\x0fOPERATION_CLAMP\x10\x03\x12\x12\n\x0eOPERATION_STOP\x10\x04*\xc6\x01\n\tOrderKind\x12\x1a\n\x16ORDER_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10ORDER_KIND_STEER\x10\x01\x12\x16\n\x12ORDER_KIND_RELEASE\x10\x02\x12\x13\n\x0fORDER_KIND_STOP\x10\x03\x12\x15\n\x11ORDER_KIND_STREAM\x10\x04\x12\x12\n\x0eORDER_KIND_ARM\x10\x05\x12\x15\n\x11ORDER_KIND_DISARM\x10\x06\x12\x18\n\x14ORDER_KIND_ADMISSION\x10\x07*v\n\x0bOrderResult\x12\x1c\n\x18ORDER_RESULT_UNSPECIFIED\x10\x00\x12\x15\n\x11ORDER_RESULT_SENT\x10\x01\x12\x18\n\x14ORDER_RESULT_REFUSED\x10\x02\x12\x18\n\x14ORDER_RESULT_EXPIRED\x10\x03*\xab\x01\n\x0b\x45ngineState\x12\x1c\n\x18\x45NGINE_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45NGINE_STATE_PENDING\x10\x01\x12\x1a\n\x16\x45NGINE_STATE_CONNECTED\x10\x02\x12\x15\n\x11\x45NGINE_STATE_LOST\x10\x03\x12\x18\n\x14\x45NGINE_STATE_REFUSED\x10\x04\x12\x17\n\x13\x45NGINE_STATE_SHADOW\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "monitor.v1.event_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'monitor.v1.event_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_EVENTKIND"]._serialized_start = 2696
-    _globals["_EVENTKIND"]._serialized_end = 3026
-    _globals["_MODE"]._serialized_start = 3028
-    _globals["_MODE"]._serialized_end = 3107
-    _globals["_SEVERITY"]._serialized_start = 3109
-    _globals["_SEVERITY"]._serialized_end = 3209
-    _globals["_OPERATION"]._serialized_start = 3211
-    _globals["_OPERATION"]._serialized_end = 3331
-    _globals["_ORDERKIND"]._serialized_start = 3334
-    _globals["_ORDERKIND"]._serialized_end = 3532
-    _globals["_ORDERRESULT"]._serialized_start = 3534
-    _globals["_ORDERRESULT"]._serialized_end = 3652
-    _globals["_ENGINESTATE"]._serialized_start = 3655
-    _globals["_ENGINESTATE"]._serialized_end = 3826
-    _globals["_EVENT"]._serialized_start = 72
-    _globals["_EVENT"]._serialized_end = 646
-    _globals["_REQUEST"]._serialized_start = 648
-    _globals["_REQUEST"]._serialized_end = 744
-    _globals["_READING"]._serialized_start = 747
-    _globals["_READING"]._serialized_end = 888
-    _globals["_PROBEFIRED"]._serialized_start = 891
-    _globals["_PROBEFIRED"]._serialized_end = 1026
-    _globals["_ALERT"]._serialized_start = 1029
-    _globals["_ALERT"]._serialized_end = 1247
-    _globals["_INTERVENTION"]._serialized_start = 1250
-    _globals["_INTERVENTION"]._serialized_end = 1703
-    _globals["_INTERVENTIONENDED"]._serialized_start = 1706
-    _globals["_INTERVENTIONENDED"]._serialized_end = 1842
-    _globals["_INTERVENTIONSLOST"]._serialized_start = 1844
-    _globals["_INTERVENTIONSLOST"]._serialized_end = 1913
-    _globals["_ESCALATED"]._serialized_start = 1916
-    _globals["_ESCALATED"]._serialized_end = 2098
-    _globals["_ORDERED"]._serialized_start = 2101
-    _globals["_ORDERED"]._serialized_end = 2380
-    _globals["_REQUESTFINISHED"]._serialized_start = 2383
-    _globals["_REQUESTFINISHED"]._serialized_end = 2528
-    _globals["_ENGINECHANGED"]._serialized_start = 2530
-    _globals["_ENGINECHANGED"]._serialized_end = 2632
-    _globals["_FRAMESLOST"]._serialized_start = 2634
-    _globals["_FRAMESLOST"]._serialized_end = 2693
+  DESCRIPTOR._loaded_options = None
+  _globals['_EVENTKIND']._serialized_start=2696
+  _globals['_EVENTKIND']._serialized_end=3026
+  _globals['_MODE']._serialized_start=3028
+  _globals['_MODE']._serialized_end=3107
+  _globals['_SEVERITY']._serialized_start=3109
+  _globals['_SEVERITY']._serialized_end=3209
+  _globals['_OPERATION']._serialized_start=3211
+  _globals['_OPERATION']._serialized_end=3331
+  _globals['_ORDERKIND']._serialized_start=3334
+  _globals['_ORDERKIND']._serialized_end=3532
+  _globals['_ORDERRESULT']._serialized_start=3534
+  _globals['_ORDERRESULT']._serialized_end=3652
+  _globals['_ENGINESTATE']._serialized_start=3655
+  _globals['_ENGINESTATE']._serialized_end=3826
+  _globals['_EVENT']._serialized_start=72
+  _globals['_EVENT']._serialized_end=646
+  _globals['_REQUEST']._serialized_start=648
+  _globals['_REQUEST']._serialized_end=744
+  _globals['_READING']._serialized_start=747
+  _globals['_READING']._serialized_end=888
+  _globals['_PROBEFIRED']._serialized_start=891
+  _globals['_PROBEFIRED']._serialized_end=1026
+  _globals['_ALERT']._serialized_start=1029
+  _globals['_ALERT']._serialized_end=1247
+  _globals['_INTERVENTION']._serialized_start=1250
+  _globals['_INTERVENTION']._serialized_end=1703
+  _globals['_INTERVENTIONENDED']._serialized_start=1706
+  _globals['_INTERVENTIONENDED']._serialized_end=1842
+  _globals['_INTERVENTIONSLOST']._serialized_start=1844
+  _globals['_INTERVENTIONSLOST']._serialized_end=1913
+  _globals['_ESCALATED']._serialized_start=1916
+  _globals['_ESCALATED']._serialized_end=2098
+  _globals['_ORDERED']._serialized_start=2101
+  _globals['_ORDERED']._serialized_end=2380
+  _globals['_REQUESTFINISHED']._serialized_start=2383
+  _globals['_REQUESTFINISHED']._serialized_end=2528
+  _globals['_ENGINECHANGED']._serialized_start=2530
+  _globals['_ENGINECHANGED']._serialized_end=2632
+  _globals['_FRAMESLOST']._serialized_start=2634
+  _globals['_FRAMESLOST']._serialized_end=2693
 # @@protoc_insertion_point(module_scope)

@@ -72,7 +72,6 @@ class EngineState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ENGINE_STATE_LOST: _ClassVar[EngineState]
     ENGINE_STATE_REFUSED: _ClassVar[EngineState]
     ENGINE_STATE_SHADOW: _ClassVar[EngineState]
-
 EVENT_KIND_UNSPECIFIED: EventKind
 EVENT_KIND_PROBE_FIRED: EventKind
 EVENT_KIND_ALERT: EventKind
@@ -117,20 +116,7 @@ ENGINE_STATE_REFUSED: EngineState
 ENGINE_STATE_SHADOW: EngineState
 
 class Event(_message.Message):
-    __slots__ = (
-        "sequence",
-        "time",
-        "probe_fired",
-        "alert",
-        "intervention",
-        "request_finished",
-        "engine_changed",
-        "frames_lost",
-        "intervention_ended",
-        "interventions_lost",
-        "escalated",
-        "ordered",
-    )
+    __slots__ = ("sequence", "time", "probe_fired", "alert", "intervention", "request_finished", "engine_changed", "frames_lost", "intervention_ended", "interventions_lost", "escalated", "ordered")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     PROBE_FIRED_FIELD_NUMBER: _ClassVar[int]
@@ -155,21 +141,7 @@ class Event(_message.Message):
     interventions_lost: InterventionsLost
     escalated: Escalated
     ordered: Ordered
-    def __init__(
-        self,
-        sequence: _Optional[int] = ...,
-        time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...,
-        probe_fired: _Optional[_Union[ProbeFired, _Mapping]] = ...,
-        alert: _Optional[_Union[Alert, _Mapping]] = ...,
-        intervention: _Optional[_Union[Intervention, _Mapping]] = ...,
-        request_finished: _Optional[_Union[RequestFinished, _Mapping]] = ...,
-        engine_changed: _Optional[_Union[EngineChanged, _Mapping]] = ...,
-        frames_lost: _Optional[_Union[FramesLost, _Mapping]] = ...,
-        intervention_ended: _Optional[_Union[InterventionEnded, _Mapping]] = ...,
-        interventions_lost: _Optional[_Union[InterventionsLost, _Mapping]] = ...,
-        escalated: _Optional[_Union[Escalated, _Mapping]] = ...,
-        ordered: _Optional[_Union[Ordered, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, sequence: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., probe_fired: _Optional[_Union[ProbeFired, _Mapping]] = ..., alert: _Optional[_Union[Alert, _Mapping]] = ..., intervention: _Optional[_Union[Intervention, _Mapping]] = ..., request_finished: _Optional[_Union[RequestFinished, _Mapping]] = ..., engine_changed: _Optional[_Union[EngineChanged, _Mapping]] = ..., frames_lost: _Optional[_Union[FramesLost, _Mapping]] = ..., intervention_ended: _Optional[_Union[InterventionEnded, _Mapping]] = ..., interventions_lost: _Optional[_Union[InterventionsLost, _Mapping]] = ..., escalated: _Optional[_Union[Escalated, _Mapping]] = ..., ordered: _Optional[_Union[Ordered, _Mapping]] = ...) -> None: ...
 
 class Request(_message.Message):
     __slots__ = ("engine", "model", "request_id", "key", "prompt_tokens")
@@ -183,14 +155,7 @@ class Request(_message.Message):
     request_id: str
     key: str
     prompt_tokens: int
-    def __init__(
-        self,
-        engine: _Optional[str] = ...,
-        model: _Optional[str] = ...,
-        request_id: _Optional[str] = ...,
-        key: _Optional[str] = ...,
-        prompt_tokens: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, engine: _Optional[str] = ..., model: _Optional[str] = ..., request_id: _Optional[str] = ..., key: _Optional[str] = ..., prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class Reading(_message.Message):
     __slots__ = ("probe", "tokens", "peak", "threshold", "fired_at", "unscored")
@@ -206,15 +171,7 @@ class Reading(_message.Message):
     threshold: float
     fired_at: int
     unscored: int
-    def __init__(
-        self,
-        probe: _Optional[str] = ...,
-        tokens: _Optional[int] = ...,
-        peak: _Optional[float] = ...,
-        threshold: _Optional[float] = ...,
-        fired_at: _Optional[int] = ...,
-        unscored: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, probe: _Optional[str] = ..., tokens: _Optional[int] = ..., peak: _Optional[float] = ..., threshold: _Optional[float] = ..., fired_at: _Optional[int] = ..., unscored: _Optional[int] = ...) -> None: ...
 
 class ProbeFired(_message.Message):
     __slots__ = ("request", "probe", "aggregate", "threshold", "position", "role")
@@ -230,15 +187,7 @@ class ProbeFired(_message.Message):
     threshold: float
     position: int
     role: str
-    def __init__(
-        self,
-        request: _Optional[_Union[Request, _Mapping]] = ...,
-        probe: _Optional[str] = ...,
-        aggregate: _Optional[float] = ...,
-        threshold: _Optional[float] = ...,
-        position: _Optional[int] = ...,
-        role: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, request: _Optional[_Union[Request, _Mapping]] = ..., probe: _Optional[str] = ..., aggregate: _Optional[float] = ..., threshold: _Optional[float] = ..., position: _Optional[int] = ..., role: _Optional[str] = ...) -> None: ...
 
 class Alert(_message.Message):
     __slots__ = ("request", "rule", "mode", "severity", "probe", "aggregate", "threshold", "position", "reason")
@@ -260,42 +209,10 @@ class Alert(_message.Message):
     threshold: float
     position: int
     reason: str
-    def __init__(
-        self,
-        request: _Optional[_Union[Request, _Mapping]] = ...,
-        rule: _Optional[str] = ...,
-        mode: _Optional[_Union[Mode, str]] = ...,
-        severity: _Optional[_Union[Severity, str]] = ...,
-        probe: _Optional[str] = ...,
-        aggregate: _Optional[float] = ...,
-        threshold: _Optional[float] = ...,
-        position: _Optional[int] = ...,
-        reason: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, request: _Optional[_Union[Request, _Mapping]] = ..., rule: _Optional[str] = ..., mode: _Optional[_Union[Mode, str]] = ..., severity: _Optional[_Union[Severity, str]] = ..., probe: _Optional[str] = ..., aggregate: _Optional[float] = ..., threshold: _Optional[float] = ..., position: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Intervention(_message.Message):
-    __slots__ = (
-        "request",
-        "rule",
-        "mode",
-        "probe",
-        "aggregate",
-        "threshold",
-        "position",
-        "vector",
-        "dose",
-        "tokens",
-        "sent",
-        "reason",
-        "operation",
-        "low",
-        "high",
-        "gate",
-        "agree",
-        "agree_of",
-        "number",
-        "refusal",
-    )
+    __slots__ = ("request", "rule", "mode", "probe", "aggregate", "threshold", "position", "vector", "dose", "tokens", "sent", "reason", "operation", "low", "high", "gate", "agree", "agree_of", "number", "refusal")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     RULE_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
@@ -336,29 +253,7 @@ class Intervention(_message.Message):
     agree_of: int
     number: int
     refusal: str
-    def __init__(
-        self,
-        request: _Optional[_Union[Request, _Mapping]] = ...,
-        rule: _Optional[str] = ...,
-        mode: _Optional[_Union[Mode, str]] = ...,
-        probe: _Optional[str] = ...,
-        aggregate: _Optional[float] = ...,
-        threshold: _Optional[float] = ...,
-        position: _Optional[int] = ...,
-        vector: _Optional[str] = ...,
-        dose: _Optional[float] = ...,
-        tokens: _Optional[int] = ...,
-        sent: _Optional[bool] = ...,
-        reason: _Optional[str] = ...,
-        operation: _Optional[_Union[Operation, str]] = ...,
-        low: _Optional[float] = ...,
-        high: _Optional[float] = ...,
-        gate: _Optional[str] = ...,
-        agree: _Optional[int] = ...,
-        agree_of: _Optional[int] = ...,
-        number: _Optional[int] = ...,
-        refusal: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, request: _Optional[_Union[Request, _Mapping]] = ..., rule: _Optional[str] = ..., mode: _Optional[_Union[Mode, str]] = ..., probe: _Optional[str] = ..., aggregate: _Optional[float] = ..., threshold: _Optional[float] = ..., position: _Optional[int] = ..., vector: _Optional[str] = ..., dose: _Optional[float] = ..., tokens: _Optional[int] = ..., sent: _Optional[bool] = ..., reason: _Optional[str] = ..., operation: _Optional[_Union[Operation, str]] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., gate: _Optional[str] = ..., agree: _Optional[int] = ..., agree_of: _Optional[int] = ..., number: _Optional[int] = ..., refusal: _Optional[str] = ...) -> None: ...
 
 class InterventionEnded(_message.Message):
     __slots__ = ("request", "rule", "gate", "position", "steered", "number")
@@ -374,15 +269,7 @@ class InterventionEnded(_message.Message):
     position: int
     steered: int
     number: int
-    def __init__(
-        self,
-        request: _Optional[_Union[Request, _Mapping]] = ...,
-        rule: _Optional[str] = ...,
-        gate: _Optional[str] = ...,
-        position: _Optional[int] = ...,
-        steered: _Optional[int] = ...,
-        number: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, request: _Optional[_Union[Request, _Mapping]] = ..., rule: _Optional[str] = ..., gate: _Optional[str] = ..., position: _Optional[int] = ..., steered: _Optional[int] = ..., number: _Optional[int] = ...) -> None: ...
 
 class InterventionsLost(_message.Message):
     __slots__ = ("engine", "model", "decisions")
@@ -392,9 +279,7 @@ class InterventionsLost(_message.Message):
     engine: str
     model: str
     decisions: int
-    def __init__(
-        self, engine: _Optional[str] = ..., model: _Optional[str] = ..., decisions: _Optional[int] = ...
-    ) -> None: ...
+    def __init__(self, engine: _Optional[str] = ..., model: _Optional[str] = ..., decisions: _Optional[int] = ...) -> None: ...
 
 class Escalated(_message.Message):
     __slots__ = ("request", "rule", "mode", "probe", "aggregate", "threshold", "position", "reason")
@@ -414,17 +299,7 @@ class Escalated(_message.Message):
     threshold: float
     position: int
     reason: str
-    def __init__(
-        self,
-        request: _Optional[_Union[Request, _Mapping]] = ...,
-        rule: _Optional[str] = ...,
-        mode: _Optional[_Union[Mode, str]] = ...,
-        probe: _Optional[str] = ...,
-        aggregate: _Optional[float] = ...,
-        threshold: _Optional[float] = ...,
-        position: _Optional[int] = ...,
-        reason: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, request: _Optional[_Union[Request, _Mapping]] = ..., rule: _Optional[str] = ..., mode: _Optional[_Union[Mode, str]] = ..., probe: _Optional[str] = ..., aggregate: _Optional[float] = ..., threshold: _Optional[float] = ..., position: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Ordered(_message.Message):
     __slots__ = ("order", "kind", "result", "engine", "model", "request", "who", "lease_seconds", "detail", "reason")
@@ -448,19 +323,7 @@ class Ordered(_message.Message):
     lease_seconds: float
     detail: str
     reason: str
-    def __init__(
-        self,
-        order: _Optional[str] = ...,
-        kind: _Optional[_Union[OrderKind, str]] = ...,
-        result: _Optional[_Union[OrderResult, str]] = ...,
-        engine: _Optional[str] = ...,
-        model: _Optional[str] = ...,
-        request: _Optional[_Union[Request, _Mapping]] = ...,
-        who: _Optional[str] = ...,
-        lease_seconds: _Optional[float] = ...,
-        detail: _Optional[str] = ...,
-        reason: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, order: _Optional[str] = ..., kind: _Optional[_Union[OrderKind, str]] = ..., result: _Optional[_Union[OrderResult, str]] = ..., engine: _Optional[str] = ..., model: _Optional[str] = ..., request: _Optional[_Union[Request, _Mapping]] = ..., who: _Optional[str] = ..., lease_seconds: _Optional[float] = ..., detail: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class RequestFinished(_message.Message):
     __slots__ = ("request", "tokens", "unscored", "steered", "readings")
@@ -474,14 +337,7 @@ class RequestFinished(_message.Message):
     unscored: int
     steered: int
     readings: _containers.RepeatedCompositeFieldContainer[Reading]
-    def __init__(
-        self,
-        request: _Optional[_Union[Request, _Mapping]] = ...,
-        tokens: _Optional[int] = ...,
-        unscored: _Optional[int] = ...,
-        steered: _Optional[int] = ...,
-        readings: _Optional[_Iterable[_Union[Reading, _Mapping]]] = ...,
-    ) -> None: ...
+    def __init__(self, request: _Optional[_Union[Request, _Mapping]] = ..., tokens: _Optional[int] = ..., unscored: _Optional[int] = ..., steered: _Optional[int] = ..., readings: _Optional[_Iterable[_Union[Reading, _Mapping]]] = ...) -> None: ...
 
 class EngineChanged(_message.Message):
     __slots__ = ("engine", "model", "state", "detail")
@@ -493,13 +349,7 @@ class EngineChanged(_message.Message):
     model: str
     state: EngineState
     detail: str
-    def __init__(
-        self,
-        engine: _Optional[str] = ...,
-        model: _Optional[str] = ...,
-        state: _Optional[_Union[EngineState, str]] = ...,
-        detail: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, engine: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[_Union[EngineState, str]] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class FramesLost(_message.Message):
     __slots__ = ("engine", "model", "frames")
@@ -509,6 +359,4 @@ class FramesLost(_message.Message):
     engine: str
     model: str
     frames: int
-    def __init__(
-        self, engine: _Optional[str] = ..., model: _Optional[str] = ..., frames: _Optional[int] = ...
-    ) -> None: ...
+    def __init__(self, engine: _Optional[str] = ..., model: _Optional[str] = ..., frames: _Optional[int] = ...) -> None: ...

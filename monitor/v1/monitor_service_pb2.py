@@ -4,15 +4,18 @@
 # source: monitor/v1/monitor_service.proto
 # Protobuf Python Version: 7.35.1
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 7, 35, 1, "", "monitor/v1/monitor_service.proto"
+    _runtime_version.Domain.PUBLIC,
+    7,
+    35,
+    1,
+    '',
+    'monitor/v1/monitor_service.proto'
 )
 # @@protoc_insertion_point(imports)
 
@@ -25,35 +28,33 @@ from monitor.v1 import status_pb2 as monitor_dot_v1_dot_status__pb2
 from monitor.v1 import trace_pb2 as monitor_dot_v1_dot_trace__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n monitor/v1/monitor_service.proto\x12\nmonitor.v1\x1a\x16monitor/v1/event.proto\x1a\x16monitor/v1/probe.proto\x1a\x17monitor/v1/status.proto\x1a\x16monitor/v1/trace.proto"\xa2\x01\n\x12WatchEventsRequest\x12\x1b\n\x0e\x61\x66ter_sequence\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06log_id\x18\x02 \x01(\t\x12$\n\x05kinds\x18\x03 \x03(\x0e\x32\x15.monitor.v1.EventKind\x12\x17\n\nrequest_id\x18\x04 \x01(\tH\x01\x88\x01\x01\x42\x11\n\x0f_after_sequenceB\r\n\x0b_request_id"X\n\x13WatchEventsResponse\x12 \n\x05\x65vent\x18\x01 \x01(\x0b\x32\x11.monitor.v1.Event\x12\x0f\n\x07\x64ropped\x18\x02 \x01(\x04\x12\x0e\n\x06log_id\x18\x03 \x01(\t"\x13\n\x11ListProbesRequest"\x82\x01\n\x12ListProbesResponse\x12\x15\n\rbundle_digest\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12!\n\x06probes\x18\x03 \x03(\x0b\x32\x11.monitor.v1.Probe\x12#\n\x07vectors\x18\x04 \x03(\x0b\x32\x12.monitor.v1.Vector"\x12\n\x10GetStatusRequest"o\n\x11GetStatusResponse\x12"\n\x06status\x18\x01 \x01(\x0b\x32\x12.monitor.v1.Status\x12\x15\n\rlast_sequence\x18\x02 \x01(\x04\x12\x0e\n\x06log_id\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t"\x13\n\x11ListTracesRequest"7\n\x12ListTracesResponse\x12!\n\x06traces\x18\x01 \x03(\x0b\x32\x11.monitor.v1.Trace"%\n\x0fGetTraceRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t"5\n\x10GetTraceResponse\x12!\n\x06traces\x18\x01 \x03(\x0b\x32\x11.monitor.v1.Trace2\x8d\x03\n\x0eMonitorService\x12P\n\x0bWatchEvents\x12\x1e.monitor.v1.WatchEventsRequest\x1a\x1f.monitor.v1.WatchEventsResponse0\x01\x12K\n\nListProbes\x12\x1d.monitor.v1.ListProbesRequest\x1a\x1e.monitor.v1.ListProbesResponse\x12H\n\tGetStatus\x12\x1c.monitor.v1.GetStatusRequest\x1a\x1d.monitor.v1.GetStatusResponse\x12K\n\nListTraces\x12\x1d.monitor.v1.ListTracesRequest\x1a\x1e.monitor.v1.ListTracesResponse\x12\x45\n\x08GetTrace\x12\x1b.monitor.v1.GetTraceRequest\x1a\x1c.monitor.v1.GetTraceResponseb\x06proto3'
-)
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n monitor/v1/monitor_service.proto\x12\nmonitor.v1\x1a\x16monitor/v1/event.proto\x1a\x16monitor/v1/probe.proto\x1a\x17monitor/v1/status.proto\x1a\x16monitor/v1/trace.proto\"\xa2\x01\n\x12WatchEventsRequest\x12\x1b\n\x0e\x61\x66ter_sequence\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06log_id\x18\x02 \x01(\t\x12$\n\x05kinds\x18\x03 \x03(\x0e\x32\x15.monitor.v1.EventKind\x12\x17\n\nrequest_id\x18\x04 \x01(\tH\x01\x88\x01\x01\x42\x11\n\x0f_after_sequenceB\r\n\x0b_request_id\"X\n\x13WatchEventsResponse\x12 \n\x05\x65vent\x18\x01 \x01(\x0b\x32\x11.monitor.v1.Event\x12\x0f\n\x07\x64ropped\x18\x02 \x01(\x04\x12\x0e\n\x06log_id\x18\x03 \x01(\t\"\x13\n\x11ListProbesRequest\"\x82\x01\n\x12ListProbesResponse\x12\x15\n\rbundle_digest\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12!\n\x06probes\x18\x03 \x03(\x0b\x32\x11.monitor.v1.Probe\x12#\n\x07vectors\x18\x04 \x03(\x0b\x32\x12.monitor.v1.Vector\"\x12\n\x10GetStatusRequest\"o\n\x11GetStatusResponse\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.monitor.v1.Status\x12\x15\n\rlast_sequence\x18\x02 \x01(\x04\x12\x0e\n\x06log_id\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\"\x13\n\x11ListTracesRequest\"7\n\x12ListTracesResponse\x12!\n\x06traces\x18\x01 \x03(\x0b\x32\x11.monitor.v1.Trace\"%\n\x0fGetTraceRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"5\n\x10GetTraceResponse\x12!\n\x06traces\x18\x01 \x03(\x0b\x32\x11.monitor.v1.Trace2\x8d\x03\n\x0eMonitorService\x12P\n\x0bWatchEvents\x12\x1e.monitor.v1.WatchEventsRequest\x1a\x1f.monitor.v1.WatchEventsResponse0\x01\x12K\n\nListProbes\x12\x1d.monitor.v1.ListProbesRequest\x1a\x1e.monitor.v1.ListProbesResponse\x12H\n\tGetStatus\x12\x1c.monitor.v1.GetStatusRequest\x1a\x1d.monitor.v1.GetStatusResponse\x12K\n\nListTraces\x12\x1d.monitor.v1.ListTracesRequest\x1a\x1e.monitor.v1.ListTracesResponse\x12\x45\n\x08GetTrace\x12\x1b.monitor.v1.GetTraceRequest\x1a\x1c.monitor.v1.GetTraceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "monitor.v1.monitor_service_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'monitor.v1.monitor_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_WATCHEVENTSREQUEST"]._serialized_start = 146
-    _globals["_WATCHEVENTSREQUEST"]._serialized_end = 308
-    _globals["_WATCHEVENTSRESPONSE"]._serialized_start = 310
-    _globals["_WATCHEVENTSRESPONSE"]._serialized_end = 398
-    _globals["_LISTPROBESREQUEST"]._serialized_start = 400
-    _globals["_LISTPROBESREQUEST"]._serialized_end = 419
-    _globals["_LISTPROBESRESPONSE"]._serialized_start = 422
-    _globals["_LISTPROBESRESPONSE"]._serialized_end = 552
-    _globals["_GETSTATUSREQUEST"]._serialized_start = 554
-    _globals["_GETSTATUSREQUEST"]._serialized_end = 572
-    _globals["_GETSTATUSRESPONSE"]._serialized_start = 574
-    _globals["_GETSTATUSRESPONSE"]._serialized_end = 685
-    _globals["_LISTTRACESREQUEST"]._serialized_start = 687
-    _globals["_LISTTRACESREQUEST"]._serialized_end = 706
-    _globals["_LISTTRACESRESPONSE"]._serialized_start = 708
-    _globals["_LISTTRACESRESPONSE"]._serialized_end = 763
-    _globals["_GETTRACEREQUEST"]._serialized_start = 765
-    _globals["_GETTRACEREQUEST"]._serialized_end = 802
-    _globals["_GETTRACERESPONSE"]._serialized_start = 804
-    _globals["_GETTRACERESPONSE"]._serialized_end = 857
-    _globals["_MONITORSERVICE"]._serialized_start = 860
-    _globals["_MONITORSERVICE"]._serialized_end = 1257
+  DESCRIPTOR._loaded_options = None
+  _globals['_WATCHEVENTSREQUEST']._serialized_start=146
+  _globals['_WATCHEVENTSREQUEST']._serialized_end=308
+  _globals['_WATCHEVENTSRESPONSE']._serialized_start=310
+  _globals['_WATCHEVENTSRESPONSE']._serialized_end=398
+  _globals['_LISTPROBESREQUEST']._serialized_start=400
+  _globals['_LISTPROBESREQUEST']._serialized_end=419
+  _globals['_LISTPROBESRESPONSE']._serialized_start=422
+  _globals['_LISTPROBESRESPONSE']._serialized_end=552
+  _globals['_GETSTATUSREQUEST']._serialized_start=554
+  _globals['_GETSTATUSREQUEST']._serialized_end=572
+  _globals['_GETSTATUSRESPONSE']._serialized_start=574
+  _globals['_GETSTATUSRESPONSE']._serialized_end=685
+  _globals['_LISTTRACESREQUEST']._serialized_start=687
+  _globals['_LISTTRACESREQUEST']._serialized_end=706
+  _globals['_LISTTRACESRESPONSE']._serialized_start=708
+  _globals['_LISTTRACESRESPONSE']._serialized_end=763
+  _globals['_GETTRACEREQUEST']._serialized_start=765
+  _globals['_GETTRACEREQUEST']._serialized_end=802
+  _globals['_GETTRACERESPONSE']._serialized_start=804
+  _globals['_GETTRACERESPONSE']._serialized_end=857
+  _globals['_MONITORSERVICE']._serialized_start=860
+  _globals['_MONITORSERVICE']._serialized_end=1257
 # @@protoc_insertion_point(module_scope)

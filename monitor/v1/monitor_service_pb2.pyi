@@ -20,13 +20,7 @@ class WatchEventsRequest(_message.Message):
     log_id: str
     kinds: _containers.RepeatedScalarFieldContainer[_event_pb2.EventKind]
     request_id: str
-    def __init__(
-        self,
-        after_sequence: _Optional[int] = ...,
-        log_id: _Optional[str] = ...,
-        kinds: _Optional[_Iterable[_Union[_event_pb2.EventKind, str]]] = ...,
-        request_id: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, after_sequence: _Optional[int] = ..., log_id: _Optional[str] = ..., kinds: _Optional[_Iterable[_Union[_event_pb2.EventKind, str]]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class WatchEventsResponse(_message.Message):
     __slots__ = ("event", "dropped", "log_id")
@@ -36,12 +30,7 @@ class WatchEventsResponse(_message.Message):
     event: _event_pb2.Event
     dropped: int
     log_id: str
-    def __init__(
-        self,
-        event: _Optional[_Union[_event_pb2.Event, _Mapping]] = ...,
-        dropped: _Optional[int] = ...,
-        log_id: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, event: _Optional[_Union[_event_pb2.Event, _Mapping]] = ..., dropped: _Optional[int] = ..., log_id: _Optional[str] = ...) -> None: ...
 
 class ListProbesRequest(_message.Message):
     __slots__ = ()
@@ -57,13 +46,7 @@ class ListProbesResponse(_message.Message):
     model: str
     probes: _containers.RepeatedCompositeFieldContainer[_probe_pb2.Probe]
     vectors: _containers.RepeatedCompositeFieldContainer[_probe_pb2.Vector]
-    def __init__(
-        self,
-        bundle_digest: _Optional[str] = ...,
-        model: _Optional[str] = ...,
-        probes: _Optional[_Iterable[_Union[_probe_pb2.Probe, _Mapping]]] = ...,
-        vectors: _Optional[_Iterable[_Union[_probe_pb2.Vector, _Mapping]]] = ...,
-    ) -> None: ...
+    def __init__(self, bundle_digest: _Optional[str] = ..., model: _Optional[str] = ..., probes: _Optional[_Iterable[_Union[_probe_pb2.Probe, _Mapping]]] = ..., vectors: _Optional[_Iterable[_Union[_probe_pb2.Vector, _Mapping]]] = ...) -> None: ...
 
 class GetStatusRequest(_message.Message):
     __slots__ = ()
@@ -79,13 +62,7 @@ class GetStatusResponse(_message.Message):
     last_sequence: int
     log_id: str
     version: str
-    def __init__(
-        self,
-        status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...,
-        last_sequence: _Optional[int] = ...,
-        log_id: _Optional[str] = ...,
-        version: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., last_sequence: _Optional[int] = ..., log_id: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class ListTracesRequest(_message.Message):
     __slots__ = ()

@@ -4,36 +4,41 @@
 # source: monitor/v1/probe.proto
 # Protobuf Python Version: 7.35.1
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
-_runtime_version.ValidateProtobufRuntimeVersion(_runtime_version.Domain.PUBLIC, 7, 35, 1, "", "monitor/v1/probe.proto")
+_runtime_version.ValidateProtobufRuntimeVersion(
+    _runtime_version.Domain.PUBLIC,
+    7,
+    35,
+    1,
+    '',
+    'monitor/v1/probe.proto'
+)
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n\x16monitor/v1/probe.proto\x12\nmonitor.v1"\xca\x01\n\x05Probe\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\r\x12\r\n\x05roles\x18\x03 \x03(\t\x12\x11\n\tthreshold\x18\x04 \x01(\x01\x12(\n\taggregate\x18\x05 \x01(\x0b\x32\x15.monitor.v1.Aggregate\x12,\n\x0b\x63\x61libration\x18\x06 \x01(\x0b\x32\x17.monitor.v1.Calibration\x12*\n\nevaluation\x18\x07 \x01(\x0b\x32\x16.monitor.v1.Evaluation"c\n\tAggregate\x12\x11\n\thalf_life\x18\x01 \x01(\x01\x12\x12\n\nmin_tokens\x18\x02 \x01(\r\x12\x0e\n\x06window\x18\x03 \x01(\r\x12\r\n\x05\x61gree\x18\x04 \x01(\r\x12\x10\n\x08\x61gree_of\x18\x05 \x01(\r"v\n\x0b\x43\x61libration\x12\x1b\n\x13\x66\x61lse_positive_rate\x18\x01 \x01(\x01\x12\x0e\n\x06\x62\x65nign\x18\x02 \x01(\r\x12\r\n\x05\x66ired\x18\x03 \x01(\r\x12\x14\n\x0cinterval_low\x18\x04 \x01(\x01\x12\x15\n\rinterval_high\x18\x05 \x01(\x01"e\n\nEvaluation\x12\x11\n\tpositives\x18\x01 \x01(\r\x12\x11\n\tnegatives\x18\x02 \x01(\r\x12\r\n\x05\x61uroc\x18\x03 \x01(\x01\x12\x12\n\nauroc_text\x18\x04 \x01(\x01\x12\x0e\n\x06recall\x18\x05 \x01(\x01":\n\x06Vector\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\r\x12\x13\n\x0bhidden_norm\x18\x03 \x01(\x01\x62\x06proto3'
-)
+
+
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16monitor/v1/probe.proto\x12\nmonitor.v1\"\xca\x01\n\x05Probe\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\r\x12\r\n\x05roles\x18\x03 \x03(\t\x12\x11\n\tthreshold\x18\x04 \x01(\x01\x12(\n\taggregate\x18\x05 \x01(\x0b\x32\x15.monitor.v1.Aggregate\x12,\n\x0b\x63\x61libration\x18\x06 \x01(\x0b\x32\x17.monitor.v1.Calibration\x12*\n\nevaluation\x18\x07 \x01(\x0b\x32\x16.monitor.v1.Evaluation\"c\n\tAggregate\x12\x11\n\thalf_life\x18\x01 \x01(\x01\x12\x12\n\nmin_tokens\x18\x02 \x01(\r\x12\x0e\n\x06window\x18\x03 \x01(\r\x12\r\n\x05\x61gree\x18\x04 \x01(\r\x12\x10\n\x08\x61gree_of\x18\x05 \x01(\r\"v\n\x0b\x43\x61libration\x12\x1b\n\x13\x66\x61lse_positive_rate\x18\x01 \x01(\x01\x12\x0e\n\x06\x62\x65nign\x18\x02 \x01(\r\x12\r\n\x05\x66ired\x18\x03 \x01(\r\x12\x14\n\x0cinterval_low\x18\x04 \x01(\x01\x12\x15\n\rinterval_high\x18\x05 \x01(\x01\"e\n\nEvaluation\x12\x11\n\tpositives\x18\x01 \x01(\r\x12\x11\n\tnegatives\x18\x02 \x01(\r\x12\r\n\x05\x61uroc\x18\x03 \x01(\x01\x12\x12\n\nauroc_text\x18\x04 \x01(\x01\x12\x0e\n\x06recall\x18\x05 \x01(\x01\":\n\x06Vector\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\r\x12\x13\n\x0bhidden_norm\x18\x03 \x01(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "monitor.v1.probe_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'monitor.v1.probe_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_PROBE"]._serialized_start = 39
-    _globals["_PROBE"]._serialized_end = 241
-    _globals["_AGGREGATE"]._serialized_start = 243
-    _globals["_AGGREGATE"]._serialized_end = 342
-    _globals["_CALIBRATION"]._serialized_start = 344
-    _globals["_CALIBRATION"]._serialized_end = 462
-    _globals["_EVALUATION"]._serialized_start = 464
-    _globals["_EVALUATION"]._serialized_end = 565
-    _globals["_VECTOR"]._serialized_start = 567
-    _globals["_VECTOR"]._serialized_end = 625
+  DESCRIPTOR._loaded_options = None
+  _globals['_PROBE']._serialized_start=39
+  _globals['_PROBE']._serialized_end=241
+  _globals['_AGGREGATE']._serialized_start=243
+  _globals['_AGGREGATE']._serialized_end=342
+  _globals['_CALIBRATION']._serialized_start=344
+  _globals['_CALIBRATION']._serialized_end=462
+  _globals['_EVALUATION']._serialized_start=464
+  _globals['_EVALUATION']._serialized_end=565
+  _globals['_VECTOR']._serialized_start=567
+  _globals['_VECTOR']._serialized_end=625
 # @@protoc_insertion_point(module_scope)

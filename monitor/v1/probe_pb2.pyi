@@ -22,16 +22,7 @@ class Probe(_message.Message):
     aggregate: Aggregate
     calibration: Calibration
     evaluation: Evaluation
-    def __init__(
-        self,
-        name: _Optional[str] = ...,
-        layer: _Optional[int] = ...,
-        roles: _Optional[_Iterable[str]] = ...,
-        threshold: _Optional[float] = ...,
-        aggregate: _Optional[_Union[Aggregate, _Mapping]] = ...,
-        calibration: _Optional[_Union[Calibration, _Mapping]] = ...,
-        evaluation: _Optional[_Union[Evaluation, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., layer: _Optional[int] = ..., roles: _Optional[_Iterable[str]] = ..., threshold: _Optional[float] = ..., aggregate: _Optional[_Union[Aggregate, _Mapping]] = ..., calibration: _Optional[_Union[Calibration, _Mapping]] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ...) -> None: ...
 
 class Aggregate(_message.Message):
     __slots__ = ("half_life", "min_tokens", "window", "agree", "agree_of")
@@ -45,14 +36,7 @@ class Aggregate(_message.Message):
     window: int
     agree: int
     agree_of: int
-    def __init__(
-        self,
-        half_life: _Optional[float] = ...,
-        min_tokens: _Optional[int] = ...,
-        window: _Optional[int] = ...,
-        agree: _Optional[int] = ...,
-        agree_of: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, half_life: _Optional[float] = ..., min_tokens: _Optional[int] = ..., window: _Optional[int] = ..., agree: _Optional[int] = ..., agree_of: _Optional[int] = ...) -> None: ...
 
 class Calibration(_message.Message):
     __slots__ = ("false_positive_rate", "benign", "fired", "interval_low", "interval_high")
@@ -66,14 +50,7 @@ class Calibration(_message.Message):
     fired: int
     interval_low: float
     interval_high: float
-    def __init__(
-        self,
-        false_positive_rate: _Optional[float] = ...,
-        benign: _Optional[int] = ...,
-        fired: _Optional[int] = ...,
-        interval_low: _Optional[float] = ...,
-        interval_high: _Optional[float] = ...,
-    ) -> None: ...
+    def __init__(self, false_positive_rate: _Optional[float] = ..., benign: _Optional[int] = ..., fired: _Optional[int] = ..., interval_low: _Optional[float] = ..., interval_high: _Optional[float] = ...) -> None: ...
 
 class Evaluation(_message.Message):
     __slots__ = ("positives", "negatives", "auroc", "auroc_text", "recall")
@@ -87,14 +64,7 @@ class Evaluation(_message.Message):
     auroc: float
     auroc_text: float
     recall: float
-    def __init__(
-        self,
-        positives: _Optional[int] = ...,
-        negatives: _Optional[int] = ...,
-        auroc: _Optional[float] = ...,
-        auroc_text: _Optional[float] = ...,
-        recall: _Optional[float] = ...,
-    ) -> None: ...
+    def __init__(self, positives: _Optional[int] = ..., negatives: _Optional[int] = ..., auroc: _Optional[float] = ..., auroc_text: _Optional[float] = ..., recall: _Optional[float] = ...) -> None: ...
 
 class Vector(_message.Message):
     __slots__ = ("name", "layer", "hidden_norm")
@@ -104,6 +74,4 @@ class Vector(_message.Message):
     name: str
     layer: int
     hidden_norm: float
-    def __init__(
-        self, name: _Optional[str] = ..., layer: _Optional[int] = ..., hidden_norm: _Optional[float] = ...
-    ) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., layer: _Optional[int] = ..., hidden_norm: _Optional[float] = ...) -> None: ...

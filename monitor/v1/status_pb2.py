@@ -4,14 +4,19 @@
 # source: monitor/v1/status.proto
 # Protobuf Python Version: 7.35.1
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
-_runtime_version.ValidateProtobufRuntimeVersion(_runtime_version.Domain.PUBLIC, 7, 35, 1, "", "monitor/v1/status.proto")
+_runtime_version.ValidateProtobufRuntimeVersion(
+    _runtime_version.Domain.PUBLIC,
+    7,
+    35,
+    1,
+    '',
+    'monitor/v1/status.proto'
+)
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
@@ -21,17 +26,15 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from monitor.v1 import event_pb2 as monitor_dot_v1_dot_event__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n\x17monitor/v1/status.proto\x12\nmonitor.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16monitor/v1/event.proto"\xfb\x01\n\x06Status\x12+\n\x07started\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x62undle_path\x18\x02 \x01(\t\x12\x15\n\rbundle_digest\x18\x03 \x01(\t\x12\x13\n\x0bpolicy_name\x18\x04 \x01(\t\x12\x15\n\rpolicy_digest\x18\x05 \x01(\t\x12)\n\x07\x65ngines\x18\x06 \x03(\x0b\x32\x18.monitor.v1.EngineStatus\x12\x17\n\x0frequests_active\x18\x07 \x01(\r\x12\x0f\n\x07workers\x18\x08 \x01(\r\x12\x17\n\x0fworkers_running\x18\t \x01(\r"\xa7\x02\n\x0c\x45ngineStatus\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04vllm\x18\x03 \x01(\t\x12&\n\x05state\x18\x04 \x01(\x0e\x32\x17.monitor.v1.EngineState\x12\x0e\n\x06\x66rames\x18\x05 \x01(\x04\x12\x0c\n\x04lost\x18\x06 \x01(\x04\x12\x0f\n\x07\x64ropped\x18\x07 \x01(\x04\x12\x17\n\x0frequests_active\x18\x08 \x01(\r\x12\x19\n\x11last_seen_seconds\x18\t \x01(\x01\x12\x18\n\x0blag_seconds\x18\n \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05\x64rift\x18\x0b \x01(\x01H\x01\x88\x01\x01\x12\x17\n\x0fworker_unscored\x18\x0c \x01(\x04\x42\x0e\n\x0c_lag_secondsB\x08\n\x06_driftb\x06proto3'
-)
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17monitor/v1/status.proto\x12\nmonitor.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16monitor/v1/event.proto\"\xfb\x01\n\x06Status\x12+\n\x07started\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x62undle_path\x18\x02 \x01(\t\x12\x15\n\rbundle_digest\x18\x03 \x01(\t\x12\x13\n\x0bpolicy_name\x18\x04 \x01(\t\x12\x15\n\rpolicy_digest\x18\x05 \x01(\t\x12)\n\x07\x65ngines\x18\x06 \x03(\x0b\x32\x18.monitor.v1.EngineStatus\x12\x17\n\x0frequests_active\x18\x07 \x01(\r\x12\x0f\n\x07workers\x18\x08 \x01(\r\x12\x17\n\x0fworkers_running\x18\t \x01(\r\"\xa7\x02\n\x0c\x45ngineStatus\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04vllm\x18\x03 \x01(\t\x12&\n\x05state\x18\x04 \x01(\x0e\x32\x17.monitor.v1.EngineState\x12\x0e\n\x06\x66rames\x18\x05 \x01(\x04\x12\x0c\n\x04lost\x18\x06 \x01(\x04\x12\x0f\n\x07\x64ropped\x18\x07 \x01(\x04\x12\x17\n\x0frequests_active\x18\x08 \x01(\r\x12\x19\n\x11last_seen_seconds\x18\t \x01(\x01\x12\x18\n\x0blag_seconds\x18\n \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05\x64rift\x18\x0b \x01(\x01H\x01\x88\x01\x01\x12\x17\n\x0fworker_unscored\x18\x0c \x01(\x04\x42\x0e\n\x0c_lag_secondsB\x08\n\x06_driftb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "monitor.v1.status_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'monitor.v1.status_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_STATUS"]._serialized_start = 97
-    _globals["_STATUS"]._serialized_end = 348
-    _globals["_ENGINESTATUS"]._serialized_start = 351
-    _globals["_ENGINESTATUS"]._serialized_end = 646
+  DESCRIPTOR._loaded_options = None
+  _globals['_STATUS']._serialized_start=97
+  _globals['_STATUS']._serialized_end=348
+  _globals['_ENGINESTATUS']._serialized_start=351
+  _globals['_ENGINESTATUS']._serialized_end=646
 # @@protoc_insertion_point(module_scope)

@@ -11,17 +11,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Status(_message.Message):
-    __slots__ = (
-        "started",
-        "bundle_path",
-        "bundle_digest",
-        "policy_name",
-        "policy_digest",
-        "engines",
-        "requests_active",
-        "workers",
-        "workers_running",
-    )
+    __slots__ = ("started", "bundle_path", "bundle_digest", "policy_name", "policy_digest", "engines", "requests_active", "workers", "workers_running")
     STARTED_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_PATH_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -40,34 +30,10 @@ class Status(_message.Message):
     requests_active: int
     workers: int
     workers_running: int
-    def __init__(
-        self,
-        started: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...,
-        bundle_path: _Optional[str] = ...,
-        bundle_digest: _Optional[str] = ...,
-        policy_name: _Optional[str] = ...,
-        policy_digest: _Optional[str] = ...,
-        engines: _Optional[_Iterable[_Union[EngineStatus, _Mapping]]] = ...,
-        requests_active: _Optional[int] = ...,
-        workers: _Optional[int] = ...,
-        workers_running: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, started: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., bundle_path: _Optional[str] = ..., bundle_digest: _Optional[str] = ..., policy_name: _Optional[str] = ..., policy_digest: _Optional[str] = ..., engines: _Optional[_Iterable[_Union[EngineStatus, _Mapping]]] = ..., requests_active: _Optional[int] = ..., workers: _Optional[int] = ..., workers_running: _Optional[int] = ...) -> None: ...
 
 class EngineStatus(_message.Message):
-    __slots__ = (
-        "engine",
-        "model",
-        "vllm",
-        "state",
-        "frames",
-        "lost",
-        "dropped",
-        "requests_active",
-        "last_seen_seconds",
-        "lag_seconds",
-        "drift",
-        "worker_unscored",
-    )
+    __slots__ = ("engine", "model", "vllm", "state", "frames", "lost", "dropped", "requests_active", "last_seen_seconds", "lag_seconds", "drift", "worker_unscored")
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VLLM_FIELD_NUMBER: _ClassVar[int]
@@ -92,18 +58,4 @@ class EngineStatus(_message.Message):
     lag_seconds: float
     drift: float
     worker_unscored: int
-    def __init__(
-        self,
-        engine: _Optional[str] = ...,
-        model: _Optional[str] = ...,
-        vllm: _Optional[str] = ...,
-        state: _Optional[_Union[_event_pb2.EngineState, str]] = ...,
-        frames: _Optional[int] = ...,
-        lost: _Optional[int] = ...,
-        dropped: _Optional[int] = ...,
-        requests_active: _Optional[int] = ...,
-        last_seen_seconds: _Optional[float] = ...,
-        lag_seconds: _Optional[float] = ...,
-        drift: _Optional[float] = ...,
-        worker_unscored: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, engine: _Optional[str] = ..., model: _Optional[str] = ..., vllm: _Optional[str] = ..., state: _Optional[_Union[_event_pb2.EngineState, str]] = ..., frames: _Optional[int] = ..., lost: _Optional[int] = ..., dropped: _Optional[int] = ..., requests_active: _Optional[int] = ..., last_seen_seconds: _Optional[float] = ..., lag_seconds: _Optional[float] = ..., drift: _Optional[float] = ..., worker_unscored: _Optional[int] = ...) -> None: ...

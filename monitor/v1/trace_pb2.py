@@ -4,14 +4,19 @@
 # source: monitor/v1/trace.proto
 # Protobuf Python Version: 7.35.1
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
-_runtime_version.ValidateProtobufRuntimeVersion(_runtime_version.Domain.PUBLIC, 7, 35, 1, "", "monitor/v1/trace.proto")
+_runtime_version.ValidateProtobufRuntimeVersion(
+    _runtime_version.Domain.PUBLIC,
+    7,
+    35,
+    1,
+    '',
+    'monitor/v1/trace.proto'
+)
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
@@ -21,19 +26,17 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from monitor.v1 import event_pb2 as monitor_dot_v1_dot_event__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n\x16monitor/v1/trace.proto\x12\nmonitor.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16monitor/v1/event.proto"\xe1\x01\n\x05Trace\x12$\n\x07request\x18\x01 \x01(\x0b\x32\x13.monitor.v1.Request\x12-\n\tescalated\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x66inished\x18\x03 \x01(\x08\x12\x0e\n\x06probes\x18\x04 \x03(\t\x12&\n\x06points\x18\x05 \x03(\x0b\x32\x16.monitor.v1.TracePoint\x12!\n\x06\x65vents\x18\x06 \x03(\x0b\x32\x11.monitor.v1.Event\x12\x16\n\x0e\x65vents_dropped\x18\x07 \x01(\x04"t\n\nTracePoint\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08position\x18\x02 \x01(\r\x12*\n\x08\x61verages\x18\x03 \x03(\x0b\x32\x18.monitor.v1.TraceAverage".\n\x0cTraceAverage\x12\x13\n\x06logits\x18\x01 \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_logitsb\x06proto3'
-)
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16monitor/v1/trace.proto\x12\nmonitor.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16monitor/v1/event.proto\"\xe1\x01\n\x05Trace\x12$\n\x07request\x18\x01 \x01(\x0b\x32\x13.monitor.v1.Request\x12-\n\tescalated\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x66inished\x18\x03 \x01(\x08\x12\x0e\n\x06probes\x18\x04 \x03(\t\x12&\n\x06points\x18\x05 \x03(\x0b\x32\x16.monitor.v1.TracePoint\x12!\n\x06\x65vents\x18\x06 \x03(\x0b\x32\x11.monitor.v1.Event\x12\x16\n\x0e\x65vents_dropped\x18\x07 \x01(\x04\"t\n\nTracePoint\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08position\x18\x02 \x01(\r\x12*\n\x08\x61verages\x18\x03 \x03(\x0b\x32\x18.monitor.v1.TraceAverage\".\n\x0cTraceAverage\x12\x13\n\x06logits\x18\x01 \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_logitsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "monitor.v1.trace_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'monitor.v1.trace_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_TRACE"]._serialized_start = 96
-    _globals["_TRACE"]._serialized_end = 321
-    _globals["_TRACEPOINT"]._serialized_start = 323
-    _globals["_TRACEPOINT"]._serialized_end = 439
-    _globals["_TRACEAVERAGE"]._serialized_start = 441
-    _globals["_TRACEAVERAGE"]._serialized_end = 487
+  DESCRIPTOR._loaded_options = None
+  _globals['_TRACE']._serialized_start=96
+  _globals['_TRACE']._serialized_end=321
+  _globals['_TRACEPOINT']._serialized_start=323
+  _globals['_TRACEPOINT']._serialized_end=439
+  _globals['_TRACEAVERAGE']._serialized_start=441
+  _globals['_TRACEAVERAGE']._serialized_end=487
 # @@protoc_insertion_point(module_scope)

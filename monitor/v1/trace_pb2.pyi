@@ -26,16 +26,7 @@ class Trace(_message.Message):
     points: _containers.RepeatedCompositeFieldContainer[TracePoint]
     events: _containers.RepeatedCompositeFieldContainer[_event_pb2.Event]
     events_dropped: int
-    def __init__(
-        self,
-        request: _Optional[_Union[_event_pb2.Request, _Mapping]] = ...,
-        escalated: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...,
-        finished: _Optional[bool] = ...,
-        probes: _Optional[_Iterable[str]] = ...,
-        points: _Optional[_Iterable[_Union[TracePoint, _Mapping]]] = ...,
-        events: _Optional[_Iterable[_Union[_event_pb2.Event, _Mapping]]] = ...,
-        events_dropped: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, request: _Optional[_Union[_event_pb2.Request, _Mapping]] = ..., escalated: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finished: _Optional[bool] = ..., probes: _Optional[_Iterable[str]] = ..., points: _Optional[_Iterable[_Union[TracePoint, _Mapping]]] = ..., events: _Optional[_Iterable[_Union[_event_pb2.Event, _Mapping]]] = ..., events_dropped: _Optional[int] = ...) -> None: ...
 
 class TracePoint(_message.Message):
     __slots__ = ("time", "position", "averages")
@@ -45,12 +36,7 @@ class TracePoint(_message.Message):
     time: _timestamp_pb2.Timestamp
     position: int
     averages: _containers.RepeatedCompositeFieldContainer[TraceAverage]
-    def __init__(
-        self,
-        time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...,
-        position: _Optional[int] = ...,
-        averages: _Optional[_Iterable[_Union[TraceAverage, _Mapping]]] = ...,
-    ) -> None: ...
+    def __init__(self, time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., position: _Optional[int] = ..., averages: _Optional[_Iterable[_Union[TraceAverage, _Mapping]]] = ...) -> None: ...
 
 class TraceAverage(_message.Message):
     __slots__ = ("logits",)

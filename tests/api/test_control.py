@@ -129,7 +129,8 @@ def test_a_request_is_steered_until_the_lease_ends(house):
         assert house.told()[0].who.startswith("operator ipv4:127.0.0.1:") and house.told()[0].request.key == "a"
         assert await refused(control.Release(pb.ReleaseRequest(id=id))) == (
             "FAILED_PRECONDITION",
-            f"No order '{id}' to steer has a lease that runs. It has ended, or never was; ListOrders names those that run.",
+            f"No order '{id}' to steer has a lease that runs. "
+            "It has ended, or never was; ListOrders names those that run.",
         )
 
     run(house, scenario)

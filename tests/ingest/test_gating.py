@@ -16,7 +16,20 @@ from monitor.events import (
     ProbeFired,
     RequestFinished,
 )
-from monitor.frames import VERSION, Ack, Act, Arm, Disarm, GateEvent, Hello, Refusal, Started, Steer, decode_order
+from monitor.frames import (
+    VERSION,
+    Ack,
+    Act,
+    Admission,
+    Arm,
+    Disarm,
+    GateEvent,
+    Hello,
+    Refusal,
+    Started,
+    Steer,
+    decode_order,
+)
 from monitor.ingest import Arrival, MemorySource
 from monitor.policy import AlertAction, Gate, Policy, Rule, SteerAction
 from monitor.runtime import Monitor
@@ -330,3 +343,15 @@ def test_a_frame_with_decisions_is_not_confirmed_before_they_are_on_disk(tiny_bu
 
 def _full(descriptor, data):
     raise OSError(28, "No space left on device")
+
+
+def test_what_a_request_asked_to_be_steered_by_is_told_once(desk):
+    asked = Admission([Act("sycophancy", -0.2), Act("harmful_intent", scale=0.0, high=0.5)], tokens=20)
+    begun = msgspec.structs.replace(started(), admitted=asked)
+    desk.hello()
+    desk.frame(0, started=[begun, started(1, "b")])
+    desk.frame(1, started=[begun, started(1, "b")], complete=True)
+    (told,) = [event for event in desk.events(Ordered) if event.kind == "admission"]
+    assert (told.who, told.result, told.request.key) == ("request", "sent", "a")
+    assert told.detail == "sycophancy: add -0.2 and harmful_intent: scale by 0, at most 0.5 for 20 tokens"
+    assert desk.stats.orders["request", "admission", "sent"] == 1

@@ -1,4 +1,4 @@
-"""Policies that let the engine decide, ablate, clamp, stop and escalate: what they mean, and what is wrong with them."""
+"""Policies that let the engine decide, ablate, clamp, stop and escalate: what they mean, and what is wrong in them."""
 
 import math
 
