@@ -223,6 +223,15 @@ class Operator:
             if engine in lease.engines:
                 lease.engines.remove(engine)
 
+    def refused(self, engine: str, id: str, key: str) -> None:
+        """An engine does not carry out an order: there is nothing to undo there."""
+        if (lease := self._leases.get(id)) is None:
+            return
+        lease.engines = [other for other in lease.engines if other != engine]
+        lease.requests = [request for request in lease.requests if (request.engine, request.key) != (engine, key)]
+        if not lease.engines and not lease.requests:
+            del self._leases[id]
+
     def finish(self, request: Request) -> None:
         """A request ended: its orders have nothing left to undo."""
         self._finished[request.request_id] = None

@@ -37,7 +37,6 @@ class Gating:
         operator: Has gates of its own, as long as their leases run.
         recalled: What an earlier monitor left on record, by engine.
         max_engines: Engines whose numbers are kept.
-        clock: Seconds of a monotonic clock.
     """
 
     def __init__(
@@ -52,7 +51,6 @@ class Gating:
         operator: Operator,
         recalled: Mapping[str, Recalled],
         max_engines: int,
-        clock: Callable[[], float],
     ) -> None:
         self._policy, self._recorder, self._stats, self._verdicts = policy, recorder, stats, verdicts
         self._probes = {probe.name: probe for probe in bundle.all_probes}
@@ -64,7 +62,6 @@ class Gating:
             send_order,
             before={engine: found.armed for engine, found in recalled.items()},
             keep=operator.keeps,
-            clock=clock,
         )
         told = {engine: found.number for engine, found in recalled.items() if found.number >= 0}
         self._operator = operator
@@ -88,6 +85,7 @@ class Gating:
         """Tell what an engine did not do, each once; what a gate cannot, the monitor orders from now on."""
         for refusal in self._decisions.fresh_refusals(link.engine, link.model, refusals):
             self.arming.refused(link.engine, refusal.id)
+            self._operator.refused(link.engine, refusal.id, refusal.key)
             kind = ORDER_KINDS.get(refusal.order)
             if kind is None:
                 continue

@@ -130,7 +130,6 @@ class Monitor:
             operator=self.operator,
             recalled={} if audit is None else recall(audit.path),
             max_engines=self._limits.max_engines,
-            clock=clock,
         )
         self._actions = Actions(
             self._recorder,

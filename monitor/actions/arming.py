@@ -5,14 +5,13 @@
 2. Gates of another policy are disarmed: those that the engine says are armed, or, where it does not say, those that the
    audit log says an earlier monitor armed, and any that is heard of by what it decides.
 3. An engine that is held to shadow is ordered to disarm all of them.
-4. What an engine cannot do by a gate, it has no gates or did not arm it, the monitor orders itself, from the next step
-   on.
+4. What an engine cannot do by a gate, because it has none for it or refuses, the monitor orders itself, from the next
+   step on.
 """
 
 import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Final
 
 from monitor.actions.gates import OPERATOR_PREFIX, GateFacts, arm_order, policy_facts
 from monitor.actions.recorder import Recorder
@@ -22,10 +21,6 @@ from monitor.policy import GATE_PREFIX, Policy, PolicyGate
 from monitor.stats import Stats
 from probes.bundle import Bundle
 
-BELIEVED_SECONDS: Final = 3.0
-"""How long an engine may take to say that a gate is armed: it says HELLO every second, and an order rides with its next
-step."""
-
 SendOrder = Callable[[str, Order], bool]
 
 logger = logging.getLogger(__name__)
@@ -34,8 +29,8 @@ logger = logging.getLogger(__name__)
 @dataclass(slots=True)
 class _Engine:
     model: str = ""
-    sent: dict[str, float] = field(default_factory=dict[str, float])
-    """Gates that it was ordered to arm, and when."""
+    sent: set[str] = field(default_factory=set[str])
+    """Gates that it was ordered to arm."""
     refused: set[str] = field(default_factory=set[str])
     """Gates that it cannot arm; what they would decide, the monitor orders."""
     before: set[str] = field(default_factory=set[str])
@@ -55,7 +50,6 @@ class Arming:
         send_order: Sends orders.
         before: Gates that an earlier monitor armed, by engine, as far as its audit log says.
         keep: Tells whether a gate is an operator's whose lease still runs.
-        clock: Seconds of a monotonic clock.
     """
 
     def __init__(
@@ -68,11 +62,10 @@ class Arming:
         *,
         before: Mapping[str, Collection[str]],
         keep: Callable[[str], bool],
-        clock: Callable[[], float],
     ) -> None:
         self._gates = policy.gates
         self._facts = {id: policy_facts(gate, bundle) for id, gate in self._gates.items()}
-        self._recorder, self._stats, self._send, self._keep, self._clock = recorder, stats, send_order, keep, clock
+        self._recorder, self._stats, self._send, self._keep = recorder, stats, send_order, keep
         self._before = before
         self._engines: dict[str, _Engine] = {}
 
@@ -107,8 +100,6 @@ class Arming:
                 self._refuse(engine, state, gate, f"{why}; the monitor orders this itself, from the next step on")
             elif gate.id not in state.sent:
                 self._arm(engine, state, gate)
-            elif self._missing(state.sent[gate.id], gate.id, hello):
-                self._refuse(engine, state, gate, "the engine did not arm it; its log says why")
 
     def lost(self, engine: str) -> None:
         """An engine fell silent: when it is heard again, its gates are armed again."""
@@ -139,7 +130,8 @@ class Arming:
     def _disarm_others(self, engine: str, state: _Engine, hello: Hello, wanted: Collection[str]) -> None:
         """Disarm what the engine has, or may have, and should not."""
         armed = set(hello.armed or ())
-        has = armed if hello.armed is not None else set(state.sent) | state.before
+        # What was ordered it may only be about to arm: orders ride with a step, and an idle engine makes none.
+        has = state.sent | (armed if hello.armed is not None else state.before)
         for gate in sorted(has):
             if gate not in wanted and (gate in self._gates or self._is_stray(gate)):
                 self._disarm(engine, state, gate)
@@ -147,23 +139,20 @@ class Arming:
         # What it has armed again since is disarmed again.
         state.disarmed &= armed
 
-    def _missing(self, since: float, gate: str, hello: Hello) -> bool:
-        """Whether the engine says that a gate is not armed which it was ordered to arm a while ago."""
-        return hello.armed is not None and gate not in hello.armed and self._clock() - since > BELIEVED_SECONDS
-
     def _arm(self, engine: str, state: _Engine, gate: PolicyGate) -> None:
         order: Arm = arm_order(gate)
         if not self._send(engine, order):
             # Tried again with the next HELLO, which is what says that it can be reached.
             logger.warning("The order to arm %s did not reach engine %s.", gate.id, engine)
             return
-        state.sent[gate.id] = self._clock()
+        state.sent.add(gate.id)
+        state.disarmed.discard(gate.id)
         self._tell(engine, state, gate.id, "arm", f"rule '{gate.rule.name}' enforces: {gate.action}")
 
     def _disarm(self, engine: str, state: _Engine, gate: str) -> None:
         if gate in state.disarmed or not self._send(engine, Disarm(gate)):
             return
-        state.sent.pop(gate, None)
+        state.sent.discard(gate)
         state.disarmed.add(gate)
         self._tell(engine, state, gate, "disarm", f"disarm {gate}, which no rule in force wants")
 

@@ -3,6 +3,7 @@
 ========  =====================================================================
 convert   events, probes and status as protobuf messages
 service   the calls of ``monitor.v1.MonitorService``
+control   the calls of ``monitor.v1.ControlService``: operators' orders
 server    that service with health and reflection, on one port
 metrics   the monitor as Prometheus families
 families  its counters: names, labels and help
@@ -11,7 +12,7 @@ client    a watcher that does not lose its place
 address   addresses to listen on, and what to say of one that cannot be had
 ========  =====================================================================
 
-It reads; nothing here changes what the monitor or an engine does.
+It reads; only ``control`` changes what an engine does, and it is not there unless the operator allowed it.
 """
 
 from monitor.api.exporter import MetricsExporter

@@ -11,7 +11,20 @@ from monitor.actions import MemorySink
 from monitor.api import ApiServer
 from monitor.control import MAX_ORDERS
 from monitor.events import Escalated, Intervention, Ordered
-from monitor.frames import VERSION, Ack, Act, Arm, Disarm, GateEvent, Hello, Release, Started, Steer, decode_order
+from monitor.frames import (
+    VERSION,
+    Ack,
+    Act,
+    Arm,
+    Disarm,
+    GateEvent,
+    Hello,
+    Refusal,
+    Release,
+    Started,
+    Steer,
+    decode_order,
+)
 from monitor.ingest import Arrival, MemorySource
 from monitor.policy import EscalateAction, Policy, Rule
 from monitor.runtime import Monitor
@@ -277,6 +290,26 @@ def test_a_probe_that_is_none_and_an_engine_that_cannot_be_had(house):
         house.source.away.add(b"engine/core")
         code, said = await refused(control.Steer(pb.SteerRequest(request_id="user-a", act=ADD, lease_seconds=60)))
         assert (code, said) == ("UNAVAILABLE", "Engine engine cannot be reached. Try again.")
+
+    run(house, scenario)
+
+
+def test_an_order_that_the_engine_refuses_is_told_and_has_no_lease(house):
+    async def scenario(control, reading):
+        house.begin()
+        id = (await control.Steer(pb.SteerRequest(request_id="user-a", act=ADD, lease_seconds=60))).order.id
+        made = house.make_frame(1)
+        made.header.refused.append(Refusal(0, "steer", id, "a", "slots", "Too much is steered at once."))
+        house.monitor.receive(Arrival(b"engine/rank0", made))
+        assert not (await control.ListOrders(pb.ListOrdersRequest())).orders
+        told = house.told()[-1]
+        assert (told.order, told.result, told.who, told.reason) == (
+            id,
+            "refused",
+            "engine",
+            "Too much is steered at once.",
+        )
+        assert told.request.request_id == "user-a" and told.detail == f"steer {id} (slots)"
 
     run(house, scenario)
 

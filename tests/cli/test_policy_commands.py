@@ -9,6 +9,8 @@ import pytest
 
 from monitor.api import ApiServer
 from monitor.audit import AuditLog
+from monitor.cli.serving import Plan
+from monitor.engine.gate import MAX_GATES
 from monitor.frames import VERSION, GateEvent, Hello, Release, Started, Steer, decode_order
 from monitor.ingest import Arrival, MemorySource
 from monitor.policy import load_policy
@@ -105,6 +107,18 @@ def test_a_policy_that_fits(plumbob, files):
     assert result.code == 0 and result.err == ""
     assert "escalate to review" in result.out and "poison" in result.out
     assert f"valid: {policy}, 2 rules, 1 gates, digest " in result.out
+
+
+def test_an_engine_is_served_with_the_gates_that_its_policy_needs(files):
+    bundle, policy, _ = files
+    settings = {"model": "demo", "bundle": bundle.path}
+    assert "gates" not in Plan(**settings).settings()
+    assert Plan(**settings, policy=policy).settings()["gates"] == 1
+    assert Plan(**settings, policy=policy, allow_control=True).settings()["gates"] == 3
+    rule = POLICY.partition("rules:\n")[2].partition("  - name: poison")[0]
+    many = "".join(rule.replace("flattery", f"flattery-{number}") for number in range(9))
+    policy.write_text("version: 1\nrules:\n" + many)
+    assert Plan(**settings, policy=policy).settings()["gates"] == MAX_GATES
 
 
 def test_a_policy_that_does_not(plumbob, files):

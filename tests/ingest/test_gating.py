@@ -149,6 +149,19 @@ def test_nothing_is_armed_in_shadow_and_what_was_is_disarmed(desk):
     assert desk.orders() == ARMS
 
 
+def test_an_idle_engine_has_not_armed_yet_what_it_was_ordered(desk):
+    for _ in range(20):
+        desk.hello(armed=[], gates=8)
+        desk.pass_time(1)
+    assert desk.orders() == ARMS
+    desk.hello(armed=[], gates=8, shadow=True)
+    assert desk.orders() == [Disarm(FLATTERY), Disarm(POISON)]
+    # Neither has been applied when the third order comes, nor when it is to be disarmed again.
+    desk.hello(armed=[FLATTERY, POISON], gates=8)
+    desk.hello(armed=[FLATTERY, POISON], gates=8, shadow=True)
+    assert desk.orders() == [*ARMS, Disarm(FLATTERY), Disarm(POISON)]
+
+
 def test_what_an_earlier_policy_armed_is_disarmed_where_the_engine_says_what_it_has(desk):
     old = ["policy:999999999999:flattery:0", "somebody-elses"]
     desk.hello(armed=old, gates=8)
@@ -178,22 +191,19 @@ def test_an_engine_without_room_for_a_gate_is_ordered_to_steer_instead(desk):
     assert [event.sent for event in desk.events(Intervention) if event.mode == "enforce"] == [True]
 
 
-def test_so_is_one_that_did_not_arm_it_or_refused_to(desk):
-    desk.hello(armed=[])
+def test_so_is_one_that_refused_to_arm_it(desk):
+    desk.hello()
     desk.orders()
-    desk.now += 4
-    desk.hello(armed=[POISON])
     refusal = Refusal(0, "arm", POISON, "", "gate", "All 1 gates are in use.")
     desk.frame(0, rows([4]), 1.5, started=[started()], refused=[refusal])
     desk.frame(1, rows([4], slot=1), 1.5, started=[started(1, "b")], refused=[refusal])
     refused = [event for event in desk.events(Ordered) if event.result == "refused"]
     assert [(event.order, event.who, event.reason) for event in refused] == [
-        (FLATTERY, "policy", "the engine did not arm it; its log says why"),
         (POISON, "engine", "All 1 gates are in use."),
     ]
     assert desk.stats.orders["engine", "arm", "refused"] == 1
     steered = desk.orders()
-    assert Steer("a", [Act("sycophancy", high=0.1)], 50, "flattery:sycophancy:clamp") in steered
+    assert [type(order) for order in steered] == [Steer] * len(steered)
     # The refusal came with the frame in which a fired, and was read behind its verdict or before: b is ordered surely.
     assert Steer("b", [Act("harmful_intent", -0.2)], None, "poison:harmful_intent:-0.2") in steered
 
