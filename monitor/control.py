@@ -9,8 +9,7 @@ and steering orders that it does not know end with their requests.
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -21,67 +20,13 @@ from monitor.errors import PolicyError
 from monitor.events import Ordered, OrderKind, OrderResult, Request
 from monitor.frames import Arm, Disarm, Release, Steer
 from monitor.ingest import Link
+from monitor.leases import MAX_FINISHED, MAX_LEASE_SECONDS, MAX_ORDERS, Lease, OrderError, Wish
 from monitor.policy import SteerAction
 from monitor.policy.document import Place, ReleaseSpec, SteerSpec
 from monitor.policy.steering import steer_action
 from monitor.stats import Stats
 from monitor.verdicts import VerdictTable
 from probes.bundle import Bundle
-from probes.errors import PlumbobError
-
-MAX_LEASE_SECONDS: Final = 3600.0
-"""Nobody remembers an order of last week: what is to last is a rule of the policy."""
-MAX_ORDERS: Final = 64
-"""Leases that run at once; gates of an engine are fewer."""
-MAX_FINISHED: Final = 4096
-"""Requests that are remembered to have ended, to tell them from those that never were."""
-
-Why = Literal["invalid", "unknown", "state", "full", "unreachable"]
-"""Why an order is refused: it makes no sense or is beyond a cap; it names what is not there; its request has ended or
-its engine is held to shadow; too many leases run; the engine cannot be reached."""
-
-
-class OrderError(PlumbobError):
-    """An order that is refused."""
-
-    def __init__(self, why: Why, message: str, fix: str = "") -> None:
-        super().__init__(message, fix)
-        self.why: Why = why
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What an operator wants done, as it was written; ``None``: not said."""
-
-    vector: str
-    dose: float | None = None
-    ablate: bool = False
-    clamp: tuple[float | None, float | None] | None = None
-    tokens: int | None = None
-    threshold: float | None = None
-    streak: int | None = None
-    release: float | None = None
-    hold: int | None = None
-
-
-@dataclass(slots=True)
-class Lease:
-    """An order until it is undone."""
-
-    id: str
-    kind: OrderKind
-    who: str
-    detail: str
-    ends: float
-    """Of the monotonic clock, in seconds."""
-    seconds: float
-    """How long it was given for."""
-    requests: list[Request] = field(default_factory=list[Request])
-    """Of ``steer``: those in flight that it steers."""
-    engines: list[str] = field(default_factory=list[str])
-    """Of ``arm``: those that have the gate."""
-    arm: Arm | None = None
-    facts: GateFacts | None = None
 
 
 class Operator:
@@ -208,7 +153,7 @@ class Operator:
             told.detail = f"{kind} {id}: {lease.detail}"
             del self._leases[id]
             self._undo(lease)
-        for engine, request in _targets(lease):
+        for engine, request in lease.targets:
             self._record(id, kind, "sent", engine, request, who, None, f"{kind} {id}: {lease.detail}", "")
 
     def hello(self, link: Link) -> None:
@@ -248,7 +193,7 @@ class Operator:
         for lease in [lease for lease in self._leases.values() if lease.ends <= now]:
             del self._leases[lease.id]
             self._undo(lease)
-            for engine, request in _targets(lease):
+            for engine, request in lease.targets:
                 self._tell(lease, "expired", engine, request, "its lease ended")
         self._undoing = [
             (engine, order)
@@ -370,8 +315,3 @@ class _Told:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OrderError):
             self._operator.refuse(self._kind, self._who, self.detail, self._seconds, self.request, str(error))
-
-
-def _targets(lease: Lease) -> list[tuple[str, Request | None]]:
-    """What an order went to: engines, and requests of them."""
-    return [*((request.engine, request) for request in lease.requests), *((engine, None) for engine in lease.engines)]

@@ -5,7 +5,8 @@ from typing import Any, Final, NoReturn
 import grpc
 import grpc.aio
 
-from monitor.control import Lease, Operator, OrderError, Why, Wish
+from monitor.control import Operator
+from monitor.leases import Lease, OrderError, Why, Wish
 from monitor.v1 import control_service_pb2 as pb
 from monitor.v1 import event_pb2
 from monitor.v1.control_service_pb2_grpc import ControlServiceServicer

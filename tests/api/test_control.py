@@ -9,7 +9,6 @@ import pytest
 
 from monitor.actions import MemorySink
 from monitor.api import ApiServer
-from monitor.control import MAX_ORDERS
 from monitor.events import Escalated, Intervention, Ordered
 from monitor.frames import (
     VERSION,
@@ -26,6 +25,7 @@ from monitor.frames import (
     decode_order,
 )
 from monitor.ingest import Arrival, MemorySource
+from monitor.leases import MAX_ORDERS
 from monitor.policy import EscalateAction, Policy, Rule
 from monitor.runtime import Monitor
 from monitor.v1 import control_service_pb2 as pb

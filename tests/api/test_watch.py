@@ -60,6 +60,60 @@ def line(event):
             "STEER  chat-1 r v +0.30 to the end: why [enforce: not sent]",
         ),
         (
+            events.Intervention(
+                REQUEST,
+                "r",
+                "enforce",
+                "harm",
+                2.5,
+                1.5,
+                17,
+                "v",
+                0.0,
+                None,
+                True,
+                "why",
+                "clamp",
+                None,
+                0.1,
+                "policy:r:0",
+            ),
+            "STEER  chat-1 r v clamped to −∞..+0.10 to the end: why",
+        ),
+        (
+            events.Intervention(REQUEST, "r", "shadow", "harm", 2.5, 1.5, 17, "v", 0.0, 9, False, "why", "ablate"),
+            "STEER  chat-1 r v ablated for 9 tokens: why [shadow: not sent]",
+        ),
+        (
+            events.Intervention(
+                REQUEST, "r", "enforce", "harm", 2.5, 1.5, 17, "", 0.0, None, False, "why", "stop", refusal="it is away"
+            ),
+            "STOP   chat-1 r: why [enforce: not sent, it is away]",
+        ),
+        (
+            events.InterventionEnded(REQUEST, "", "order:1", 30, 13, 4),
+            "STEER  chat-1 order:1 ended at token 30, 13 steered",
+        ),
+        (events.InterventionsLost("engine-1", "tiny", 3), "LOST   tiny 3 decisions of gates"),
+        (
+            events.Escalated(REQUEST, "r", "alert", "harm", 2.5, 1.5, 17, "why"),
+            "REVIEW chat-1 r why",
+        ),
+        (
+            events.Escalated(REQUEST, "r", "shadow", "harm", 2.5, 1.5, 17, "why"),
+            "REVIEW chat-1 r why [shadow: no trace kept]",
+        ),
+        (
+            events.Ordered("order:1", "steer", "sent", "engine-1", "tiny", REQUEST, "operator me", 60.0, "steer v", ""),
+            "ORDER  chat-1 sent steer v (by operator me, for 60 s at most)",
+        ),
+        (
+            events.Ordered(
+                "policy:r:0", "arm", "refused", "engine-1", "tiny", None, "policy", None, "steer v", "no room"
+            ),
+            "ORDER  tiny refused steer v (by policy): no room",
+        ),
+        (
             events.RequestFinished(REQUEST, 40, 0, 0, READINGS),
             "DONE   chat-1 40 tokens; closest: harm 1.00 of 1.50",
         ),
