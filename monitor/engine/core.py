@@ -141,7 +141,7 @@ def _note_gates(scheduler: Any, orders: list[Order]) -> None:
     for order in orders:
         if isinstance(order, Disarm):
             gates.discard(order.id)
-        if not isinstance(order, Arm) or not _can_be_armed(scheduler, order):
+        if not isinstance(order, Arm) or not _can_be_armed(scheduler, gates, order):
             continue
         gates.discard(order.id)
         if order.key is None:
@@ -151,8 +151,10 @@ def _note_gates(scheduler: Any, orders: list[Order]) -> None:
                 _keep_private(request, max(request.num_computed_tokens, request.num_prompt_tokens - 1))
 
 
-def _can_be_armed(scheduler: Any, order: Arm) -> bool:
-    """Whether the bundle allows it; the workers refuse what it does not, and say why."""
+def _can_be_armed(scheduler: Any, gates: set[str], order: Arm) -> bool:
+    """Whether there is a place and the bundle allows it; the workers refuse the rest, and say why."""
+    if order.key is None and order.id not in gates and len(gates) >= (scheduler.plumbob_inbox.hello.gates or 0):
+        return False
     try:
         judgement(scheduler.plumbob_bundle, order)
         gate_entries(scheduler.plumbob_bundle, order)

@@ -38,11 +38,9 @@ def stop(scheduler: Any, order: Stop) -> tuple[int, Any]:
     request = scheduler.requests.get(order.key)
     if request is None or request.is_finished() or request.sampling_params is None:
         raise OrderError("request", f"Request '{order.key}' has ended.")
-    tokens = _tokens(scheduler, order.message)
-    # Without one, some token has to stand in its place: the front takes the last for what ended the answer, and does
-    # not show it.
-    ending = request.sampling_params.eos_token_id
-    tokens.append(ending if ending is not None else tokens[-1] if tokens else 0)
+    tokenizer = getattr(scheduler.structured_output_manager, "tokenizer", None)
+    tokens = _tokens(tokenizer, order.message)
+    tokens.append(_ending(tokenizer, request.sampling_params))
     stats = request.take_prefill_stats()
     if stats is not None:
         stats.finalize(scheduler.kv_cache_manager.estimate_cached_tokens(request))
@@ -67,14 +65,24 @@ def deliver(outputs: dict[int, Any], answers: list[tuple[int, Any]]) -> None:
         outputs.setdefault(client, EngineCoreOutputs()).outputs.append(answer)
 
 
-def _tokens(scheduler: Any, message: str) -> list[int]:
+def _ending(tokenizer: Any, sampling: Any) -> int:
+    """The end of sequence, or, where a model has none, any token in its place.
+
+    The front takes the last token for what ended the answer, and does not show it.
+    """
+    # A request that is to ignore the end of sequence does not know it.
+    return next(
+        (end for end in (sampling.eos_token_id, getattr(tokenizer, "eos_token_id", None)) if end is not None), 0
+    )
+
+
+def _tokens(tokenizer: Any, message: str) -> list[int]:
     if not message:
         return []
     if len(message) > MESSAGE_CHARACTERS:
         raise OrderError(
             "stop", f"A message of {len(message)} characters is too long.", f"Use at most {MESSAGE_CHARACTERS}."
         )
-    tokenizer = getattr(scheduler.structured_output_manager, "tokenizer", None)
     if tokenizer is None:
         raise OrderError(
             "stop",

@@ -118,6 +118,7 @@ class Wire:
         self._router.bind(endpoint)
         self.endpoint = endpoint
         self.engine = ""
+        self.hello: Hello | None = None
         self.sequences: list[int] = []
         self.slots: dict[int, Seen] = {}
         self.requests: list[Seen] = []
@@ -128,7 +129,7 @@ class Wire:
             _, *parts = self._router.recv_multipart()
             message = decode(parts)
             if isinstance(message, Hello):
-                self.engine = message.engine
+                self.engine, self.hello = message.engine, message
             else:
                 self._frame(message)
             seconds = 0.0

@@ -1,0 +1,334 @@
+"""A real server over HTTP: requests that ask to be steered, orders that are refused, generations that are stopped."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import SimpleNamespace
+
+import msgspec
+import numpy as np
+import pytest
+
+from monitor.frames import Act, Admission, Arm, Disarm, Release, Steer, Stop, Stream, encode_ack
+from probes.bundle import save_bundle
+from tests.engine.conftest import Seen, Wire, random_bundle
+from tests.models import tiny_model
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
+
+openai = pytest.importorskip("openai", reason="the openai client is not installed")
+
+LAYERS = (0, 1, 3)
+CAP = 2.0
+BLOCK = 32
+NOISE = 1e-4
+"""Of a log-probability: float32, and a prompt read in other pieces is summed in another order."""
+MESSAGE = "\nI stop here."
+
+
+class Monitor(Wire):
+    """Collects refusals as well, and confirms what it has read."""
+
+    def __init__(self, endpoint: str) -> None:
+        super().__init__(endpoint)
+        self.refused: dict[int, object] = {}
+        self.act = lambda: None
+        """Called with each frame: an engine this small may make more of them before the last is read."""
+
+    def _frame(self, frame) -> None:
+        header = frame.header
+        if header.complete:
+            # Frames were lost on their way, and what they told of who had ended.
+            in_flight = {(started.slot, started.key) for started in header.started}
+            for slot, seen in list(self.slots.items()):
+                if (slot, seen.started.key) not in in_flight:
+                    self.slots.pop(slot).finished = True
+        known = [slot for slot in header.finished if slot in self.slots]
+        super()._frame(msgspec.structs.replace(frame, header=msgspec.structs.replace(header, finished=known)))
+        for refusal in frame.header.refused:
+            assert self.refused.setdefault(refusal.number, refusal) == refusal
+        self._router.send_multipart([f"{self.engine}/rank0".encode(), *encode_ack(frame.header.sequence)])
+        self.act()
+
+
+class House:
+    """The server, a client, and the monitor's end."""
+
+    def __init__(self, client, monitor: Monitor, tokenizer) -> None:
+        self.client, self.monitor, self.end = client, monitor, tokenizer.eos_token_id
+        self._random, self._vocabulary = np.random.default_rng(3), len(tokenizer)
+        self._pool = ThreadPoolExecutor(8)
+
+    def prompt(self, tokens: int) -> list[int]:
+        return self._random.integers(0, self._vocabulary, tokens).tolist()
+
+    def ask(self, prompt: list[int], tokens: int, asked: dict | None = None, *, salt: str = "", **more) -> Future:
+        body: dict = {"ignore_eos": True, "return_token_ids": True}
+        if salt:
+            body["cache_salt"] = salt
+        if asked is not None:
+            body["vllm_xargs"] = {"plumbob": json.dumps(asked)}
+        create = self.client.completions.create
+        return self._pool.submit(
+            create, model="tiny", prompt=prompt, max_tokens=tokens, temperature=0.0, extra_body=body, **more
+        )
+
+    def answers(self, *futures: Future, act=lambda seen: None) -> tuple[list, list[Seen]]:
+        """Answers in order, and what was seen of the requests, by their id."""
+        before, deadline = len(self.monitor.requests), time.monotonic() + 60
+        self.monitor.act = lambda: act(self.monitor.requests[before:])
+        while not all(future.done() for future in futures):
+            assert time.monotonic() < deadline
+            self.monitor.pump(0.01)
+        self.monitor.act = lambda: None
+        answers = [future.result() for future in futures]
+
+        def found() -> list[Seen | None]:
+            by_id = {seen.started.request_id: seen for seen in self.monitor.requests[before:]}
+            return [by_id.get(answer.id) for answer in answers]
+
+        self.until(lambda: all(seen is not None and seen.finished for seen in found()))
+        return answers, found()
+
+    def until(self, condition) -> None:
+        """Have steps computed until it holds: much is told with the next one."""
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline
+            self.client.completions.create(model="tiny", prompt=[1, 2], max_tokens=1)
+            self.monitor.pump(0.1)
+
+    @staticmethod
+    def answering(requests: list[Seen], prompt: list[int]) -> str | None:
+        """The key of the request of that many tokens, once it has answered ten."""
+        for seen in requests:
+            if seen.started.prompt_tokens == len(prompt) and len(seen.positions) >= len(prompt) + 10:
+                return seen.started.key
+        return None
+
+    def one(self, prompt: list[int], tokens: int, asked: dict | None = None, **more):
+        """Token ids and log-probabilities of an answer, and what was seen."""
+        (answer,), (seen,) = self.answers(self.ask(prompt, tokens, asked, logprobs=1, **more))
+        (choice,) = answer.choices
+        return SimpleNamespace(ids=choice.token_ids, logprobs=choice.logprobs.token_logprobs, seen=seen)
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'plumbob[cpu]'")
+    from probes.activations import TransformersSource
+
+    folder = tmp_path_factory.mktemp("steered")
+    path = tiny_model(folder / "llama", "llama", max_position_embeddings=4096)
+    source = TransformersSource(path, dtype="float32")
+    plain = random_bundle(folder / "plain", path, source.markers, threshold=1e9, layers=LAYERS)
+    manifest = plain.manifest
+    bundle = save_bundle(
+        folder / "bundle",
+        version="0",
+        created=manifest.created,
+        model=manifest.model,
+        markers=manifest.markers,
+        probes=[(probe, plain.weight[i], float(plain.bias[i])) for i, probe in enumerate(plain.probes)],
+        vectors=[
+            (msgspec.structs.replace(vector, hidden_norm=8.0, max_dose=CAP), plain.vectors[row])
+            for row, vector in enumerate(manifest.vectors)
+        ],
+    )
+    monitor = Monitor(f"ipc://{folder}/engine.sock")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    tap = {"bundle": str(bundle.path), "endpoint": monitor.endpoint, "admission": ["random-0"], "gates": 1}
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(path), "--port", str(port)]
+    command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--enforce-eager", "--dtype", "float32"]
+    command += ["--max-num-seqs", "8", "--block-size", str(BLOCK), "--kv-cache-memory-bytes", str(1 << 28)]
+    command += ["--additional-config", json.dumps({"plumbob": tap})]
+    log = folder / "server.log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            assert process.poll() is None, log.read_text()[-4000:]
+            assert time.monotonic() < deadline
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.5)
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=60)
+        while not monitor.engine:
+            monitor.pump(1.0)
+        yield House(client, monitor, source.tokenizer)
+    finally:
+        process.terminate()
+        process.wait(30)
+        monitor.close()
+
+
+def steered(*acts: dict, **more) -> dict:
+    return {"acts": list(acts), **more}
+
+
+UP, DOWN = {"vector": "random-0", "add": 1.5}, {"vector": "random-0", "add": -1.5}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        (steered({"vector": "random-1", "add": 0.1}), "They may by: random-0"),
+        (steered({"vector": "random-0", "add": 2.5}), "over the bundle's cap of 2"),
+        (steered({"vector": "random-0", "dose": 1}), "vllm_xargs.plumbob is malformed"),
+    ],
+)
+def test_what_a_request_may_not_ask_for_is_a_bad_request(house, asked, named, stream):
+    with pytest.raises(openai.APIError, match=named) as refused:
+        answer = house.ask([1, 2, 3], 4, asked, stream=stream).result()
+        list(answer)
+    if not stream:
+        assert refused.value.status_code == 400
+
+
+def test_a_request_is_steered_as_it_asks_and_its_batchmates_are_not(house):
+    prompt = house.prompt(20)
+    plain = house.one(prompt, 24)
+    (theirs, mine), (seen, steered_seen) = house.answers(
+        house.ask(prompt, 24), house.ask(prompt, 24, steered(UP, tokens=6))
+    )
+    assert theirs.choices[0].token_ids == plain.ids != mine.choices[0].token_ids
+    assert not any(seen.steered) and seen.started.admitted is None
+    assert steered_seen.started.admitted == Admission([Act("random-0", add=1.5)], tokens=6)
+    first = dict(zip(steered_seen.positions, steered_seen.steered, strict=True))
+    assert [first[position] for position in (18, 19, 20)] == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "acts",
+    [
+        pytest.param([{"vector": "random-0", "add": 0.0}], id="dose 0"),
+        pytest.param([UP, DOWN], id="v - v"),
+        pytest.param([{"vector": "random-0", "low": -2.0, "high": 2.0, "scale": 1.0}], id="a range that holds all"),
+    ],
+)
+def test_steering_by_nothing_changes_nothing(house, acts):
+    prompt = house.prompt(20)
+    plain, nothing = house.one(prompt, 16), house.one(prompt, 16, steered(*acts))
+    assert nothing.ids == plain.ids
+    assert nothing.logprobs == plain.logprobs
+
+
+def test_the_order_of_acts_does_not_matter(house):
+    prompt = house.prompt(20)
+    acts = [
+        {"vector": "random-0", "add": 0.7},
+        {"vector": "random-0", "scale": 0.0},
+        {"vector": "random-0", "add": 0.3},
+    ]
+    one, other = house.one(prompt, 16, steered(*acts)), house.one(prompt, 16, steered(*acts[::-1]))
+    assert (one.ids, one.logprobs) == (other.ids, other.logprobs)
+    assert one.ids != house.one(prompt, 16).ids
+
+
+@pytest.mark.parametrize("prompt_too", [False, True])
+def test_whoever_continues_a_steered_conversation_unsteered_reads_nothing_of_it(house, prompt_too):
+    prompt = house.prompt(4 * BLOCK)
+    steered_answer = house.one(prompt, 3 * BLOCK, steered(UP, prompt=prompt_too))
+    assert steered_answer.seen.steered[0] == prompt_too
+    longer = [*prompt, *steered_answer.ids]
+    after = house.one(longer, 8)
+    assert not any(after.seen.steered)
+    # Nobody else's blocks are found under a salt.
+    alone = house.one(longer, 8, salt=str(prompt_too))
+    assert after.ids == alone.ids
+    assert after.logprobs == pytest.approx(alone.logprobs, abs=NOISE)
+    # And the other way round: a steered prompt does not find the unsteered one's blocks.
+    again = house.one(prompt, 3 * BLOCK, steered(UP, prompt=prompt_too))
+    assert again.ids == steered_answer.ids
+
+
+@pytest.mark.parametrize("message", [MESSAGE, ""])
+def test_a_generation_is_stopped_with_a_message_and_its_batchmate_is_not(house, message):
+    prompt = house.prompt(12)
+    # So long that it is stopped under way, however late a busy machine is told.
+    tokens, longer = 300, 3500
+    (plain,), _ = house.answers(house.ask(prompt, tokens))
+    other = house.prompt(13)
+    stopped: list[str] = []
+
+    def act(requests: list[Seen]) -> None:
+        if not stopped and (key := house.answering(requests, other)) is not None:
+            stopped.append(key)
+            house.monitor.order(Stop(key, message, "rule:stop"))
+
+    answers, seen = house.answers(house.ask(prompt, tokens), house.ask(other, longer, logprobs=1), act=act)
+    assert stopped == [seen[1].started.key]
+    whole, cut = (answer.choices[0] for answer in answers)
+    assert whole.token_ids == plain.choices[0].token_ids
+    assert cut.text.endswith(message)
+    assert (cut.finish_reason, cut.stop_reason) == ("stop", "plumbob")
+    # What the model said, then the message and the end, of which nothing was read and everything was certain.
+    forced = len(cut.token_ids) - (max(seen[1].positions) + 2 - len(other))
+    assert 10 < len(cut.token_ids) - forced < longer - forced
+    assert cut.token_ids[-1] == house.end
+    assert len(cut.logprobs.token_logprobs) == len(cut.token_ids)
+    assert set(cut.logprobs.token_logprobs[-forced:]) == {0.0}
+
+
+def test_what_an_engine_refuses_it_says_with_the_reason(house):
+    orders = [
+        Steer("gone-1", [Act("random-0", add=0.1)], id="late"),
+        Stop("gone-2", "Enough.", "late:stop"),
+        Release("gone-3"),
+        Stream(2, "all"),
+        Arm("g", "hope", [Act("random-0", add=0.1)]),
+    ]
+    told = len(house.monitor.refused)
+
+    def act(requests: list[Seen]) -> None:
+        if orders and (key := house.answering(requests, prompt)) is not None:
+            for order in [*orders, Steer(key, [Act("hope")]), Steer(key, [Act("random-1", add=9.0)], id="high")]:
+                house.monitor.order(order)
+            orders.clear()
+
+    prompt = house.prompt(15)
+    # So long that the orders come under way.
+    (plain,), _ = house.answers(house.ask(prompt, 2500))
+    (answer,), (seen,) = house.answers(house.ask(prompt, 2500), act=act)
+    house.until(lambda: len(house.monitor.refused) >= told + 7)
+    assert answer.choices[0].token_ids == plain.choices[0].token_ids
+    found = [house.monitor.refused[number] for number in range(told, told + 7)]
+    key = seen.started.key
+    assert sorted((one.order, one.id, one.key, one.cause) for one in found) == sorted(
+        [
+            ("steer", "late", "gone-1", "request"),
+            ("stop", "late:stop", "gone-2", "request"),
+            ("release", "", "gone-3", "request"),
+            ("stream", "", "", "layer"),
+            ("arm", "g", "", "gate"),
+            ("steer", "", key, "vector"),
+            ("steer", "high", key, "dose"),
+        ]
+    )
+    assert all(one.reason for one in found)
+    assert "over the bundle's cap of 2" in next(one.reason for one in found if one.id == "high")
+
+
+def test_the_engine_says_which_gates_are_armed(house):
+    monitor, refused = house.monitor, len(house.monitor.refused)
+    never = [Arm(gate, "random-0-0", [Act("random-0", add=0.1)], threshold=1e9) for gate in "gh"]
+    assert (monitor.hello.gates, monitor.hello.armed) == (1, [])
+    monitor.order(never[0])
+    house.until(lambda: monitor.hello.armed == ["g"])
+    monitor.order(never[1])
+    house.until(lambda: len(monitor.refused) == refused + 1)
+    assert monitor.refused[refused].cause == "gate"
+    assert "All 1 gates are in use" in monitor.refused[refused].reason
+    assert monitor.hello.armed == ["g"]
+    monitor.order(Disarm("g"))
+    house.until(lambda: monitor.hello.armed == [])
