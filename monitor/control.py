@@ -20,7 +20,7 @@ from monitor.errors import PolicyError
 from monitor.events import Ordered, OrderKind, OrderResult, Request
 from monitor.frames import Arm, Disarm, Release, Steer
 from monitor.ingest import Link
-from monitor.leases import MAX_FINISHED, MAX_LEASE_SECONDS, MAX_ORDERS, Lease, OrderError, Wish
+from monitor.leases import MAX_FINISHED, MAX_LEASE_SECONDS, MAX_ORDERS, Lease, LeaseError, Wish
 from monitor.policy import SteerAction
 from monitor.policy.document import Place, ReleaseSpec, SteerSpec
 from monitor.policy.steering import steer_action
@@ -80,7 +80,7 @@ class Operator:
         """Steer the answers of a request in flight, from their next step on.
 
         Raises:
-            OrderError: It is refused, and that is recorded.
+            LeaseError: It is refused, and that is recorded.
         """
         with _Told(self, "steer", who, f"steer {wish.vector} in request '{request_id[:100]}'", seconds) as told:
             self._check(wish, seconds)
@@ -94,7 +94,7 @@ class Operator:
                 if self._send(request.engine, Steer(request.key, order, action.tokens, lease.id)):
                     lease.requests.append(request)
             if not lease.requests:
-                raise OrderError("unreachable", f"Engine {requests[0].engine} cannot be reached.", "Try again.")
+                raise LeaseError("unreachable", f"Engine {requests[0].engine} cannot be reached.", "Try again.")
             self._leases[lease.id] = lease
             for request in lease.requests:
                 self._tell(lease, "sent", request.engine, request)
@@ -104,14 +104,14 @@ class Operator:
         """Let all engines that are connected, and those that connect while the lease runs, steer by a gate.
 
         Raises:
-            OrderError: It is refused, and that is recorded.
+            LeaseError: It is refused, and that is recorded.
         """
         with _Told(self, "arm", who, f"steer {wish.vector} by probe '{probe[:100]}'", seconds) as told:
             self._check(wish, seconds)
             reader = next((known for known in self._bundle.probes if known.name == probe), None)
             if reader is None:
                 known = ", ".join(known.name for known in self._bundle.probes) or "none"
-                raise OrderError("unknown", f"The engines read no probe '{probe[:100]}'.", f"They read: {known}.")
+                raise LeaseError("unknown", f"The engines read no probe '{probe[:100]}'.", f"They read: {known}.")
             action = self._action(wish, gate=True, probe=probe)
             told.detail = f"{action}, when {probe} fires"
             lease = self._lease("arm", who, told.detail, seconds)
@@ -129,7 +129,7 @@ class Operator:
             for link in list(self._links.values()):
                 self._arm(lease, link)
             if not lease.engines:
-                raise OrderError("unreachable", "No engine is connected that is not held to shadow.", "See GetStatus.")
+                raise LeaseError("unreachable", "No engine is connected that is not held to shadow.", "See GetStatus.")
             self._leases[lease.id] = lease
             for engine in lease.engines:
                 self._tell(lease, "sent", engine)
@@ -139,13 +139,13 @@ class Operator:
         """Undo an order before its lease ends.
 
         Raises:
-            OrderError: No such lease runs.
+            LeaseError: No such lease runs.
         """
         begun: OrderKind = "steer" if kind == "release" else "arm"
         with _Told(self, kind, who, f"{kind} {id[:100]}", None) as told:
             lease = self._leases.get(id)
             if lease is None or lease.kind != begun:
-                raise OrderError(
+                raise LeaseError(
                     "state" if id.startswith(OPERATOR_PREFIX) else "unknown",
                     f"No order '{id[:100]}' to {begun} has a lease that runs.",
                     "It has ended, or never was; ListOrders names those that run.",
@@ -203,14 +203,14 @@ class Operator:
 
     def _check(self, wish: Wish, seconds: float) -> None:
         if not 0 < seconds <= MAX_LEASE_SECONDS:
-            raise OrderError(
+            raise LeaseError(
                 "invalid", f"A lease of {seconds:g} s cannot be had.", f"Ask for 1 to {MAX_LEASE_SECONDS:g} s."
             )
         if len(self._leases) >= MAX_ORDERS:
-            raise OrderError("full", f"{MAX_ORDERS} orders have leases that run.", "Release or disarm one.")
+            raise LeaseError("full", f"{MAX_ORDERS} orders have leases that run.", "Release or disarm one.")
         known = [vector.name for vector in self._bundle.manifest.vectors]
         if wish.vector not in known:
-            raise OrderError(
+            raise LeaseError(
                 "unknown", f"The bundle has no steering vector '{wish.vector[:100]}'.", f"It has: {', '.join(known)}."
             )
 
@@ -233,9 +233,9 @@ class Operator:
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place = ".".join(map(str, first["loc"]))
-            raise OrderError("invalid", f"the order: {place}: {first['msg']}.") from error
+            raise LeaseError("invalid", f"the order: {place}: {first['msg']}.") from error
         except PolicyError as error:
-            raise OrderError("invalid", error.message, error.fix) from error
+            raise LeaseError("invalid", error.message, error.fix) from error
 
     def _requests(self, request_id: str) -> list[Request]:
         """The answers of a request in flight, of engines that may be ordered."""
@@ -246,14 +246,14 @@ class Operator:
         ]
         if not found:
             if request_id in self._finished:
-                raise OrderError("state", f"Request '{request_id[:100]}' has ended.", "There is nothing left to steer.")
-            raise OrderError(
+                raise LeaseError("state", f"Request '{request_id[:100]}' has ended.", "There is nothing left to steer.")
+            raise LeaseError(
                 "unknown", f"No request '{request_id[:100]}' is in flight.", "Its id is that of its answer."
             )
         held = [link for request in found if (link := self._links[request.engine]).state != "connected"]
         if held:
             why = held[0].held or f"it is {held[0].state}"
-            raise OrderError("state", f"Engine {held[0].engine} takes no orders: {why}.", "See GetStatus.")
+            raise LeaseError("state", f"Engine {held[0].engine} takes no orders: {why}.", "See GetStatus.")
         return found
 
     def _lease(self, kind: OrderKind, who: str, detail: str, seconds: float) -> Lease:
@@ -313,5 +313,5 @@ class _Told:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OrderError):
+        if isinstance(error, LeaseError):
             self._operator.refuse(self._kind, self._who, self.detail, self._seconds, self.request, str(error))

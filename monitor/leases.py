@@ -20,8 +20,8 @@ Why = Literal["invalid", "unknown", "state", "full", "unreachable"]
 its engine is held to shadow; too many leases run; the engine cannot be reached."""
 
 
-class OrderError(PlumbobError):
-    """An order that is refused."""
+class LeaseError(PlumbobError):
+    """An operator's order that is refused. What an engine refuses later is a :class:`monitor.errors.OrderError` there."""
 
     def __init__(self, why: Why, message: str, fix: str = "") -> None:
         super().__init__(message, fix)

@@ -6,7 +6,7 @@ import grpc
 import grpc.aio
 
 from monitor.control import Operator
-from monitor.leases import Lease, OrderError, Why, Wish
+from monitor.leases import Lease, LeaseError, Why, Wish
 from monitor.v1 import control_service_pb2 as pb
 from monitor.v1 import event_pb2
 from monitor.v1.control_service_pb2_grpc import ControlServiceServicer
@@ -37,7 +37,7 @@ class ControlService(ControlServiceServicer):
         try:
             wish = _wish(request.act, tokens=request.tokens if request.HasField("tokens") else None)
             lease = self._operator.steer(_who(context), request.request_id, wish, request.lease_seconds)
-        except OrderError as error:
+        except LeaseError as error:
             await _refuse(context, error)
         return pb.SteerResponse(order=_order(lease, lease.seconds))
 
@@ -45,7 +45,7 @@ class ControlService(ControlServiceServicer):
         """Undo that."""
         try:
             self._operator.undo(_who(context), "release", request.id)
-        except OrderError as error:
+        except LeaseError as error:
             await _refuse(context, error)
         return pb.ReleaseResponse()
 
@@ -58,7 +58,7 @@ class ControlService(ControlServiceServicer):
         try:
             wish = _wish(request.act, **given)
             lease = self._operator.arm(_who(context), request.probe, wish, request.lease_seconds)
-        except OrderError as error:
+        except LeaseError as error:
             await _refuse(context, error)
         return pb.ArmResponse(order=_order(lease, lease.seconds), engines=len(lease.engines))
 
@@ -66,7 +66,7 @@ class ControlService(ControlServiceServicer):
         """Undo that."""
         try:
             self._operator.undo(_who(context), "disarm", request.id)
-        except OrderError as error:
+        except LeaseError as error:
             await _refuse(context, error)
         return pb.DisarmResponse()
 
@@ -101,5 +101,5 @@ def _who(context: Context) -> str:
     return f"operator {context.peer()}"
 
 
-async def _refuse(context: Context, error: OrderError) -> NoReturn:
+async def _refuse(context: Context, error: LeaseError) -> NoReturn:
     await context.abort(_CODES[error.why], str(error))
