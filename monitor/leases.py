@@ -21,7 +21,7 @@ its engine is held to shadow; too many leases run; the engine cannot be reached.
 
 
 class LeaseError(PlumbobError):
-    """An operator's order that is refused. What an engine refuses later is a :class:`monitor.errors.OrderError` there."""
+    """An operator's order that is refused; what an engine refuses later is its :class:`monitor.errors.OrderError`."""
 
     def __init__(self, why: Why, message: str, fix: str = "") -> None:
         super().__init__(message, fix)
