@@ -2,9 +2,10 @@
 
 Each fold leaves out whole data sets (or topics, where there is one set only), of labelled examples and of benign
 requests at once. Every candidate is fitted on the rest and scores what was left out. The choice is the candidate with
-the best mean, over folds, of recall at 1% of the left-out benign requests plus the area under the ROC curve against the
-fold's own negatives. Recall is what an operator buys, but coarse, and easily bought where the examples look like no
-benign request at all; the matched negatives of the fold keep a probe honest that reads only the kind of text.
+the best mean, over folds, of two things. One is recall at 1% of the left-out benign requests, less the share of the
+fold's own negatives that fire there: what an operator buys, beyond what the kind of text gives away. Where examples
+look like no benign request at all, positives and their matched negatives fire alike, and nothing was bought. The other,
+less coarse, is the area under the ROC curve against the fold's own negatives.
 
 What a fold shows of the probe is reported for the choice that the *other* folds would have made, so that no choice is
 judged by what it was chosen on.
@@ -171,6 +172,8 @@ class Shown:
     """Positives at or above the level that 1% of the left-out benign requests and own negatives reach."""
     auroc: float
     """Positives against the fold's own negatives; against benign requests where it has none."""
+    alarm: float = 0.0
+    """The fold's own negatives at or above that level; 0 where it has none."""
 
 
 def shown(peaks: NDArray[np.float64], data: Labelled, fold: Fold, rate: float) -> Shown:
@@ -181,9 +184,10 @@ def shown(peaks: NDArray[np.float64], data: Labelled, fold: Fold, rate: float) -
     quiet = quiet[np.isfinite(quiet)]
     level = np.quantile(quiet, 1 - rate, method="higher") if len(quiet) else np.inf
     recall = float((positive > level).mean()) if len(positive) else np.nan
+    alarm = float((own > level).mean()) if len(own) else 0.0
     negative = own if len(own) else quiet
     area = auroc(positive, negative) if len(positive) and len(negative) else np.nan
-    return Shown(peaks, recall, area)
+    return Shown(peaks, recall, area, alarm)
 
 
 Table = Mapping[Candidate, Sequence[Shown]]
@@ -244,7 +248,7 @@ def choose(table: Table, without: int | None = None) -> Candidate:
 
     def worth(candidate: Candidate) -> float:
         folds = table[candidate]
-        return mean([fold.recall for fold in folds]) + mean([fold.auroc for fold in folds])
+        return mean([fold.recall - fold.alarm for fold in folds]) + mean([fold.auroc for fold in folds])
 
     return max(table, key=worth)
 
@@ -252,7 +256,7 @@ def choose(table: Table, without: int | None = None) -> Candidate:
 def gain(
     plain: Sequence[Shown], bigger: Sequence[Shown], data: Labelled, folds: Sequence[Fold], rate: float
 ) -> Interval:
-    """What a bigger probe adds to recall plus AUROC on what folds leave out, with its interval by groups.
+    """What a bigger probe adds to what a choice is made by, on what folds leave out, with its interval by groups.
 
     Both probes are judged on the same resamples, so that what is hard for both does not widen the interval.
 
@@ -288,4 +292,4 @@ def _worth(peaks: NDArray[np.float64], rows: NDArray[np.intp], data: Labelled, r
         Fold("", np.ones(len(rows), bool), np.zeros(len(rows), bool)),
         rate,
     )
-    return found.recall + found.auroc
+    return found.recall - found.alarm + found.auroc

@@ -262,6 +262,14 @@ def test_recall_and_matched_negatives_are_worth_the_same():
     assert choose(table(layer_1=[(1.0, 0.5)], layer_2=[(0.8, 0.9)])) == candidate(2)
 
 
+def test_recall_that_matched_negatives_share_is_worth_nothing():
+    bought = {
+        candidate(1): [Shown(np.zeros(0), 0.9, 0.5, alarm=0.9)],
+        candidate(2): [Shown(np.zeros(0), 0.2, 0.6, alarm=0.0)],
+    }
+    assert choose(bought) == candidate(2)
+
+
 def test_means_are_over_folds():
     assert choose(table(layer_1=[(1.0, 0.9), (0.0, 0.9)], layer_2=[(0.6, 0.85), (0.6, 0.85)])) == candidate(2)
 
