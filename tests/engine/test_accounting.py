@@ -120,7 +120,9 @@ def house(request, tmp_path_factory):
     bundle = random_bundle(folder / "bundle", path, source.markers, threshold=1e9, layers=layers)
     prompts = sorted(make_prompts(source), key=len)[5:45:2]
     wire = Reader(f"ipc://{folder}/engine.sock")
-    tap = {"plumbob": {"bundle": str(bundle.path), "endpoint": wire.endpoint, "stream": list(layers), "stream_rows": RING}}
+    tap = {
+        "plumbob": {"bundle": str(bundle.path), "endpoint": wire.endpoint, "stream": list(layers), "stream_rows": RING}
+    }
     little = {
         "dtype": "float32",
         "max_model_len": 384,
