@@ -144,8 +144,10 @@ def gather(
         # The pairs that ship are too few for intervals that would say anything of so many variants.
         if data is not None and (dressed := variants(sample.items, concept)):
             tokens = [source.encode(variant.example.messages)[:MAX_TOKENS] for variant in dressed]
-            worn = store.read(tokens, f"reading variants of {concept.name}", progress)
-            material = replace(material, variants=dressed, _worn=worn)
+            # They come on top of the budget; a small one would be mostly theirs, and fewer of them would say nothing.
+            if sum(map(len, tokens)) <= share:
+                worn = store.read(tokens, f"reading variants of {concept.name}", progress)
+                material = replace(material, variants=dressed, _worn=worn)
         materials.append(material)
     return materials
 
