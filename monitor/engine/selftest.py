@@ -142,6 +142,12 @@ class _Silence:
     def offer(self, step: object) -> None:
         """Send nothing."""
 
+    def tell(self, decided: object, refused: object = ()) -> None:
+        """Canaries open no gate, and no order comes with them."""
+
+    def close(self) -> None:
+        """Nothing to close: the exporter itself comes back."""
+
 
 def _compute(worker: Any, tap: RunnerTap, key: str, prompt: list[int]) -> Iterator[NDArray[np.float32]]:
     """One prompt from its first to its last token; yields the scores of each step."""

@@ -157,7 +157,16 @@ TEST = ["plumbob_self_test", "plumbob_trust"]
 @pytest.fixture
 def inherit(monkeypatch):
     def inherit(bundle: Bundle, drift="refuse"):
-        settings = {"bundle": str(bundle.path), "endpoint": None, "engine": f"e-{drift}", "drift": drift, "stream": []}
+        settings = {
+            "bundle": str(bundle.path),
+            "endpoint": None,
+            "engine": f"e-{drift}",
+            "drift": drift,
+            "stream": [],
+            "stream_rows": 0,
+            "gates": 0,
+            "admission": [],
+        }
         assert set(settings) == set(Settings.__struct_fields__)
         monkeypatch.setenv(ENVIRONMENT, json.dumps(settings))
 
