@@ -219,7 +219,7 @@ def test_a_writer_that_never_waits_costs_rows_but_never_mixes_them(directory):
         try:
             writing.stdout.read(1)
             reader = StateReader(ring_path(engine, 3, directory))
-            first, exact, until = reader.reserved, 0, time.monotonic() + 60
+            first, exact, until = reader.reserved, 0, time.monotonic() + 240
             # The oldest rows of the ring: the writer is about to reach them, or does so meanwhile.
             for behind in itertools.cycle((256, 248, 240, 192, 128)):
                 if exact > 2_000 and reader.lost > 2_000:

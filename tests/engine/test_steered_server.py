@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from monitor.frames import Act, Admission, Arm, Disarm, Release, Steer, Stop, Stream, encode_ack
+from monitor.frames import Act, Admission, Arm, Disarm, Refusal, Release, Steer, Stop, Stream, encode_ack
 from probes.bundle import save_bundle
 from tests.engine.conftest import Seen, Wire, random_bundle
 from tests.models import tiny_model
@@ -28,6 +28,8 @@ BLOCK = 32
 NOISE = 1e-4
 """Of a log-probability: float32, and a prompt read in other pieces is summed in another order."""
 MESSAGE = "\nI stop here."
+DEADLINE = 300.0
+"""Seconds until what was asked for must have come, on a machine that does other things beside."""
 
 
 class Monitor(Wire):
@@ -79,7 +81,7 @@ class House:
 
     def answers(self, *futures: Future, act=lambda seen: None) -> tuple[list, list[Seen]]:
         """Answers in order, and what was seen of the requests, by their id."""
-        before, deadline = len(self.monitor.requests), time.monotonic() + 60
+        before, deadline = len(self.monitor.requests), time.monotonic() + DEADLINE
         self.monitor.act = lambda: act(self.monitor.requests[before:])
         while not all(future.done() for future in futures):
             assert time.monotonic() < deadline
@@ -96,7 +98,7 @@ class House:
 
     def until(self, condition) -> None:
         """Have steps computed until it holds: much is told with the next one."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + DEADLINE
         while not condition():
             assert time.monotonic() < deadline
             self.client.completions.create(model="tiny", prompt=[1, 2], max_tokens=1)
@@ -255,18 +257,21 @@ def test_whoever_continues_a_steered_conversation_unsteered_reads_nothing_of_it(
 @pytest.mark.parametrize("message", [MESSAGE, ""])
 def test_a_generation_is_stopped_with_a_message_and_its_batchmate_is_not(house, message):
     prompt = house.prompt(12)
-    # So long that it is stopped under way, however late a busy machine is told.
     tokens, longer = 300, 3500
     (plain,), _ = house.answers(house.ask(prompt, tokens))
     other = house.prompt(13)
-    stopped: list[str] = []
+    # A busy machine may tell too late that it answers: then once more.
+    for _ in range(5):
+        stopped: list[str] = []
 
-    def act(requests: list[Seen]) -> None:
-        if not stopped and (key := house.answering(requests, other)) is not None:
-            stopped.append(key)
-            house.monitor.order(Stop(key, message, "rule:stop"))
+        def act(requests: list[Seen], stopped: list[str] = stopped) -> None:
+            if not stopped and (key := house.answering(requests, other)) is not None:
+                stopped.append(key)
+                house.monitor.order(Stop(key, message, "rule:stop"))
 
-    answers, seen = house.answers(house.ask(prompt, tokens), house.ask(other, longer, logprobs=1), act=act)
+        answers, seen = house.answers(house.ask(prompt, tokens), house.ask(other, longer, logprobs=1), act=act)
+        if answers[1].choices[0].finish_reason != "length":
+            break
     assert stopped == [seen[1].started.key]
     whole, cut = (answer.choices[0] for answer in answers)
     assert whole.token_ids == plain.choices[0].token_ids
@@ -281,6 +286,8 @@ def test_a_generation_is_stopped_with_a_message_and_its_batchmate_is_not(house, 
 
 
 def test_what_an_engine_refuses_it_says_with_the_reason(house):
+    prompt = house.prompt(15)
+    (plain,), _ = house.answers(house.ask(prompt, 2500))
     orders = [
         Steer("gone-1", [Act("random-0", add=0.1)], id="late"),
         Stop("gone-2", "Enough.", "late:stop"),
@@ -288,22 +295,26 @@ def test_what_an_engine_refuses_it_says_with_the_reason(house):
         Stream(2, "all"),
         Arm("g", "hope", [Act("random-0", add=0.1)]),
     ]
-    told = len(house.monitor.refused)
 
-    def act(requests: list[Seen]) -> None:
-        if orders and (key := house.answering(requests, prompt)) is not None:
-            for order in [*orders, Steer(key, [Act("hope")]), Steer(key, [Act("random-1", add=9.0)], id="high")]:
-                house.monitor.order(order)
-            orders.clear()
+    def refused() -> tuple[list[Refusal], str]:
+        """What is refused of orders to a request that is under way, as far as the machine lets them come in time."""
+        told, sent = len(house.monitor.refused), []
 
-    prompt = house.prompt(15)
-    # So long that the orders come under way.
-    (plain,), _ = house.answers(house.ask(prompt, 2500))
-    (answer,), (seen,) = house.answers(house.ask(prompt, 2500), act=act)
-    house.until(lambda: len(house.monitor.refused) >= told + 7)
-    assert answer.choices[0].token_ids == plain.choices[0].token_ids
-    found = [house.monitor.refused[number] for number in range(told, told + 7)]
-    key = seen.started.key
+        def act(requests: list[Seen]) -> None:
+            if not sent and (key := house.answering(requests, prompt)) is not None:
+                sent.append(key)
+                for order in [*orders, Steer(key, [Act("hope")]), Steer(key, [Act("random-1", add=9.0)], id="high")]:
+                    house.monitor.order(order)
+
+        (answer,), (seen,) = house.answers(house.ask(prompt, 2500), act=act)
+        house.until(lambda: len(house.monitor.refused) >= told + 7)
+        assert answer.choices[0].token_ids == plain.choices[0].token_ids
+        return [house.monitor.refused[number] for number in range(told, told + 7)], seen.started.key
+
+    for _ in range(5):
+        found, key = refused()
+        if not any(one.key == key and one.cause == "request" for one in found):
+            break
     assert sorted((one.order, one.id, one.key, one.cause) for one in found) == sorted(
         [
             ("steer", "late", "gone-1", "request"),
