@@ -280,11 +280,11 @@ def test_a_generation_is_stopped_with_a_message_and_its_batchmate_is_not(house, 
     assert cut.text.endswith(message)
     assert (cut.finish_reason, cut.stop_reason) == ("stop", "plumbob")
     # What the model said, then the message and the end, of which nothing was read and everything was certain.
-    forced = len(cut.token_ids) - (max(seen[1].positions) + 2 - len(other))
-    assert 10 < len(cut.token_ids) - forced < longer - forced
-    assert cut.token_ids[-1] == house.end
-    assert len(cut.logprobs.token_logprobs) == len(cut.token_ids)
-    assert set(cut.logprobs.token_logprobs[-forced:]) == {0.0}
+    certainty = cut.logprobs.token_logprobs
+    assert len(certainty) == len(cut.token_ids) and cut.token_ids[-1] == house.end
+    forced = next(count for count, value in enumerate(reversed(certainty)) if value != 0.0)
+    assert forced >= 1 + bool(message) and 10 < len(cut.token_ids) - forced < longer - forced
+    assert max(seen[1].positions) < len(other) + len(cut.token_ids) - forced
 
 
 def test_what_an_engine_refuses_it_says_with_the_reason(house):
