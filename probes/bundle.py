@@ -193,7 +193,8 @@ def save_bundle(
         markers: Of the chat template.
         probes: Each with its weight, shape ``(hidden,)``, and bias.
         vectors: Each with its direction, shape ``(hidden,)``, normalised here.
-        canaries: With scores in the order of ``probes``; ``None`` where an engine is not to be tested.
+        canaries: With scores in the order of ``probes`` and then, where they were recorded, of ``worker_probes``;
+            ``None`` where an engine is not to be tested.
         files: Further files, by name: a report.
         provenance: What each probe, and ``benign``, was made from.
         worker_probes: Those that are more than a direction.
@@ -209,7 +210,10 @@ def save_bundle(
     ordered = [probes[index] for index in order]
     canaries = canaries or Canaries.none(len(probes))
     directions = sorted(vectors, key=lambda item: item[0].layer)
-    workers = sorted(worker_probes, key=lambda item: item.probe.layer)
+    by_layer = sorted(range(len(worker_probes)), key=lambda index: worker_probes[index].probe.layer)
+    workers = [worker_probes[index] for index in by_layer]
+    columns = [*order, *(len(order) + index for index in by_layer)]
+    recorded = [column for column in columns if column < canaries.reference.shape[1]]
     tensors = {
         "probes.weight": _stack([weight for _, weight, _ in ordered], model.hidden),
         "probes.bias": np.asarray([bias for _, _, bias in ordered], np.float32),
@@ -217,7 +221,7 @@ def save_bundle(
         "canaries.tokens": np.concatenate([np.zeros(0, np.int64), *canaries.prompts]),
         "canaries.lengths": np.asarray([len(prompt) for prompt in canaries.prompts], np.int64),
         # Columns in another order are a view, which would be saved in the order of its memory.
-        "canaries.reference": np.ascontiguousarray(canaries.reference[:, order]),
+        "canaries.reference": np.ascontiguousarray(canaries.reference[:, recorded]),
         **{
             f"{_prefix(worker.probe)}{name}": np.ascontiguousarray(tensor)
             for worker in workers
@@ -386,10 +390,11 @@ def _check(bundle: Bundle) -> None:
     if not all(np.isfinite(array).all() for array in (bundle.weight, bundle.bias, bundle.vectors)):
         problems.append("tensors that are not finite")
     tokens = sum(map(len, bundle.canaries.prompts))
-    if bundle.canaries.reference.shape != (tokens, len(manifest.probes)):
+    # Those of worker probes are not in bundles that were fitted before they were recorded.
+    if bundle.canaries.reference.shape not in ((tokens, len(manifest.probes)), (tokens, len(bundle.all_probes))):
         problems.append(
             f"canaries of {tokens} tokens with scores of shape {bundle.canaries.reference.shape} "
-            f"for {len(manifest.probes)} probes"
+            f"for {len(manifest.probes)} probes and {len(manifest.worker_probes)} worker probes"
         )
     problems += [
         f"worker probe '{worker.probe.name}' of width {worker.reader.hidden}, for a model of width {model.hidden}"

@@ -9,17 +9,22 @@ standard deviation of the recorded ones: 0 is the same reading, and at about 1.4
 with those recorded. Tokens at which the residual stream carries a massive activation (Sun et al., arXiv 2402.17762:
 the first token, mostly) are left out. Their norm is tens of times that of the others, so they would decide both numbers
 alone.
+
+So it is with the probes that workers read: their columns are behind those of the linear probes. What each of them made
+of the canaries' states is recorded, and compared with what it makes of the states that the engine streams. Tokens with
+a massive state are not even shown to it, since they would be in the windows of those behind them.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from probes.chat import Conversation, Message
+from probes.reader import TokenReader
 
 TOLERANCE: Final = 0.2
 """The drift up to which scores count as those that were fitted. On the demo model, for the worst of its probes: 0.02 in
@@ -55,7 +60,8 @@ class Canaries:
     prompts: tuple[NDArray[np.int64], ...]
     """Token ids, each of shape ``(its tokens,)``; none where the bundle cannot be tested."""
     reference: NDArray[np.float32]
-    """Recorded scores, prompt after prompt, shape ``(tokens, probes)``; NaN where a score is not compared."""
+    """Recorded scores, prompt after prompt, shape ``(tokens, probes)``; NaN where a score is not compared. The columns
+    of worker probes are behind the others, or missing."""
 
     @classmethod
     def none(cls, probes: int) -> Self:
@@ -69,31 +75,59 @@ class Canaries:
         states: Sequence[NDArray[np.floating]],
         weight: NDArray[np.floating],
         bias: NDArray[np.floating],
+        readers: Sequence[TokenReader[Any]] = (),
     ) -> Self:
         """What the probes read in these states.
 
         Args:
             prompts: Token ids.
-            states: What each probe reads of each prompt, ``(probes, its tokens, hidden)``.
-            weight: Of the probes, ``(probes, hidden)``.
-            bias: ``(probes,)``.
+            states: What each probe reads of each prompt, ``(probes, its tokens, hidden)``; linear probes first.
+            weight: Of the linear probes, ``(linear probes, hidden)``.
+            bias: ``(linear probes,)``.
+            readers: Of the probes behind them.
         """
         state = np.concatenate([np.asarray(one, np.float64) for one in states], axis=1)
         norms = np.linalg.norm(state, axis=-1)
         massive = norms > MASSIVE * np.median(norms, axis=1, keepdims=True)
-        scores = np.einsum("pth,ph->pt", state, weight) + np.asarray(bias)[:, None]
-        return cls(
+        linear = len(weight)
+        scores = np.zeros(massive.shape)
+        scores[:linear] = np.einsum("pth,ph->pt", state[:linear], weight) + np.asarray(bias)[:, None]
+        recorded = cls(
             tuple(np.asarray(prompt, np.int64) for prompt in prompts),
             np.where(massive, np.nan, scores).T.astype(np.float32),
         )
+        for column, reader in enumerate(readers, linear):
+            recorded.reference[:, column] = recorded.read(column, reader, state[column])
+        return recorded
 
     def __bool__(self) -> bool:
         return bool(self.prompts)
 
+    def read(self, column: int, reader: TokenReader[Any], states: NDArray[np.floating]) -> NDArray[np.float64]:
+        """What a reader makes of the tokens whose scores are compared, as if there were no others.
+
+        Args:
+            column: Of the reader's probe.
+            reader: It begins anew with each prompt.
+            states: Of its layer, prompt after prompt, shape ``(tokens, hidden)``.
+
+        Returns:
+            Logits, shape ``(tokens,)``; NaN for the others.
+        """
+        scores = np.full(len(self.reference), np.nan)
+        for begin, end in self._spans():
+            compared = begin + np.flatnonzero(np.isfinite(self.reference[begin:end, column]))
+            if len(compared):
+                scores[compared] = reader.scores(np.asarray(states[compared], np.float32), reader.begin())
+        return scores
+
+    def select(self, columns: Sequence[int]) -> Self:
+        """The same for some of the probes."""
+        return type(self)(self.prompts, self.reference[:, columns])
+
     def cut(self, tokens: int) -> Self:
         """The same with no more than so many tokens of each prompt; the scores of those do not depend on the rest."""
-        ends = np.cumsum([0, *map(len, self.prompts)]).tolist()
-        kept = [self.reference[begin:end][:tokens] for begin, end in pairwise(ends)]
+        kept = [self.reference[begin:end][:tokens] for begin, end in self._spans()]
         return type(self)(
             tuple(prompt[:tokens] for prompt in self.prompts),
             np.concatenate([self.reference[:0], *kept]),
@@ -121,3 +155,7 @@ class Canaries:
             deviation(measured, self.reference), spread, out=np.full(len(spread), np.inf), where=spread > 0
         )
         return np.where(np.isfinite(drift), drift, np.inf)
+
+    def _spans(self) -> list[tuple[int, int]]:
+        """Where each prompt's tokens begin and end."""
+        return list(pairwise(np.cumsum([0, *map(len, self.prompts)]).tolist()))

@@ -81,6 +81,21 @@ def test_canaries_are_read_back_in_the_order_of_the_bundles_probes(tiny_bundle):
     np.testing.assert_array_equal(again.canaries.reference, reference[:, [1, 2, 0]])
 
 
+def test_canaries_of_worker_probes_go_with_them(tiny_bundle):
+    """Both kinds are sorted by layer; those of workers may be missing, as in bundles of before."""
+    bundle = tiny_bundle()
+    workers = [worker(bundle, "late", 3), worker(bundle, "early", 0)]
+    reference = np.arange(10, dtype=np.float32).reshape(2, 5)
+    prompts = (np.array([1, 2]),)
+    again = save_again(bundle, canaries=Canaries(prompts, reference), workers=workers)
+    assert [probe.name for probe in again.all_probes[3:]] == ["early", "late"]
+    np.testing.assert_array_equal(again.canaries.reference, reference[:, [0, 1, 2, 4, 3]])
+    without = save_again(bundle, canaries=Canaries(prompts, reference[:, :3]), workers=workers)
+    np.testing.assert_array_equal(without.canaries.reference, reference[:, :3])
+    with pytest.raises(BundleError, match=r"scores of shape \(2, 4\) for 3 probes and 2 worker probes"):
+        save_again(bundle, canaries=Canaries(prompts, reference[:, :4]), workers=workers)
+
+
 def test_canaries_of_other_tokens_are_refused(tiny_bundle):
     bundle = tiny_bundle()
     probes = list(zip(bundle.probes, bundle.weight, bundle.bias.tolist(), strict=True))

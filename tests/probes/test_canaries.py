@@ -1,11 +1,14 @@
 """What drift means, and that a fit records what an engine of the same model measures."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 from probes.aggregate import Aggregate
-from probes.bundle import Calibration, Evaluation, Probe
+from probes.bundle import Calibration, Evaluation, Probe, WorkerProbe
 from probes.canaries import CONVERSATIONS, MASSIVE, TOLERANCE, Canaries
+from probes.multimax import MultiMax
 
 HIDDEN = 16
 PROMPTS = ([1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11, 12])
@@ -88,6 +91,57 @@ def test_prompts_are_cut_with_their_scores(recorded):
     assert Canaries.none(3).cut(6).reference.shape == (0, 3)
 
 
+# Probes that workers read.
+
+
+def network(random, hidden=HIDDEN, width=8, heads=3, window=4) -> MultiMax:
+    shapes = (width, hidden), (width,), (width, width), (width,), (heads, width), (heads, width), (1,)
+    return MultiMax(*((random.normal(size=shape) / 2).astype(np.float32) for shape in shapes), window=window)
+
+
+@pytest.fixture
+def read_by_a_network(random):
+    """A linear probe and a network, what was recorded of them, and the states that the network reads."""
+    states = [random.normal(size=(2, len(prompt), HIDDEN)) for prompt in PROMPTS]
+    states[1][1, 2] *= 100 * MASSIVE
+    reader = network(random)
+    canaries = Canaries.record(PROMPTS, states, random.normal(size=(1, HIDDEN)), np.zeros(1), [reader])
+    return canaries, reader, np.concatenate([one[1] for one in states])
+
+
+def test_a_network_reads_each_prompt_from_its_beginning_and_nothing_massive(read_by_a_network):
+    canaries, reader, states = read_by_a_network
+    begins, massive = (0, len(PROMPTS[0]), len(states)), len(PROMPTS[0]) + 2
+    assert np.argwhere(np.isnan(canaries.reference)).tolist() == [[massive, 1]]
+    for begin, end in pairwise(begins):
+        kept = [token for token in range(begin, end) if token != massive]
+        expected = reader.scores(states[kept], reader.begin())
+        np.testing.assert_allclose(canaries.reference[kept, 1], expected, rtol=1e-6)
+
+
+def test_what_a_network_reads_again_drifts_as_its_states_do(read_by_a_network, random):
+    canaries, reader, states = read_by_a_network
+    network_alone = canaries.select([1])
+
+    def drift(states) -> float:
+        return float(network_alone.drift(canaries.read(1, reader, states)[:, None])[0])
+
+    assert drift(states) < 1e-6
+    changed = states.copy()
+    changed[len(PROMPTS[0]) + 2] = 0.0
+    assert drift(changed) < 1e-6, "a massive state is in no window"
+    assert 1e-6 < drift(states + 0.01 * random.normal(size=states.shape)) < TOLERANCE / 2
+    assert drift(np.roll(states, 1, axis=0)) > 2 * TOLERANCE
+    assert drift(np.zeros_like(states)) > 2 * TOLERANCE, "nothing was streamed"
+    assert np.isinf(drift(np.full_like(states, np.nan)))
+
+
+def test_the_beginnings_of_prompts_are_read_alike(read_by_a_network):
+    canaries, reader, states = read_by_a_network
+    cut, kept = canaries.cut(4), [0, 1, 2, 3, 5, 6, 7, 8]
+    assert cut.select([1]).drift(cut.read(1, reader, states[kept])[:, None])[0] < 1e-6
+
+
 def test_there_may_be_none():
     assert not Canaries.none(3)
 
@@ -121,3 +175,25 @@ def test_what_a_fit_records_is_what_the_model_computes(source):
     assert canaries.drift(np.concatenate(measured)).max() < 1e-3
     shifted = [np.roll(scores, 1, axis=0) for scores in measured]
     assert canaries.drift(np.concatenate(shifted)).min() > 2 * TOLERANCE
+
+
+@pytest.mark.parametrize("linear", [0, 2])
+def test_a_fit_records_what_worker_probes_read_behind_the_linear_ones(source, linear):
+    from probes.fit import record_canaries
+
+    random = np.random.default_rng(2)
+    probes = [(probe(1, index), random.normal(size=source.hidden), 0.5) for index in range(linear)]
+    workers = [WorkerProbe(probe(layer, 9), network(random, source.hidden)) for layer in (4, 2)]
+    canaries = record_canaries(source, probes, workers=workers)
+    assert canaries.reference.shape[1] == linear + 2
+    for column, worker in enumerate(workers, linear):
+        states = {
+            layer: np.concatenate([source.read([prompt], [layer])[0].states[0] for prompt in canaries.prompts])
+            for layer in (worker.probe.layer, worker.probe.layer - 1)
+        }
+        drift = {
+            layer: canaries.select([column]).drift(canaries.read(column, worker.reader, found)[:, None])[0]
+            for layer, found in states.items()
+        }
+        assert drift[worker.probe.layer] < 1e-3
+        assert drift[worker.probe.layer - 1] > 2 * TOLERANCE, "the layer before"
