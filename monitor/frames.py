@@ -158,6 +158,34 @@ class Refusal(msgspec.Struct, frozen=True, array_like=True):
     """In words, with what to do about it."""
 
 
+class GuardEvent(msgspec.Struct, frozen=True, array_like=True):
+    """The engine's guard has taken steering back, since an answer repeated itself (:mod:`monitor.engine.guard`).
+
+    Sent with every frame until the monitor has confirmed one that had it: whoever records them keeps each number once.
+    """
+
+    number: int
+    """Counts from 0 with the engine; a gap is a loss."""
+    kind: Literal["halved", "released"]
+    """Half of what orders did is done, or the request is steered no more, for good."""
+    key: str
+    """The engine's own id of the request."""
+    request_id: str
+    """The id that the user of the API sees."""
+    position: int
+    """The first that is steered less."""
+    repetition: float
+    """Share of the window's sequences of three tokens that repeat an earlier one of it."""
+    threshold: float
+    """The share at which the guard acts."""
+    window: int
+    """Tokens of the answer that were judged together."""
+    left: list[Act]
+    """What orders do from that position on."""
+    gates: list[str]
+    """Gates that steered the request up to there, and steer it no more."""
+
+
 class FrameHeader(msgspec.Struct, frozen=True, array_like=True):
     """Everything of a frame but its arrays."""
 
@@ -185,6 +213,8 @@ class FrameHeader(msgspec.Struct, frozen=True, array_like=True):
     """What gates decided, oldest first, as far as it is not confirmed."""
     refused: list[Refusal] = []
     """What was not done, oldest first, as far as it is not confirmed."""
+    guarded: list[GuardEvent] = []
+    """What the guard took back, oldest first, as far as it is not confirmed."""
 
 
 class Frame(msgspec.Struct, frozen=True):

@@ -5,7 +5,8 @@
   to the workers in ``extra_args``, and so does what the request asked for (:mod:`monitor.engine.admission`).
 * ``Scheduler.schedule`` takes the orders that have arrived and attaches them to the step, so that every rank applies
   them at the same one. Those to stop a generation it carries out itself, and ``Scheduler.update_from_output`` says so
-  to who waits for the answer.
+  to who waits for the answer. It also tells the workers which steered answers repeat themselves
+  (:mod:`monitor.engine.guard`).
 * ``KVCacheCoordinator.cache_blocks`` stops at the first token that may be steered: steered KV never serves anyone else.
 """
 
@@ -17,12 +18,13 @@ import msgspec
 from monitor.engine import admission
 from monitor.engine.compat import vllm_version
 from monitor.engine.gate_orders import gate_entries, judgement
+from monitor.engine.guard import Guard, Repeats
 from monitor.engine.link import OrderInbox
 from monitor.engine.refusals import refusal
 from monitor.engine.selftest import outcome_of
 from monitor.engine.settings import Settings, inherited, switched_on
 from monitor.engine.stop import deliver, stop
-from monitor.engine.tapped import ADMISSION_FIELD, ORDERS_FIELD, REFUSALS_FIELD, REQUEST_FIELD
+from monitor.engine.tapped import ADMISSION_FIELD, ORDERS_FIELD, REFUSALS_FIELD, REPEATS_FIELD, REQUEST_FIELD
 from monitor.engine.wrap import Method, wrap_once
 from monitor.errors import OrderError
 from monitor.frames import VERSION, Arm, Disarm, Hello, Order, Refusal, Steer, Stop
@@ -49,6 +51,8 @@ def _init(method: Method) -> Method:
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         method(self, *args, **kwargs)
         settings = inherited() if switched_on(self.vllm_config) else None
+        if settings is not None and settings.guard:
+            self.plumbob_guard = Guard()
         if settings is not None and settings.endpoint is not None:
             self.plumbob_inbox = OrderInbox(settings.endpoint, _hello(self.vllm_config, settings))
             if settings.gates:
@@ -87,12 +91,15 @@ def _as_users_see_it(request_id: str) -> str:
 def _schedule(method: Method) -> Method:
     def schedule(self: Any, *args: Any, **kwargs: Any) -> Any:
         inbox: OrderInbox | None = self.__dict__.get("plumbob_inbox")
+        guard: Guard | None = self.__dict__.get("plumbob_guard")
+        # Before the orders: what they steer from this step on has yielded no token yet.
+        repeats: list[Repeats] = guard.judge(self.requests) if guard is not None else []
         orders = inbox.take() if inbox is not None else []
         refusals = _stop(self, orders)
         for order in orders:
             # Blocks registered so far hold only tokens scheduled before this step, and this order begins with it.
             if isinstance(order, Steer) and (request := self.requests.get(order.key)) is not None:
-                _keep_private(request, request.num_computed_tokens)
+                _keep_private(self, request, request.num_computed_tokens)
         _note_gates(self, orders)
         if orders and inbox is not None:
             inbox.hello = msgspec.structs.replace(inbox.hello, armed=sorted(self.__dict__.get("plumbob_gates", ())))
@@ -101,6 +108,8 @@ def _schedule(method: Method) -> Method:
             setattr(output, ORDERS_FIELD, orders)
         if refusals:
             setattr(output, REFUSALS_FIELD, refusals)
+        if repeats:
+            setattr(output, REPEATS_FIELD, repeats)
         return output
 
     return schedule
@@ -128,8 +137,11 @@ def _update_from_output(method: Method) -> Method:
     return update_from_output
 
 
-def _keep_private(request: Any, clean_tokens: int) -> None:
-    """Let no token from here on enter the prefix cache."""
+def _keep_private(scheduler: Any, request: Any, clean_tokens: int) -> None:
+    """A request may be steered: let no token from here on enter the prefix cache, and the guard watch the answer."""
+    guard: Guard | None = scheduler.__dict__.get("plumbob_guard")
+    if guard is not None:
+        guard.watch(request.request_id)
     request.plumbob_clean_tokens = min(getattr(request, "plumbob_clean_tokens", clean_tokens), clean_tokens)
 
 
@@ -148,7 +160,7 @@ def _note_gates(scheduler: Any, orders: list[Order]) -> None:
             gates.add(order.id)
         for request in scheduler.requests.values():
             if order.key in (None, request.request_id):
-                _keep_private(request, max(request.num_computed_tokens, request.num_prompt_tokens - 1))
+                _keep_private(scheduler, request, max(request.num_computed_tokens, request.num_prompt_tokens - 1))
 
 
 def _can_be_armed(scheduler: Any, gates: set[str], order: Arm) -> bool:
@@ -173,7 +185,7 @@ def _add_request(method: Method) -> Method:
     def add_request(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         sampling = request.sampling_params
         if self.__dict__.get("plumbob_gates") or (sampling and (sampling.extra_args or {}).get(ADMISSION_FIELD)):
-            _keep_private(request, request.num_prompt_tokens - 1)
+            _keep_private(self, request, request.num_prompt_tokens - 1)
         return method(self, request, *args, **kwargs)
 
     return add_request

@@ -46,6 +46,8 @@ class Judged:
     """Position of the first response row."""
     gates: dict[int, Steered] = field(default_factory=dict[int, Steered])
     ended: bool = False
+    exempt: bool = False
+    """No gate is to steer it any more."""
 
 
 class History:
@@ -106,10 +108,16 @@ class History:
 
     def end(self, request: Judged) -> None:
         """A request has ended, and all its steps were taken in."""
-        for steered in request.gates.values():
-            if steered.steering:
-                self._say("closed", request, steered, steered.learnt)
+        self.close(request)
         request.gates = {}
+
+    def close(self, request: Judged) -> list[str]:
+        """No gate steers a request any more, whose steps so far were all taken in; the ids of those that did."""
+        closed = [steered for steered in request.gates.values() if steered.steering]
+        for steered in closed:
+            self._say("closed", request, steered, steered.learnt)
+            steered.steering = False
+        return [steered.gate for steered in closed]
 
     def _say(
         self,

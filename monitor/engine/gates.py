@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from monitor.engine.gate import FOREVER, Counter, Rule, open_rows
-from monitor.engine.gate_history import History, Judged, as_they_were
+from monitor.engine.gate_history import History, Judged, Steered, as_they_were
 from monitor.engine.gate_orders import gate_entries, judgement
 from monitor.engine.slots import Batch
 from monitor.engine.staging import Stage
@@ -107,6 +107,21 @@ class Gates:
                 self.disarm(gate)
         self._reclaim()
 
+    def steered(self, slot: int) -> list[Steered]:
+        """What each gate did to a slot's request, up to the last row; waits for copies still under way."""
+        self._collect(wait=True)
+        request = self._requests.get(slot)
+        return [] if request is None else list(request.gates.values())
+
+    def exempt(self, slot: int) -> list[str]:
+        """Let no gate steer a slot's request any more; the ids of those that did so to its last row."""
+        request = self._requests.get(slot)
+        if request is None:
+            return []
+        request.exempt = True
+        self._buffers.counters[slot, :, Counter.ARMED] = 0
+        return self._history.close(request)
+
     def arm(self, order: Arm, upcoming: Callable[[int], int]) -> None:
         """Arm a gate, or tune it.
 
@@ -120,9 +135,9 @@ class Gates:
         """
         rule, limit = judgement(self._bundle, order)
         entries = gate_entries(self._bundle, order)
-        chosen = [r for r in self._requests.values() if order.key in (None, r.key)]
+        chosen = [r for r in self._requests.values() if order.key in (None, r.key) and not r.exempt]
         if order.key is not None and not chosen:
-            raise OrderError("request", f"Request '{order.key}' has ended, or is not read.")
+            raise OrderError("request", f"Request '{order.key}' has ended, is not read, or was released for good.")
         index, before = self._armed.get(order.id, (-1, None))
         if before is None or (before.acts, before.key, before.probe) != (order.acts, order.key, order.probe):
             if not self._free:
@@ -290,7 +305,7 @@ class Gates:
                 continue
             state[row, :, Counter.RESPOND] = request.respond
             for index, order in self._armed.values():
-                state[row, index, Counter.ARMED] = order.key in (None, request.key)
+                state[row, index, Counter.ARMED] = order.key in (None, request.key) and not request.exempt
         at = to_device(np.array(slots), self._device)
         self._buffers.counters.index_copy_(0, at, to_device(state, self._device))
         self._buffers.averages.index_fill_(0, at, 0.0)

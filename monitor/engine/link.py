@@ -30,6 +30,7 @@ from monitor.frames import (
     Ack,
     FrameHeader,
     GateEvent,
+    GuardEvent,
     Hello,
     Order,
     Refusal,
@@ -45,8 +46,8 @@ QUEUE_STEPS: Final = 256
 SEND_FRAMES: Final = 64
 """Frames that may wait inside ZeroMQ for the monitor to read them."""
 EVENTS: Final = 4096
-"""What gates decided that may wait for a monitor to confirm it, and as many orders that were refused; beyond it the
-oldest are lost, which their numbers show."""
+"""What gates decided that may wait for a monitor to confirm it, as many orders that were refused, and as much that the
+guard took back; beyond it the oldest are lost, which their numbers show."""
 FRAME_EVENTS: Final = 64
 """Of them, those that one frame carries."""
 HELLO_SECONDS: Final = 1.0
@@ -112,6 +113,7 @@ class Exporter:
         self._announce_all = threading.Event()
         self._decided = Unconfirmed[GateEvent](EVENTS, FRAME_EVENTS, QUEUE_STEPS)
         self._refusals = Unconfirmed[Refusal](EVENTS, FRAME_EVENTS, QUEUE_STEPS)
+        self._guarded = Unconfirmed[GuardEvent](EVENTS, FRAME_EVENTS, QUEUE_STEPS)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(endpoint,), name="plumbob-exporter", daemon=True)
         self._thread.start()
@@ -144,10 +146,13 @@ class Exporter:
         # Only this thread puts, so that a queue that was not full still is not.
         return self._queue.put_nowait((sequence, complete, step))
 
-    def tell(self, decided: Sequence[GateEvent], refused: Sequence[Refusal] = ()) -> None:
+    def tell(
+        self, decided: Sequence[GateEvent], refused: Sequence[Refusal] = (), guarded: Sequence[GuardEvent] = ()
+    ) -> None:
         """Send events with the next frames, until one that had them is confirmed. Called by the engine's thread."""
         self._decided.extend(decided)
         self._refusals.extend(refused)
+        self._guarded.extend(guarded)
 
     def close(self) -> None:
         """Send what waits, within a second, and end the thread."""
@@ -215,6 +220,7 @@ class Exporter:
             states=step.states,
             gates=self._decided.carry(sequence),
             refused=self._refusals.carry(sequence),
+            guarded=self._guarded.carry(sequence),
         )
         message = encode_frame(header, rows, scores, streamed)
         if step.stage is not None:
@@ -241,6 +247,7 @@ class Exporter:
                 self._acked = message.sequence
                 self._decided.confirm(message.sequence)
                 self._refusals.confirm(message.sequence)
+                self._guarded.confirm(message.sequence)
 
 
 class OrderInbox:

@@ -142,8 +142,8 @@ class _Silence:
     def offer(self, step: object) -> None:
         """Send nothing."""
 
-    def tell(self, decided: object, refused: object = ()) -> None:
-        """Canaries open no gate, and no order comes with them."""
+    def tell(self, decided: object, refused: object = (), guarded: object = ()) -> None:
+        """Canaries open no gate, no order comes with them, and nothing steers them."""
 
     def close(self) -> None:
         """Nothing to close: the exporter itself comes back."""

@@ -44,6 +44,8 @@ class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Gates that may be armed at once; 0: the graph has none."""
     admission: list[str] = []
     """Vectors that a request may itself ask to be steered by, within the bundle's cap."""
+    guard: bool = True
+    """Halve and then release steering that makes an answer repeat itself (:mod:`monitor.engine.guard`)."""
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -58,6 +60,7 @@ class Settings(msgspec.Struct, frozen=True):
     stream_rows: int
     gates: int = 0
     admission: list[str] = []
+    guard: bool = True
 
 
 class GraphKey(msgspec.Struct, frozen=True):
@@ -114,6 +117,7 @@ def take_over(wanted: Wanted, bundle: Bundle) -> dict[str, Any]:
         stream_rows=wanted.stream_rows,
         gates=wanted.gates,
         admission=wanted.admission,
+        guard=wanted.guard,
     )
     os.environ[ENVIRONMENT] = msgspec.json.encode(settings).decode()
     key = GraphKey(

@@ -14,8 +14,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.engine.acts import entry_of, require_composed
-from monitor.engine.steering import FOREVER, Push, Steering, timeline
+from monitor.engine.acts import act_of, entry_of, require_composed
+from monitor.engine.steering import FOREVER, Amounts, Push, Steering, halved_from, timeline
 from monitor.errors import OrderError
 from monitor.frames import ROW, Act, Admission, Release, Started, Steer
 from probes.bundle import Bundle
@@ -40,6 +40,10 @@ class Tracked:
     admitted: Admission | None = None
     gated_from: int = _NEVER
     """The first position that a gate steered."""
+    halved: bool = False
+    """The guard has halved what orders do (:mod:`monitor.engine.guard`)."""
+    released: bool = False
+    """It has released the request, for good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +184,12 @@ class Slots:
             ]
         elif order.id and any(push.order == order.id for push in request.pushes):
             return
+        elif request.released:
+            raise OrderError(
+                "guard",
+                f"Request '{request.request_id}' repeated itself while it was steered, and is steered no more.",
+                "Steer less, or end the request.",
+            )
         else:
             start = max(upcoming, len(request.prompt_roles) - 1)
             pushes = [*request.pushes, *self._pushes(order.acts, order.id, start, start, order.tokens)]
@@ -197,6 +207,40 @@ class Slots:
         self._steer(request, self._pushes(admission.acts, "", start, respond, admission.tokens))
         request.admitted = admission
         return _started(request)
+
+    def tracked(self, key: str) -> Tracked | None:
+        """A request that can be steered; ``None`` where it has ended or has no slot."""
+        request = self._requests.get(key)
+        return request if request is not None and request.slot >= 0 else None
+
+    def steers(self, request: Tracked) -> bool:
+        """Whether orders steer the request's next row."""
+        return bool(self._amounts(request))
+
+    def halve(self, request: Tracked) -> list[Act]:
+        """Do half of what was ordered from the request's next row on.
+
+        Returns:
+            What is done to that row then; nothing where that was not possible, and all is as it was.
+        """
+        try:
+            self._steer(request, halved_from(request.pushes, self.upcoming(request.slot)))
+        except OrderError:
+            # Too many acts, or the tables are full.
+            return []
+        request.halved = True
+        vectors = self._bundle.manifest.vectors
+        return [act_of(vectors[vector], entry) for vector, entry in self._amounts(request)]
+
+    def release(self, request: Tracked) -> None:
+        """Steer a request by no order any more, from its next row on."""
+        self.order(Release(request.key))
+        request.released = True
+
+    def _amounts(self, request: Tracked) -> Amounts:
+        upcoming = self.upcoming(request.slot)
+        segments = timeline(request.pushes)
+        return next((segment.amounts for segment in segments if segment.start <= upcoming < segment.end), ())
 
     def _steerable(self, key: str) -> Tracked:
         request = self._requests.get(key)

@@ -19,6 +19,7 @@ from torch.profiler import record_function
 
 from monitor.engine.gate_history import DOWNSTREAM
 from monitor.engine.gates import Gates
+from monitor.engine.guard import Repeats, relent
 from monitor.engine.kv_scores import KvScores, find_group
 from monitor.engine.link import Exporter, Step
 from monitor.engine.refusals import admission_refusal, refusal
@@ -30,7 +31,7 @@ from monitor.engine.steering import ENTRIES_PER_SLOT, Steering, to_device
 from monitor.engine.streams import Streams
 from monitor.engine.taps import Taps
 from monitor.errors import OrderError
-from monitor.frames import Admission, Arm, Order, Refusal, Release, Started, Steer, Stop, Stream
+from monitor.frames import Admission, Arm, GuardEvent, Order, Refusal, Release, Started, Steer, Stop, Stream
 from probes.bundle import load_bundle
 
 ORDERS_FIELD: Final = "plumbob_orders"
@@ -41,9 +42,11 @@ ADMISSION_FIELD: Final = "plumbob_admission"
 """The same for what a request itself asked for, an ``Admission``; always written by the core."""
 REFUSALS_FIELD: Final = "plumbob_refusals"
 """Attribute of ``SchedulerOutput`` under which the core says what it refused, for the exporter to tell."""
+REPEATS_FIELD: Final = "plumbob_repeats"
+"""The same for answers that repeat themselves."""
 
 LOGGED_REFUSALS: Final = 20
-"""Orders refused that are logged; the monitor is told of all."""
+"""Orders refused that are logged, and as many reliefs by the guard; the monitor is told of all."""
 SLOTS_PER_SEQUENCE: Final = 2
 """Preempted requests keep their slot, so there are more than can run at once."""
 
@@ -112,6 +115,8 @@ class RunnerTap:
         self._finished: list[int] = []
         self._refused = 0
         self._refusals: list[Refusal] = []
+        self._relented = 0
+        self._guarded: list[GuardEvent] = []
         logger.info(
             "Plumbob reads %d probes at layers %s of %s (bundle %s)",
             len(bundle.probes),
@@ -157,6 +162,8 @@ class RunnerTap:
                 self._gates.extend(new.req_id, len(new.prompt_token_ids or []))
         for refused in getattr(scheduler_output, REFUSALS_FIELD, []):
             self._refuse(refused)
+        for repeats in getattr(scheduler_output, REPEATS_FIELD, []):
+            self._relent(repeats)
         orders: list[Order] = getattr(scheduler_output, ORDERS_FIELD, [])
         for order in orders:
             try:
@@ -181,6 +188,22 @@ class RunnerTap:
         self._refusals.append(msgspec.structs.replace(refused, number=self._refused - 1))
         if self._refused <= LOGGED_REFUSALS:
             logger.warning("Plumbob refused an order: %s", refused.reason)
+
+    def _relent(self, repeats: Repeats) -> None:
+        """Steer an answer less that repeats itself, and say so to the monitor, and in the log the first few times."""
+        event = relent(repeats, self.slots, self._gates, self._relented)
+        if event is None:
+            return
+        self._relented += 1
+        self._guarded.append(event)
+        if self._relented <= LOGGED_REFUSALS:
+            logger.warning(
+                "Plumbob's guard: request %s repeats itself (%.0f%% of %d tokens), its steering is %s",
+                event.request_id,
+                100 * event.repetition,
+                event.window,
+                event.kind,
+            )
 
     def _carry_out(self, order: Order) -> None:
         if isinstance(order, Stream):
@@ -324,11 +347,12 @@ class RunnerTap:
     def _tell_events(self) -> None:
         events = self._gates.take_events() if self._gates is not None else []
         refused, self._refusals = self._refusals, []
+        guarded, self._guarded = self._guarded, []
         if self.exporter is not None:
-            self.exporter.tell(events, refused)
+            self.exporter.tell(events, refused, guarded)
 
     def _offer_nothing_computed(self) -> None:
-        to_tell = bool(self._started or self._finished or self._refusals)
+        to_tell = bool(self._started or self._finished or self._refusals or self._guarded)
         self._tell_events()
         if self.exporter is not None and to_tell:
             step = Step(unscored=self.slots.unscored, finished=self._finished, started=self._started)

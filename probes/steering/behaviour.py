@@ -7,8 +7,8 @@
    messages of the concept's own contrast pairs. It knows nothing of the model. How well it tells such pairs apart that
    it has not seen, topics left out, is reported beside it: near 0.5 it is no witness.
 3. **Rule.** Whether an answer refuses, by phrases.
-4. **Repetition.** The share of an answer's sequences of three tokens that occurred in it before (1 − distinct-3; Li et
-   al., arXiv 1510.03055, for distinct-n).
+4. **Repetition.** The share of an answer's sequences of three tokens that occurred in it before
+   (:mod:`probes.steering.repetition`).
 """
 
 import re
@@ -27,6 +27,7 @@ from probes.metrics import MIN_GROUPS, auroc
 from probes.models import Progress, no_progress
 from probes.roles import Role
 from probes.steering.generation import Answer, Trigger
+from probes.steering.repetition import repetition
 
 REFUSAL: Final = re.compile(
     r"\b(?:"
@@ -45,7 +46,6 @@ REFUSAL: Final = re.compile(
 """How answers say that they refuse. Apologies for something else are none."""
 OPENING: Final = 200
 """Characters of an answer in which a refusal is looked for: later, it is one of something else."""
-NGRAM: Final = 3
 FOLDS: Final = 5
 """Of the words' own test, by topic."""
 
@@ -53,12 +53,6 @@ FOLDS: Final = 5
 def refuses(text: str) -> bool:
     """Whether an answer refuses, by its opening's phrases."""
     return REFUSAL.search(text.replace("’", "'")[:OPENING]) is not None
-
-
-def repetition(token_ids: Sequence[int]) -> float:
-    """Share of sequences of three tokens that occurred before, 0 to 1; 0 of an answer that has none."""
-    grams = list(zip(*(token_ids[start:] for start in range(NGRAM)), strict=False))
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 @dataclass(frozen=True, slots=True)

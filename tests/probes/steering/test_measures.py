@@ -16,13 +16,14 @@ from probes.report import ReportError
 from probes.requests import Request, RequestError
 from probes.roles import Role
 from probes.steering import add
-from probes.steering.behaviour import Words, refuses, repetition, show
+from probes.steering.behaviour import Words, refuses, show
 from probes.steering.comparison import Way, compare, shift
 from probes.steering.damage import Bystanders, Text, facts, ordinary
 from probes.steering.document import Outcome, Shift, SteeringReport
 from probes.steering.generation import Arm, generate
 from probes.steering.page import HTML, JSON, decode, render, write
 from probes.steering.questions import of_concept, of_requests, ordinary_of
+from probes.steering.repetition import repetition
 from probes.steering.sentences import concluded
 from probes.steering.sweep import both_ways, cap, parse_doses, working_range
 from tests.probes.steering.test_generation import edit, trigger

@@ -1,0 +1,152 @@
+"""The degeneration guard: steering that makes an answer repeat itself is halved, and then released.
+
+1. The engine core watches each request from when it may first be steered: by an order, as it asked for, or by a gate.
+   Every :data:`STRIDE` tokens it judges the last :data:`WINDOW` of the answer by the share of their sequences of three
+   that repeat an earlier one (:func:`probes.steering.repetition.repetition`).
+2. Where the share reaches :data:`THRESHOLD`, the core says so with the next step, so that every rank hears of it at the
+   same one, and judges anew when a whole window of new tokens is there.
+3. The workers know which rows were steered. They blame steering where it goes on, and touched at least half of the rows
+   that the first of the windows that repeat in a row came from: an answer that repeated itself before is not theirs.
+4. The first time, half of what orders do to the projection is taken back, from the request's next row on
+   (:func:`monitor.engine.acts.halved`). A gate's entry of the table is every request's, and cannot be halved for one:
+   a gate that steers the request lets it go for good. So does the second time everything that steers the request, and
+   an order to steer it again is refused.
+
+It needs no monitor; one that is there is told, as a ``GuardEvent``. What was taken back is not given again: the rows
+that steering touched are part of the context, and a text that repeats itself tends to go on so.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from monitor.engine.gates import Gates
+from monitor.engine.slots import Slots
+from monitor.frames import Act, GuardEvent
+from probes.steering.repetition import repetition
+
+WINDOW: Final = 64
+"""Tokens of an answer that are judged together."""
+STRIDE: Final = 16
+"""New tokens from one judgement to the next."""
+THRESHOLD: Final = 0.7
+"""Share of sequences of three tokens that repeat an earlier one of the window."""
+
+
+class Repeats(msgspec.Struct, frozen=True):
+    """A watched answer repeats itself: what the core tells the workers."""
+
+    key: str
+    share: float
+    """Of the window just judged."""
+    noticed: int
+    """Position of the last token of the first of those windows that have repeated without a break."""
+
+
+@dataclass(slots=True)
+class _Watched:
+    due: int = WINDOW
+    """Tokens of the answer at which it is judged next."""
+    noticed: int = -1
+    """See :class:`Repeats`; −1: the last window judged did not repeat."""
+
+
+class Guard:
+    """The core's part: which answers repeat themselves. One for each scheduler."""
+
+    def __init__(self) -> None:
+        self._watched: dict[str, _Watched] = {}
+
+    def watch(self, key: str) -> None:
+        """Judge a request's answer from now on, until it ends."""
+        self._watched.setdefault(key, _Watched())
+
+    def judge(self, requests: Mapping[str, Any]) -> list[Repeats]:
+        """Judge what has become due.
+
+        Args:
+            requests: vLLM's, by key; one that is watched and not among them has ended.
+
+        Returns:
+            The answers that repeat themselves.
+        """
+        found: list[Repeats] = []
+        for key, watched in list(self._watched.items()):
+            request = requests.get(key)
+            if request is None:
+                del self._watched[key]
+                continue
+            tokens = request.output_token_ids
+            count = len(tokens)
+            if count < watched.due - WINDOW:
+                # A streaming session whose answer has become part of its prompt.
+                watched.due, watched.noticed = WINDOW, -1
+            if count < watched.due:
+                continue
+            share = repetition(tokens[-WINDOW:])
+            if share < THRESHOLD:
+                watched.due, watched.noticed = count + STRIDE, -1
+                continue
+            if watched.noticed < 0:
+                watched.noticed = request.num_prompt_tokens + count - 1
+            watched.due = count + WINDOW
+            found.append(Repeats(key, share, watched.noticed))
+        return found
+
+
+def blamed(stretches: Iterable[tuple[int, int]], noticed: int) -> bool:
+    """Whether at least half of the rows that a window's tokens came from were steered.
+
+    Args:
+        stretches: Positions that were, ``(first, one past the last)``; they may overlap.
+        noticed: Position of the window's last token. The row before a token yields it.
+    """
+    begin = noticed - WINDOW
+    rows = np.zeros(WINDOW, bool)
+    for first, end in stretches:
+        rows[max(first - begin, 0) : max(end - begin, 0)] = True
+    return int(rows.sum()) * 2 >= WINDOW
+
+
+def relent(repeats: Repeats, slots: Slots, gates: Gates | None, number: int) -> GuardEvent | None:
+    """The workers' part: take steering back, if it is to blame. All ranks come to the same.
+
+    Args:
+        repeats: What the core found.
+        slots: Knows what orders do to the request, and does less.
+        gates: The engine's; ``None``: it has none.
+        number: Of the event.
+
+    Returns:
+        What was done; ``None`` where the request has ended, or steering is not to blame.
+    """
+    request = slots.tracked(repeats.key)
+    if request is None:
+        return None
+    by_gates = [] if gates is None else gates.steered(request.slot)
+    gated = any(steered.steering for steered in by_gates)
+    if not (gated or slots.steers(request)):
+        return None
+    stretches = [(push.start, push.end) for push in request.pushes]
+    stretches += [(first, end) for steered in by_gates for first, end in (*steered.early, *steered.late)]
+    if not blamed(stretches, repeats.noticed):
+        return None
+    left: list[Act] = [] if request.halved else slots.halve(request)
+    if not left:
+        slots.release(request)
+    closed = gates.exempt(request.slot) if gates is not None and (gated or not left) else []
+    return GuardEvent(
+        number=number,
+        kind="halved" if left else "released",
+        key=request.key,
+        request_id=request.request_id,
+        position=slots.upcoming(request.slot),
+        repetition=repeats.share,
+        threshold=THRESHOLD,
+        window=WINDOW,
+        left=left,
+        gates=closed,
+    )

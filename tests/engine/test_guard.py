@@ -1,0 +1,249 @@
+"""The degeneration guard without an engine: what repeats, what is blamed for it, and what is taken back."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from probes.steering.repetition import repetition
+
+torch = pytest.importorskip("torch")
+
+from monitor.engine.acts import NOTHING, act_of, entry_of, halved  # noqa: E402
+from monitor.engine.guard import STRIDE, THRESHOLD, WINDOW, Guard, Repeats, blamed, relent  # noqa: E402
+from monitor.engine.slots import ACTS  # noqa: E402
+from monitor.engine.steering import Push, halved_from, timeline  # noqa: E402
+from monitor.errors import OrderError  # noqa: E402
+from monitor.frames import Act, Release, Steer  # noqa: E402
+from probes.steering import Entry, steer  # noqa: E402
+from tests.engine.test_slots import PROMPT, House  # noqa: E402
+
+BEGIN = len(PROMPT) - 1
+"""The first response row."""
+UP = Act("harmful_intent", add=0.4)
+
+
+def request(tokens, prompt=5):
+    return SimpleNamespace(output_token_ids=tokens, num_prompt_tokens=prompt)
+
+
+def judged(tokens: list[int], prompt: int = 5) -> list[tuple[int, Repeats]]:
+    """What the core says of an answer that comes token by token, with the tokens there were."""
+    guard = Guard()
+    guard.watch("a")
+    found = []
+    for count in range(len(tokens) + 1):
+        found += [(count, repeats) for repeats in guard.judge({"a": request(tokens[:count], prompt)})]
+    return found
+
+
+def test_what_a_text_repeats_is_counted_within_its_window():
+    # Written out, over the positions of the text itself.
+    tokens = [1, 2, 3, 1, 2, 3, 4, 1, 2, 3, 4]
+    seen, repeated = set(), 0
+    for start in range(len(tokens) - 2):
+        gram = tuple(tokens[start : start + 3])
+        repeated += gram in seen
+        seen.add(gram)
+    assert repetition(tokens) == pytest.approx(repeated / (len(tokens) - 2))
+    assert repetition(range(WINDOW)) == repetition([]) == repetition([1, 2]) == 0
+
+
+def test_a_varied_answer_is_never_told_of():
+    assert judged(list(range(500))) == []
+
+
+@pytest.mark.parametrize(("period", "told"), [(1, True), (5, True), (18, True), (19, False), (40, False)])
+def test_a_loop_is_told_of_where_it_is_short(period, told):
+    assert bool(judged([index % period for index in range(300)])) is told
+
+
+def test_an_answer_that_begins_to_repeat_is_told_of_once_a_window_and_by_where_it_began():
+    tokens = [*range(100), *[7] * 200]
+    found = judged(tokens, prompt=5)
+    counts = [count for count, _ in found]
+    # The first judgement at which seven tenths of the window repeat, and then one a window of new tokens.
+    first = next(c for c in range(WINDOW, 301, STRIDE) if repetition(tokens[c - WINDOW : c]) >= THRESHOLD)
+    assert counts == list(range(first, 301, WINDOW)) and len(counts) >= 3
+    assert {repeats.noticed for _, repeats in found} == {5 + first - 1}
+    assert [repeats.share for _, repeats in found] == [repetition(tokens[c - WINDOW : c]) for c in counts]
+
+
+def test_an_answer_that_recovers_and_falls_back_is_noticed_anew():
+    tokens = [*[7] * 100, *range(1000, 1200), *[8] * 100]
+    noticed = {repeats.noticed for _, repeats in judged(tokens, prompt=0)}
+    assert len(noticed) == 2 and min(noticed) < 100 < 300 < max(noticed)
+
+
+def test_a_request_that_has_ended_is_watched_no_more():
+    guard = Guard()
+    guard.watch("a")
+    assert guard.judge({}) == []
+    assert guard.judge({"a": request([7] * WINDOW)}) == []
+
+
+def test_a_session_that_goes_on_is_judged_from_its_new_answer_on():
+    guard = Guard()
+    guard.watch("a")
+    assert guard.judge({"a": request([7] * 500)})
+    assert guard.judge({"a": request([7] * (WINDOW - 1), prompt=505)}) == []
+    (found,) = guard.judge({"a": request([7] * WINDOW, prompt=505)})
+    assert found.noticed == 505 + WINDOW - 1
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 200), st.integers(0, 80)), max_size=6),
+    st.integers(0, 250),
+)
+def test_steering_is_blamed_where_it_touched_half_of_the_rows_behind_the_window(parts, noticed):
+    stretches = [(first, first + length) for first, length in parts]
+    rows = [position - 1 for position in range(noticed - WINDOW + 1, noticed + 1)]
+    touched = sum(any(first <= row < end for first, end in stretches) for row in rows)
+    assert blamed(stretches, noticed) is (touched >= WINDOW / 2)
+
+
+@given(
+    st.floats(-50, 50),
+    st.floats(-1, 1),
+    st.floats(-100, 100),
+)
+def test_half_of_adding_and_scaling_is_half_of_what_they_do(add, scale, projection):
+    direction = np.array([[0.6, 0.8]])
+    state = projection * direction
+    whole = steer(state, direction, np.array([Entry(add, scale, -np.inf, np.inf)])) - state
+    half = steer(state, direction, np.array([halved(Entry(add, scale, -np.inf, np.inf))])) - state
+    assert half == pytest.approx(whole / 2, abs=1e-9)
+
+
+def test_a_range_has_no_half():
+    assert halved(Entry(0.0, 1.0, -3.0, np.inf)) == NOTHING
+    # Without its range, a scale would do more than with it.
+    assert halved(Entry(2.0, 5.0, -3.0, 3.0)) == Entry(1.0, 1.0, -np.inf, np.inf)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.floats(-9, 9), st.integers(0, 40), st.integers(1, 40)), max_size=6))
+def test_halving_leaves_what_was_and_halves_what_is_to_come(parts):
+    pushes = [
+        Push(vector, Entry(add, 1.0, -np.inf, np.inf), "o", start, start + length)
+        for vector, add, start, length in parts
+    ]
+    position = 25
+
+    def at(row: int, of: list[Push]) -> dict[int, float]:
+        segments = [segment for segment in timeline(of) if segment.start <= row < segment.end]
+        return {vector: entry.add for segment in segments for vector, entry in segment.amounts}
+
+    halves = halved_from(pushes, position)
+    for row in range(90):
+        before = at(row, pushes)
+        expected = before if row < position else {vector: add / 2 for vector, add in before.items()}
+        assert at(row, halves) == pytest.approx({v: a for v, a in expected.items() if a})
+
+
+def test_an_act_says_what_an_entry_does(shared_bundle):
+    for act in (UP, Act("sycophancy", scale=0.0), Act("sycophancy", add=0.1, low=-0.5), Act("sycophancy", high=0.25)):
+        row, entry = entry_of(shared_bundle, act)
+        assert act_of(shared_bundle.manifest.vectors[row], entry) == act
+
+
+@pytest.fixture
+def house(shared_bundle):
+    return House(shared_bundle)
+
+
+def begin(house, *acts, at=0, rows=200, tokens=None):
+    """A request that answers, and is steered by an order that comes after so many rows of the answer."""
+    house.slots.start("a", "user-a", PROMPT, scored=True)
+    house.step(a=(0, len(PROMPT)))
+    for row in range(rows):
+        if row == at and acts:
+            house.slots.order(Steer("a", list(acts), tokens, "order"))
+        house.step(a=(len(PROMPT) + row, 1))
+    return len(PROMPT) + rows
+
+
+def repeats(noticed, share=0.9):
+    return Repeats("a", share, noticed)
+
+
+def test_the_dose_is_halved_and_then_released(house):
+    upcoming = begin(house, UP)
+    assert house.added(0) == [4.0, 0.0]
+    event = relent(repeats(100), house.slots, None, 3)
+    assert (event.number, event.kind, event.position, event.repetition) == (3, "halved", upcoming, 0.9)
+    assert (event.key, event.request_id) == ("a", "user-a")
+    assert event.left == [Act("harmful_intent", add=0.2)] and event.gates == []
+    house.step(a=(upcoming, 1))
+    assert house.added(0) == [2.0, 0.0]
+    event = relent(repeats(100), house.slots, None, 4)
+    assert (event.kind, event.position, event.left) == ("released", upcoming + 1, [])
+    house.step(a=(upcoming + 1, 1))
+    assert house.added(0) == [0.0, 0.0]
+    # Nothing is left to take back.
+    assert relent(repeats(100), house.slots, None, 5) is None
+
+
+def test_rows_that_come_again_are_steered_as_they_were(house):
+    upcoming = begin(house, UP)
+    relent(repeats(100), house.slots, None, 0)
+    house.step(a=(upcoming, 1))
+    relent(repeats(100), house.slots, None, 1)
+    house.step(a=(upcoming - 2, 4))
+    assert [house.added(row)[0] for row in range(4)] == [4.0, 4.0, 2.0, 0.0]
+
+
+def test_a_released_request_is_steered_by_no_order_any_more(house):
+    begin(house, UP)
+    relent(repeats(100), house.slots, None, 0)
+    relent(repeats(100), house.slots, None, 1)
+    with pytest.raises(OrderError, match="is steered no more") as refused:
+        house.slots.order(Steer("a", [UP], None, "another"))
+    assert refused.value.cause == "guard"
+    # The same order again, of a monitor that was started again, is none.
+    house.slots.order(Steer("a", [UP], None, "order"))
+    house.step(a=(300, 1))
+    assert house.added(0) == [0.0, 0.0]
+
+
+def test_a_halved_order_can_still_be_released_by_its_id(house):
+    upcoming = begin(house, UP)
+    relent(repeats(100), house.slots, None, 0)
+    house.slots.order(Release("a", "order"))
+    house.step(a=(upcoming, 1))
+    assert house.added(0) == [0.0, 0.0]
+
+
+def test_a_clamp_is_released_at_once(house):
+    begin(house, Act("harmful_intent", high=0.1))
+    event = relent(repeats(100), house.slots, None, 0)
+    assert event.kind == "released"
+    with pytest.raises(OrderError):
+        house.slots.order(Steer("a", [UP]))
+
+
+def test_an_answer_that_repeated_itself_before_is_not_blamed_on_steering(house):
+    begin(house, UP, at=150)
+    assert relent(repeats(len(PROMPT) + 150 + 10), house.slots, None, 0) is None
+    # With most of the window behind the order it is.
+    assert relent(repeats(len(PROMPT) + 150 + WINDOW), house.slots, None, 0).kind == "halved"
+
+
+def test_steering_that_has_ended_is_not_blamed(house):
+    begin(house, UP, tokens=80)
+    assert relent(repeats(70), house.slots, None, 0) is None
+
+
+def test_who_is_not_steered_or_has_ended_is_left_alone(house):
+    begin(house)
+    assert relent(repeats(100), house.slots, None, 0) is None
+    house.slots.finish("a")
+    assert relent(repeats(100), house.slots, None, 0) is None
+
+
+def test_where_there_is_no_room_for_halves_it_is_released(house):
+    begin(house, *[Act("harmful_intent", add=0.001)] * (ACTS // 2 + 1))
+    assert relent(repeats(100), house.slots, None, 0).kind == "released"
+    house.step(a=(300, 1))
+    assert house.added(0) == [0.0, 0.0]
