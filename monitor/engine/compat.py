@@ -125,12 +125,6 @@ def require_features(vllm_config: Any, *, gates: bool = False) -> None:
             'Leave "gates" out of additional_config.plumbob, or switch speculative decoding off.',
         ),
         (
-            # Where a step's keys and values go is not known there when gates have to read what is cached.
-            gates and vllm_config.use_v2_model_runner,
-            "gates on Model Runner V2",
-            "Set VLLM_USE_V2_MODEL_RUNNER=0.",
-        ),
-        (
             # Which drafts are verified is decided on the device, after the row map was made.
             getattr(vllm_config.speculative_config, "enable_adaptive_verification", False),
             "adaptive verification of drafts",

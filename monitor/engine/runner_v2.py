@@ -54,6 +54,11 @@ def _prepare_inputs(method: Method) -> Method:
             # keeps of its blocks is on the device.
             return next(new.block_ids[group] for new in scheduler_output.scheduled_new_reqs if new.req_id == key)
 
+        def kv_slots(group: int) -> Tensor:
+            # As the runner is about to do, with the same outcome: it has the step's block tables and positions by now.
+            _, mappings = self.prepare_attn(batch)
+            return mappings[group]
+
         def begin(tap: RunnerTap) -> None:
             first = self.req_states.num_computed_tokens.gpu[batch.idx_mapping]
             tap.begin(
@@ -63,6 +68,7 @@ def _prepare_inputs(method: Method) -> Method:
                 batch.query_start_loc,
                 first,
                 blocks,
+                kv_slots,
             )
 
         guarded(self, "map rows", begin)

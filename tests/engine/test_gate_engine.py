@@ -1,12 +1,14 @@
 """The gate in a real engine in float32, against forward passes of transformers that steer from the same token on."""
 
+from pathlib import Path
+
 import msgspec
 import numpy as np
 import pytest
 
 from monitor.frames import Act, Arm, Disarm, Frame, encode_ack
 from probes.aggregate import Aggregate, running
-from probes.bundle import save_bundle
+from probes.bundle import Bundle, save_bundle
 from tests.engine.conftest import LAYERS, Seen, Wire, random_bundle, settings, start
 from tests.engine.test_accounting import BLOCK, CHUNK, LARGEST
 
@@ -58,8 +60,8 @@ def first_told(seen: Seen) -> tuple[np.ndarray, list[int]]:
 class House:
     """An engine with two gates, and what is needed to judge it.
 
-    Gate ``same`` reads layer 5 and steers layer 15, from the row that opens it; gate ``next`` reads layer 29 and steers
-    layer 15, from the row after.
+    Gate ``same`` reads the first of the three tapped layers and steers the second, from the row that opens it; gate
+    ``next`` reads the third and steers the second, from the row after.
     """
 
     def __init__(self, arm, wire, bundle, source, prompts) -> None:
@@ -125,7 +127,7 @@ class House:
             def read(_module, _arguments, output):
                 hidden = output[0] if isinstance(output, tuple) else output
                 states[layer] = hidden[0].numpy()
-                if layer != LAYERS[1]:
+                if layer != self.bundle.manifest.vectors[0].layer:
                     return None
                 moved = hidden + change
                 return (moved, *output[1:]) if isinstance(output, tuple) else moved
@@ -133,7 +135,7 @@ class House:
             return read
 
         try:
-            handles += [self.source.blocks[layer].register_forward_hook(hook(layer)) for layer in LAYERS]
+            handles += [self.source.blocks[layer].register_forward_hook(hook(layer)) for layer in self.bundle.layers]
             with torch.inference_mode():
                 logits = self.source.model(input_ids=torch.tensor([sequence]), use_cache=False).logits[0].numpy()
         finally:
@@ -151,12 +153,11 @@ class House:
         return (np.abs(told - scores[at]) / norms[at] / LARGEST).max(axis=1)
 
 
-@pytest.fixture(scope="module", params=["eager", pytest.param("compiled", marks=pytest.mark.slow)])
-def house(request, model_path, source, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gate")
-    base = random_bundle(folder / "base", model_path, source.markers, threshold=1e9)
-    assert all(vector.layer == LAYERS[1] for vector in base.manifest.vectors)
-    bundle = save_bundle(
+def gated_bundle(folder: Path, model_path: Path, source, layers=LAYERS) -> Bundle:
+    """Random probes at three layers, and two vectors at the second."""
+    base = random_bundle(folder / "base", model_path, source.markers, threshold=1e9, layers=layers)
+    assert all(vector.layer == layers[1] for vector in base.manifest.vectors)
+    return save_bundle(
         folder / "bundle",
         version="0",
         created="2026-01-01T00:00:00Z",
@@ -164,11 +165,17 @@ def house(request, model_path, source, tmp_path_factory):
         markers=base.manifest.markers,
         # What reads the prompt may open a gate in a chunk of it, and how it is divided is not to be guessed here.
         probes=[
-            (msgspec.structs.replace(probe, roles=["assistant"]) if probe.layer == LAYERS[2] else probe, weight, bias)
+            (msgspec.structs.replace(probe, roles=["assistant"]) if probe.layer == layers[2] else probe, weight, bias)
             for probe, weight, bias in zip(base.probes, base.weight, base.bias.tolist(), strict=True)
         ],
         vectors=list(zip(base.manifest.vectors, base.vectors, strict=True)),
     )
+
+
+@pytest.fixture(scope="module", params=["eager", pytest.param("compiled", marks=pytest.mark.slow)])
+def house(request, model_path, source, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gate")
+    bundle = gated_bundle(folder, model_path, source)
     from probes.concepts import load_benign
 
     encoded = [source.encode(request.messages, respond=True) for request in load_benign()[:60]]
@@ -211,11 +218,11 @@ def crowd(house, plain):
 
 def test_an_engine_with_gates_and_none_armed_is_as_it_was(house, plain):
     answer, seen = plain
-    assert not house.wire.told
     for request, prompt, tokens in zip(seen, house.prompts, answer.tokens, strict=True):
         sequence = [*prompt, *tokens[:-1]]
         assert house.far(request, sequence, np.zeros((len(sequence), 2))).max() <= 1
         assert not any(request.steered)
+        assert not house.wire.events(request)
 
 
 def test_the_engine_decides_as_the_rules_say(house, crowd):
@@ -268,13 +275,22 @@ def test_rows_downstream_are_marked(house, crowd):
         assert request.steered == [int(position >= first) for position in request.positions]
 
 
-def test_an_unsteered_continuation_finds_no_steered_block(house, crowd):
+def test_a_gate_that_was_disarmed_steers_nobody(house, crowd):
     _, seen, _ = crowd
-    house.switch_on([first_told(request) for request in seen], hold=TOKENS)
+    told = dict(house.wire.told)
+    prompt = next(prompt for prompt, request in zip(house.prompts, seen, strict=True) if any(request.steered))
+    answer, (request,) = house.wire.run(house.arm, [prompt], TOKENS, fresh=True)
+    sequence = [*prompt, *answer.tokens[0][:-1]]
+    assert not any(request.steered)
+    assert house.far(request, sequence, np.zeros((len(sequence), 2))).max() <= 1
+    assert house.wire.told == told
+
+
+def test_an_unsteered_continuation_finds_no_steered_block(house):
     prompt = house.prompts[-1]
-    house.order(Arm("same", "random-5-0", [Act("random-0", add=DOSES[0])], threshold=-1e6, half_life=HALF_LIFE))
+    house.order(Arm("always", house.bundle.probes[0].name, [Act("random-0", add=DOSES[0])], threshold=-1e6))
     answer, (steered,) = house.wire.run(house.arm, [prompt], 2 * BLOCK, fresh=True)
-    house.switch_off()
+    house.order(Disarm("always"))
     sequence = [*prompt, *answer.tokens[0]]
     none = np.zeros((len(sequence), 2))
     # What the first conversation left in the cache is far from what an unsteered one computes.
@@ -311,7 +327,7 @@ def test_events_are_sent_until_they_are_confirmed(house, crowd):
 
 
 def test_the_gate_works_with_no_monitor_and_a_later_one_learns_of_it(house, crowd):
-    house.order(Arm("alone", "random-5-0", [Act("random-0", add=DOSES[0])], threshold=-1e6))
+    house.order(Arm("alone", house.bundle.probes[0].name, [Act("random-0", add=DOSES[0])], threshold=-1e6))
     numbers = set(house.wire.told)
     endpoint = house.wire.endpoint
     house.wire.close()

@@ -402,14 +402,14 @@ def test_disarming_what_is_not_armed_names_what_is(house):
 
 
 def test_what_gates_cannot_go_with_is_refused_by_name():
-    def configuration(speculative, v2=False):
+    def configuration(speculative):
         off = SimpleNamespace(pipeline_parallel_size=1, data_parallel_size=1)
         return SimpleNamespace(
             parallel_config=off,
             compilation_config=SimpleNamespace(pass_config=SimpleNamespace()),
             speculative_config=SimpleNamespace() if speculative else None,
             scheduler_config=SimpleNamespace(async_scheduling=False),
-            use_v2_model_runner=v2,
+            use_v2_model_runner=True,
             cache_config=SimpleNamespace(kv_sharing_fast_prefill=False),
             kv_transfer_config=None,
             model_config=SimpleNamespace(runner_type="generate"),
@@ -419,9 +419,6 @@ def test_what_gates_cannot_go_with_is_refused_by_name():
     require_features(configuration(False), gates=True)
     with pytest.raises(EngineError, match="gates and speculative decoding"):
         require_features(configuration(True), gates=True)
-    require_features(configuration(False, v2=True))
-    with pytest.raises(EngineError, match="gates on Model Runner V2"):
-        require_features(configuration(False, v2=True), gates=True)
 
 
 def test_how_many_gates_there_are_is_part_of_what_shapes_the_graph(shared, monkeypatch):

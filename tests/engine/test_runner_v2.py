@@ -74,19 +74,24 @@ class Counter(Wire):
         self.computed += sum(block.rows for block in frame.header.states)
 
 
+def start(name: str, folder: Path, settings: dict[str, object]) -> Arm:
+    """An engine on Model Runner V2."""
+    path = os.pathsep.join(filter(None, [str(SHIM), os.environ.get("PYTHONPATH")]))
+    return Arm(
+        name,
+        folder / f"{name}.log",
+        {**settings, "async_scheduling": True},
+        {"PYTHONPATH": path, "TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"},
+    )
+
+
 class Tapped:
     """An engine on Model Runner V2, and the monitor's end of its socket."""
 
     def __init__(self, name: str, folder: Path, bundle: Bundle, settings: dict[str, object]) -> None:
         self.wire = Counter(f"ipc://{folder}/{name}.sock")
         tap = {"plumbob": {"bundle": str(bundle.path), "endpoint": self.wire.endpoint, "stream": [LAYERS[0]]}}
-        path = os.pathsep.join(filter(None, [str(SHIM), os.environ.get("PYTHONPATH")]))
-        self.arm = Arm(
-            name,
-            folder / f"{name}.log",
-            {**settings, "async_scheduling": True, "additional_config": tap},
-            {"PYTHONPATH": path, "TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"},
-        )
+        self.arm = start(name, folder, {**settings, "additional_config": tap})
 
     def run(self, prompts, tokens=TOKENS, act=None):
         return self.wire.run(self.arm, prompts, tokens, act)
