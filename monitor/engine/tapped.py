@@ -232,7 +232,7 @@ class RunnerTap:
         query_start: Tensor,
         batch_first: Tensor | None,
         blocks: Blocks,
-        kv_slots: Callable[[int], Tensor] | None = None,
+        kv_slots: Callable[[int], Tensor],
     ) -> None:
         """Set the row map of the coming forward pass.
 
@@ -243,8 +243,8 @@ class RunnerTap:
             query_start: First row of each, and one past the last row, on the device.
             batch_first: As ``first``, on the device, where the device knows better; ``None``: it does not.
             blocks: Finds the KV blocks of a request.
-            kv_slots: Takes a KV cache group and tells where each row's keys and values are going to be, int64;
-                ``None``: that is not known yet, and gates read nothing of what is cached.
+            kv_slots: Takes a KV cache group and tells where each row's keys and values are going to be, int64,
+                ``(at least rows,)``; asked only in a step in which gates read what is cached.
         """
         rows, requests = int(scheduled.sum()), len(keys)
         self._batch = self.slots.batch(keys, scheduled, first, suspended=self._suspended)
@@ -271,7 +271,7 @@ class RunnerTap:
         )
         self._gating = self._gates is not None and self._gates.active
         if self._gates is not None and self._gating:
-            cached = None if kv_slots is None else self._cached(self._batch.gaps, blocks, kv_slots)
+            cached = self._cached(self._batch.gaps, blocks, kv_slots)
             self._gates.open(self._batch, scheduled, first, self._stage, rows, cached)
 
     def end(self, kv_slots: Callable[[int], Tensor] | None = None, rejected: Tensor | None = None) -> None:
