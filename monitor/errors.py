@@ -16,12 +16,25 @@ from typing import Literal
 from probes.errors import PlumbobError
 
 Cause = Literal[
-    "vector", "dose", "operation", "conflict", "request", "slots", "layer", "gate", "stop", "admission", "guard"
+    "vector",
+    "dose",
+    "operation",
+    "conflict",
+    "request",
+    "slots",
+    "layer",
+    "gate",
+    "stop",
+    "admission",
+    "guard",
+    "lease",
+    "expired",
 ]
 """Why an engine refuses an order: it has no such vector; the dose is over the cap; what is to be done makes no sense;
 it conflicts with what was ordered before; the request has ended or has no slot; too much is steered at once; the layer
 is not streamed; the gate cannot be armed, or is not there; the generation cannot be stopped; a request
-asks for steering that it may not have; the engine's guard has released the request for good."""
+asks for steering that it may not have; the engine's guard has released the request for good; its lease was over
+before it could take effect; it was carried out, until its lease ended."""
 
 
 class PolicyError(PlumbobError):

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from monitor.errors import Cause, FrameError, FrameVersionError
 
-VERSION: Final = 1
+VERSION: Final = 2
 
 HELLO: Final = b"H"
 FRAME: Final = b"F"
@@ -140,7 +140,7 @@ class GateEvent(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True):
-    """An order that the engine does not carry out; the request is served without it.
+    """An order that the engine does not carry out, or no more: its lease has ended. The request is served without it.
 
     Sent with every frame until the monitor has confirmed one that had it: whoever records them keeps each number once.
     """
@@ -243,6 +243,11 @@ class Steer(msgspec.Struct, frozen=True, tag="steer"):
     id: str = ""
     """Of the rule's action: an engine applies an id once a request, so that a monitor that was started again and
     decides anew does not double the dose. Empty: applied each time."""
+    lease: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """Seconds after which the engine releases it by itself, from when the order arrived; ``None``: never."""
+    max_dose: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """What all that may be done to the request at once along one of its vectors may come to, either way; ``None``: no
+    more than the bundle's cap."""
 
 
 class Release(msgspec.Struct, frozen=True, tag="release"):
@@ -301,6 +306,11 @@ class Arm(msgspec.Struct, frozen=True, tag="arm"):
     """The most rows steered of a request; ``None``: no limit."""
     key: str | None = None
     """The request it is for; ``None``: all, those in flight from their next row on."""
+    lease: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """Seconds after which the engine disarms it by itself, from when the order arrived; ``None``: never."""
+    max_dose: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """What all that may be done to a request at once along one of its vectors may come to, either way; ``None``: no
+    more than the bundle's cap."""
 
 
 class Disarm(msgspec.Struct, frozen=True, tag="disarm"):

@@ -3,22 +3,25 @@
 * ``Scheduler.__init__`` introduces the engine to the monitor; plugins are loaded too late for that of the engine core.
 * ``EngineCore.preprocess_add_request`` is the last place that knows the id which the user of the API sees; it travels
   to the workers in ``extra_args``, and so does what the request asked for (:mod:`monitor.engine.admission`).
-* ``Scheduler.schedule`` takes the orders that have arrived and attaches them to the step, so that every rank applies
-  them at the same one. Those to stop a generation it carries out itself, and ``Scheduler.update_from_output`` says so
-  to who waits for the answer. It also tells the workers which steered answers repeat themselves
-  (:mod:`monitor.engine.guard`).
+* ``Scheduler.schedule`` takes the orders that have arrived, and what undoes those whose lease has ended
+  (:mod:`monitor.engine.leases`), and attaches them to the step, so that every rank applies them at the same one. Those
+  to stop a generation it carries out itself, and ``Scheduler.update_from_output`` says so to who waits for the answer.
+  It also tells the workers which steered answers repeat themselves (:mod:`monitor.engine.guard`).
 * ``KVCacheCoordinator.cache_blocks`` stops at the first token that may be steered: steered KV never serves anyone else.
 """
 
 import re
+import time
 from typing import Any, Final
 
 import msgspec
 
 from monitor.engine import admission
+from monitor.engine.caps import require_together
 from monitor.engine.compat import vllm_version
 from monitor.engine.gate_orders import gate_entries, judgement
 from monitor.engine.guard import Guard, Repeats
+from monitor.engine.leases import Leases
 from monitor.engine.link import OrderInbox
 from monitor.engine.refusals import refusal
 from monitor.engine.selftest import outcome_of
@@ -55,8 +58,9 @@ def _init(method: Method) -> Method:
             self.plumbob_guard = Guard()
         if settings is not None and settings.endpoint is not None:
             self.plumbob_inbox = OrderInbox(settings.endpoint, _hello(self.vllm_config, settings))
+            self.plumbob_leases = Leases()
             if settings.gates:
-                self.plumbob_gates = set[str]()
+                self.plumbob_gates = dict[str, Arm]()
                 self.plumbob_bundle = load_bundle(settings.bundle)
 
     return init
@@ -94,8 +98,10 @@ def _schedule(method: Method) -> Method:
         guard: Guard | None = self.__dict__.get("plumbob_guard")
         # Before the orders: what they steer from this step on has yielded no token yet.
         repeats: list[Repeats] = guard.judge(self.requests) if guard is not None else []
-        orders = inbox.take() if inbox is not None else []
-        refusals = _stop(self, orders)
+        orders, refusals = list[Order](), list[Refusal]()
+        if inbox is not None:
+            orders, refusals = self.plumbob_leases.take(inbox.take(), time.monotonic(), self.requests.keys())
+        refusals += _stop(self, orders)
         for order in orders:
             # Blocks registered so far hold only tokens scheduled before this step, and this order begins with it.
             if isinstance(order, Steer) and (request := self.requests.get(order.key)) is not None:
@@ -147,29 +153,34 @@ def _keep_private(scheduler: Any, request: Any, clean_tokens: int) -> None:
 
 def _note_gates(scheduler: Any, orders: list[Order]) -> None:
     """Keep private what gates may steer from this step on, and remember those that judge every request that comes."""
-    gates: set[str] | None = scheduler.__dict__.get("plumbob_gates")
+    gates: dict[str, Arm] | None = scheduler.__dict__.get("plumbob_gates")
     if gates is None:
         return
     for order in orders:
         if isinstance(order, Disarm):
-            gates.discard(order.id)
-        if not isinstance(order, Arm) or not _can_be_armed(scheduler, gates, order):
+            gates.pop(order.id, None)
+        if not isinstance(order, Arm):
             continue
-        gates.discard(order.id)
+        if not _can_be_armed(scheduler, gates, order):
+            scheduler.plumbob_leases.forget(order)
+            continue
+        gates.pop(order.id, None)
         if order.key is None:
-            gates.add(order.id)
+            gates[order.id] = order
         for request in scheduler.requests.values():
             if order.key in (None, request.request_id):
                 _keep_private(scheduler, request, max(request.num_computed_tokens, request.num_prompt_tokens - 1))
 
 
-def _can_be_armed(scheduler: Any, gates: set[str], order: Arm) -> bool:
+def _can_be_armed(scheduler: Any, gates: dict[str, Arm], order: Arm) -> bool:
     """Whether there is a place and the bundle allows it; the workers refuse the rest, and say why."""
     if order.key is None and order.id not in gates and len(gates) >= (scheduler.plumbob_inbox.hello.gates or 0):
         return False
+    others = [gate for gate in gates.values() if gate.id != order.id]
     try:
         judgement(scheduler.plumbob_bundle, order)
         gate_entries(scheduler.plumbob_bundle, order)
+        require_together(scheduler.plumbob_bundle, {}, [*others, order])
     except OrderError:
         return False
     return True

@@ -48,6 +48,8 @@ class Judged:
     ended: bool = False
     exempt: bool = False
     """No gate is to steer it any more."""
+    without: set[str] = field(default_factory=set[str])
+    """Gates that are not to steer it, since its orders leave no room for them."""
 
 
 class History:

@@ -9,14 +9,16 @@ A gate that is disarmed, or armed anew to do something else, keeps its place unt
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from monitor.engine.caps import require_together
 from monitor.engine.gate import FOREVER, Counter, Rule, open_rows
 from monitor.engine.gate_history import History, Judged, Steered, as_they_were
 from monitor.engine.gate_orders import gate_entries, judgement
@@ -122,24 +124,45 @@ class Gates:
         self._buffers.counters[slot, :, Counter.ARMED] = 0
         return self._history.close(request)
 
-    def arm(self, order: Arm, upcoming: Callable[[int], int]) -> None:
+    def armed_for(self, key: str) -> list[Arm]:
+        """The gates that may steer the request of a key, which may be about to come."""
+        request = next((request for request in self._requests.values() if request.key == key), None)
+        without = set[str]() if request is None else request.without
+        orders = [order for _, order in self._armed.values() if order.key in (None, key) and order.id not in without]
+        return [] if request is not None and request.exempt else orders
+
+    def arm(
+        self,
+        order: Arm,
+        upcoming: Callable[[int], int],
+        require_beside: Callable[[str, Sequence[Arm]], None] = lambda key, gates: None,
+    ) -> dict[str, OrderError]:
         """Arm a gate, or tune it.
 
         Args:
             order: What for.
             upcoming: Tells the next position of a slot's request.
+            require_beside: Raises OrderError where a request's orders leave no room for these gates.
+
+        Returns:
+            Keys of requests in flight that it does not steer, since their orders leave no room for it, and the reason.
 
         Raises:
             OrderError: The bundle has no such probe or vector, the gate cannot read the probe, no gate is free, the
-                request has ended, the dose is over the cap, or what is to be done makes no sense.
+                request has ended, the dose is over the cap, alone or together with other gates, or what is to be done
+                makes no sense.
         """
         rule, limit = judgement(self._bundle, order)
         entries = gate_entries(self._bundle, order)
+        others = [gate for _, gate in self._armed.values() if gate.id != order.id]
+        rivals = [gate for gate in others if None in (gate.key, order.key) or gate.key == order.key]
+        require_together(self._bundle, {}, [*rivals, order])
         chosen = [r for r in self._requests.values() if order.key in (None, r.key) and not r.exempt]
         if order.key is not None and not chosen:
             raise OrderError("request", f"Request '{order.key}' has ended, is not read, or was released for good.")
         index, before = self._armed.get(order.id, (-1, None))
-        if before is None or (before.acts, before.key, before.probe) != (order.acts, order.key, order.probe):
+        refused: dict[str, OrderError] = {}
+        if before is None or _deed(before) != _deed(order):
             if not self._free:
                 raise OrderError(
                     "gate",
@@ -152,8 +175,15 @@ class Gates:
             if not self.active:
                 # Nothing was kept of whoever came meanwhile, and all of it is written now.
                 self._fresh.clear()
+            for request in chosen:
+                request.without.discard(order.id)
+                try:
+                    require_beside(request.key, [*self.armed_for(request.key), order])
+                except OrderError as error:
+                    request.without.add(order.id)
+                    refused[request.key] = error
             index = self._free.pop()
-            self._begin(index, previous, chosen, upcoming)
+            self._begin(index, previous, [one for one in chosen if order.id not in one.without], upcoming)
             for layer, entry in entries.items():
                 if (table := self._taps.layers[layer].gate_table) is not None:
                     table[index].copy_(to_device(entry, self._device))
@@ -161,6 +191,7 @@ class Gates:
         self._buffers.limits[index].copy_(to_device(np.array(limit), self._device))
         self._buffers.rules[index].copy_(to_device(np.array(rule, np.int32), self._device))
         self._switch()
+        return refused
 
     def disarm(self, gate: str) -> None:
         """Steer no more by a gate, from the next row on.
@@ -305,7 +336,8 @@ class Gates:
                 continue
             state[row, :, Counter.RESPOND] = request.respond
             for index, order in self._armed.values():
-                state[row, index, Counter.ARMED] = order.key in (None, request.key) and not request.exempt
+                applies = order.key in (None, request.key) and order.id not in request.without
+                state[row, index, Counter.ARMED] = applies and not request.exempt
         at = to_device(np.array(slots), self._device)
         self._buffers.counters.index_copy_(0, at, to_device(state, self._device))
         self._buffers.averages.index_fill_(0, at, 0.0)
@@ -337,3 +369,8 @@ class Gates:
         for layer, tap in self._taps.layers.items():
             if tap.gated is not None:
                 tap.gated.fill_(layer in read)
+
+
+def _deed(order: Arm) -> tuple[Any, ...]:
+    """What of a gate is not tuned: with another, it is another gate."""
+    return order.acts, order.key, order.probe, order.max_dose

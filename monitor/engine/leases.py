@@ -2,7 +2,7 @@
 
 A lease begins when its order arrives, on the core's own clock, and ends with the first step from then on: what undoes
 the order rides with that step as any other order, so that all ranks agree. An engine that is idle steers nobody
-meanwhile. What has ended so is told as a :class:`monitor.frames.Refusal` of cause ``lease``.
+meanwhile. What has ended so is told as a :class:`monitor.frames.Refusal` of cause ``expired``.
 """
 
 from collections.abc import Collection, Iterable
@@ -57,7 +57,7 @@ class Leases:
             elif ends <= now:
                 del self._running[place]
                 orders.append(Disarm(order.id) if isinstance(order, Arm) else Release(order.key, order.id))
-                refusals.append(refusal(order, OrderError("lease", f"Its lease of {order.lease:g} s has ended.")))
+                refusals.append(refusal(order, OrderError("expired", f"Its lease of {order.lease:g} s has ended.")))
         return orders, refusals
 
     def forget(self, order: Arm) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
+from monitor.engine.leases import Arrived
 from monitor.engine.staging import Stage, Staging
 from monitor.engine.unconfirmed import Unconfirmed
 from monitor.errors import FrameError
@@ -32,7 +33,6 @@ from monitor.frames import (
     GateEvent,
     GuardEvent,
     Hello,
-    Order,
     Refusal,
     Started,
     StateBlock,
@@ -263,14 +263,14 @@ class OrderInbox:
 
     def __init__(self, endpoint: str, hello: Hello) -> None:
         self.hello = hello
-        self._orders: queue.Queue[Order] = queue.Queue(ORDERS)
+        self._orders: queue.Queue[Arrived] = queue.Queue(ORDERS)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(endpoint,), name="plumbob-orders", daemon=True)
         self._thread.start()
 
-    def take(self) -> list[Order]:
+    def take(self) -> list[Arrived]:
         """All orders that have arrived, in order of arrival."""
-        orders: list[Order] = []
+        orders: list[Arrived] = []
         while True:
             try:
                 orders.append(self._orders.get_nowait())
@@ -312,7 +312,7 @@ class OrderInbox:
         if message is None or isinstance(message, Ack):
             return
         try:
-            self._orders.put_nowait(message)
+            self._orders.put_nowait(Arrived(message, time.monotonic()))
         except queue.Full:
             logger.warning("plumbob: more than %d orders wait; dropped %s", ORDERS, message)
 

@@ -4,11 +4,17 @@ from monitor.errors import OrderError
 from monitor.frames import Order, Refusal
 
 
-def refusal(order: Order, error: OrderError) -> Refusal:
-    """Of an order, for want of what the error says; not numbered yet, as −1 says."""
-    fields = {field: getattr(order, field, None) or "" for field in ("id", "key")}
+def refusal(order: Order, error: OrderError, key: str = "") -> Refusal:
+    """Of an order, for want of what the error says; not numbered yet, as −1 says.
+
+    Args:
+        order: What is not carried out.
+        error: Why.
+        key: The one request that a gate for all does not steer; empty: it is refused as a whole.
+    """
+    id, named = (getattr(order, field, None) or "" for field in ("id", "key"))
     tag = type(order).__struct_config__.tag
-    return Refusal(number=-1, order=str(tag), cause=error.cause, reason=str(error), **fields)
+    return Refusal(number=-1, order=str(tag), id=id, key=key or named, cause=error.cause, reason=str(error))
 
 
 def admission_refusal(key: str, error: OrderError) -> Refusal:

@@ -7,7 +7,7 @@ Steering touches response rows only: those at position ``prompt_tokens − 1`` o
 tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monitor.engine.acts import act_of, entry_of, require_composed
-from monitor.engine.steering import FOREVER, Amounts, Push, Steering, halved_from, timeline
+from monitor.engine.caps import require_together
+from monitor.engine.steering import FOREVER, Amounts, Push, Segment, Steering, halved_from, timeline
 from monitor.errors import OrderError
-from monitor.frames import ROW, Act, Admission, Release, Started, Steer
+from monitor.frames import ROW, Act, Admission, Arm, Release, Started, Steer
 from probes.bundle import Bundle
 from probes.roles import Role, RoleReader
 
@@ -112,11 +113,19 @@ class Slots:
         steering: The steered positions of each slot.
         bundle: Vectors and role markers.
         slots: How many requests can be scored at once, preempted ones included.
+        gates: Tells the gates that may steer the request of a key, which count against the caps as well.
     """
 
-    def __init__(self, steering: Steering, bundle: Bundle, slots: int) -> None:
+    def __init__(
+        self,
+        steering: Steering,
+        bundle: Bundle,
+        slots: int,
+        gates: Callable[[str], Sequence[Arm]] = lambda key: (),
+    ) -> None:
         self._steering = steering
         self._bundle = bundle
+        self._gates = gates
         self._roles = RoleReader(bundle.manifest.markers)
         self._free = list(range(slots - 1, -1, -1))
         self._requests: dict[str, Tracked] = {}
@@ -192,7 +201,8 @@ class Slots:
             )
         else:
             start = max(upcoming, len(request.prompt_roles) - 1)
-            pushes = [*request.pushes, *self._pushes(order.acts, order.id, start, start, order.tokens)]
+            pushes = self._pushes(order.acts, order.id, start, start, order.tokens, order.max_dose)
+            pushes = [*request.pushes, *pushes]
         self._steer(request, pushes)
 
     def admit(self, key: str, admission: Admission) -> Started:
@@ -250,11 +260,19 @@ class Slots:
             raise OrderError("request", f"Request '{request.request_id}' has no slot: it is neither read nor steered.")
         return request
 
-    def _pushes(self, acts: Sequence[Act], order: str, start: int, respond: int, tokens: int | None) -> list[Push]:
+    def _pushes(
+        self,
+        acts: Sequence[Act],
+        order: str,
+        start: int,
+        respond: int,
+        tokens: int | None,
+        max_dose: float | None = None,
+    ) -> list[Push]:
         """Acts on positions from ``start`` to the last of so many tokens, of which ``respond`` yields the first."""
         # The device's positions are int32.
         end = FOREVER if tokens is None else min(respond + tokens, FOREVER)
-        return [Push(*entry_of(self._bundle, act), order, start, end) for act in acts]
+        return [Push(*entry_of(self._bundle, act), order, start, end, max_dose) for act in acts]
 
     def _steer(self, request: Tracked, pushes: list[Push]) -> None:
         if len(pushes) > ACTS:
@@ -263,9 +281,28 @@ class Slots:
         for segment in segments:
             for vector, entry in segment.amounts:
                 require_composed(self._bundle.manifest.vectors[vector], entry)
+        self._require_together(request, pushes, segments, self._gates(request.key))
         self._steering.set(request.slot, segments)
         request.pushes = pushes
         self._tainted_from[request.slot] = min(segments[0].start if segments else _NEVER, request.gated_from)
+
+    def require_beside(self, key: str, gates: Sequence[Arm]) -> None:
+        """Check that a request's orders leave room for gates.
+
+        Raises:
+            OrderError: Together they are over a cap, or conflict.
+        """
+        if (request := self.tracked(key)) is not None:
+            self._require_together(request, request.pushes, timeline(request.pushes), gates)
+
+    def _require_together(
+        self, request: Tracked, pushes: Sequence[Push], segments: Sequence[Segment], gates: Sequence[Arm]
+    ) -> None:
+        upcoming = self.upcoming(request.slot)
+        limits = [push.max_dose for push in pushes if push.end > upcoming and push.max_dose is not None]
+        for segment in segments:
+            if segment.end > upcoming:
+                require_together(self._bundle, dict(segment.amounts), gates, min(limits, default=None))
 
     def upcoming(self, slot: int) -> int:
         """The position that the slot's request has not reached yet."""

@@ -48,6 +48,8 @@ class Push:
     """First position steered."""
     end: int = FOREVER
     """First position no longer steered."""
+    max_dose: float | None = None
+    """A cap of the order's own on all that may be done at once."""
 
 
 @dataclass(frozen=True, slots=True)

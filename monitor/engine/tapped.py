@@ -90,7 +90,9 @@ class RunnerTap:
             slots=slots,
         )
         self._steering = Steering(self.taps, bundle, slots)
-        self.slots = Slots(self._steering, bundle, slots)
+        self.slots = Slots(
+            self._steering, bundle, slots, lambda key: [] if self._gates is None else self._gates.armed_for(key)
+        )
         self._gates = Gates(self.taps, bundle, self.slots.gated) if settings.gates else None
         self._gating = False
         """A gate may judge or steer in this step."""
@@ -220,7 +222,9 @@ class RunnerTap:
                 'Start it with "gates": N in additional_config.plumbob.',
             )
         elif isinstance(order, Arm):
-            self._gates.arm(order, self.slots.upcoming)
+            refused = self._gates.arm(order, self.slots.upcoming, self.slots.require_beside)
+            for key, error in refused.items():
+                self._refuse(refusal(order, error, key))
         else:
             self._gates.disarm(order.id)
 

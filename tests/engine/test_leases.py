@@ -22,7 +22,7 @@ def take(leases: Leases, *orders, at: float = 0.0, now: float | None = None, key
 
 
 def ended(order: str, id: str, key: str = "", seconds: str = "10") -> Refusal:
-    return Refusal(-1, order, id, key, "lease", f"Its lease of {seconds} s has ended.")
+    return Refusal(-1, order, id, key, "expired", f"Its lease of {seconds} s has ended.")
 
 
 def test_orders_without_a_lease_go_through_and_never_end():

@@ -16,6 +16,7 @@ from monitor.errors import OrderError  # noqa: E402
 from monitor.frames import (  # noqa: E402
     RESYNC,
     ROW,
+    VERSION,
     Act,
     Frame,
     GateEvent,
@@ -153,7 +154,7 @@ def test_resync_and_acknowledgement_reach_the_next_frame(endpoint, exporter):
 
 
 def test_the_inbox_says_hello_and_collects_orders_through_a_restart(endpoint):
-    hello = Hello(1, "engine", "model", "digest", "0.32.0")
+    hello = Hello(VERSION, "engine", "model", "digest", "0.32.0")
     inbox = OrderInbox(endpoint, hello)
     for dose in (0.1, 0.2):
         peer = Peer(endpoint)
@@ -163,7 +164,7 @@ def test_the_inbox_says_hello_and_collects_orders_through_a_restart(endpoint):
         peer.socket.send_multipart([b"engine/core", b"nonsense", b"\xff"])
         taken = []
         wait_until(lambda taken=taken: taken.extend(inbox.take()) or taken)
-        assert taken == [order]
+        assert [arrived.order for arrived in taken] == [order]
         peer.close()
     inbox.close()
 
