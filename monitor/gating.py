@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, get_args
 
 from monitor.actions import Actions, Arming, GateDecisions, Recorder
-from monitor.actions.gates import GateFacts, act_words
+from monitor.actions.gates import GateFacts, act_words, guard_words
+from monitor.actions.once import Once
 from monitor.audit import Recalled
 from monitor.control import Operator
-from monitor.events import Ordered, OrderKind, ProbeFired, Request
-from monitor.frames import GateEvent, Hello, Order, Refusal, Started
+from monitor.events import Guarded, Ordered, OrderKind, ProbeFired, Request
+from monitor.frames import GateEvent, GuardEvent, Hello, Order, Refusal, Started
 from monitor.ingest import Link
 from monitor.policy import Policy
 from monitor.stats import Stats
@@ -65,6 +66,9 @@ class Gating:
         )
         told = {engine: found.number for engine, found in recalled.items() if found.number >= 0}
         self._operator = operator
+        self._guarded = Once[GuardEvent](
+            {engine: found.guarded for engine, found in recalled.items() if found.guarded >= 0}, max_engines
+        )
         self._decisions = GateDecisions(recorder, stats, self._facts, told, max_engines)
 
     def hello(self, link: Link, hello: Hello) -> None:
@@ -106,6 +110,31 @@ class Gating:
                     None,
                     f"{detail} ({refusal.cause})",
                     refusal.reason,
+                )
+            )
+
+    def guarded(self, link: Link, events: Sequence[GuardEvent]) -> None:
+        """Tell what an engine's guard took back, each once; to be called before the verdict table lets requests go."""
+        fresh, missing = self._guarded.fresh(link.engine, events)
+        if missing:
+            self._stats.guarded_lost[link.model,] += missing
+        for event in fresh:
+            request = self._verdicts.find(link.engine, event.key, link.model)
+            if request is None:
+                request = Request(link.engine, link.model, event.request_id, event.key, 0)
+            self._stats.guarded[link.model, event.kind] += 1
+            self._recorder.record(
+                Guarded(
+                    request=request,
+                    outcome=event.kind,
+                    position=event.position,
+                    repetition=event.repetition,
+                    threshold=event.threshold,
+                    window=event.window,
+                    left=tuple(map(act_words, event.left)),
+                    gates=tuple(event.gates),
+                    number=event.number,
+                    reason=guard_words(event),
                 )
             )
 

@@ -286,6 +286,7 @@ class Monitor:
         # What gates decided of requests that end with this frame is part of their verdicts.
         decided = self._gating.fresh(link, frame.header.gates)
         later = self._gating.tell(link, decided, self._actions)
+        self._gating.guarded(link, frame.header.guarded)
         self._gating.admitted(link, frame.header.started)
         verdicts = self._verdicts.apply(frame, link.model)
         self.stats.count_rows(link.model, verdicts.tally)
@@ -296,7 +297,7 @@ class Monitor:
             self._finish(event)
         self._gating.tell_ended(link, self._gating.tell(link, later, self._actions), self._actions)
         self._gating.refused(link, frame.header.refused)
-        if (decided or frame.header.refused) and self._audit is not None:
+        if (decided or frame.header.refused or frame.header.guarded) and self._audit is not None:
             link.recorded_with = self._audit.accepted
         for fired in verdicts.fired:
             self._fire(fired, link.held)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from monitor.actions.gates import GateFacts, unknown_facts
+from monitor.actions.once import Once
 from monitor.actions.recorder import Recorder
 from monitor.events import Intervention, InterventionEnded, InterventionsLost, Request
 from monitor.frames import GateEvent, Refusal
@@ -38,40 +39,25 @@ class GateDecisions:
         told: Mapping[str, int],
         max_engines: int,
     ) -> None:
-        self._recorder, self._stats, self._facts, self._max_engines = recorder, stats, facts, max_engines
-        self._told = dict(told)
-        self._refused: dict[str, int] = {}
+        self._recorder, self._stats, self._facts = recorder, stats, facts
+        self._told = Once[GateEvent](told, max_engines)
+        self._refused = Once[Refusal]({}, max_engines)
         self._steered: OrderedDict[tuple[str, str, str], int] = OrderedDict()
         """Engine, request and gate to the tokens that are counted already."""
 
     def fresh(self, engine: str, model: str, events: Sequence[GateEvent]) -> list[GateEvent]:
         """The decisions that were not told yet; what is missing before them is counted as lost."""
-        fresh: list[GateEvent] = []
-        for event in events:
-            # What came before the first that is heard was confirmed by an earlier monitor.
-            last = self._told.pop(engine, event.number - 1)
-            self._told[engine] = max(last, event.number)
-            if event.number <= last:
-                continue
-            if missing := event.number - last - 1:
-                self._stats.gate_decisions_lost[model,] += missing
-                self._recorder.record(InterventionsLost(engine, model, missing))
-            fresh.append(event)
-        while len(self._told) > self._max_engines:
-            del self._told[next(iter(self._told))]
+        fresh, missing = self._told.fresh(engine, events)
+        if missing:
+            self._stats.gate_decisions_lost[model,] += missing
+            self._recorder.record(InterventionsLost(engine, model, missing))
         return fresh
 
     def fresh_refusals(self, engine: str, model: str, refusals: Sequence[Refusal]) -> list[Refusal]:
         """The refusals that were not told yet; what is missing before them is counted as lost."""
-        fresh: list[Refusal] = []
-        for refusal in refusals:
-            last = self._refused.pop(engine, refusal.number - 1)
-            self._refused[engine] = max(last, refusal.number)
-            if refusal.number > last:
-                self._stats.refusals_lost[model,] += refusal.number - last - 1
-                fresh.append(refusal)
-        while len(self._refused) > self._max_engines:
-            del self._refused[next(iter(self._refused))]
+        fresh, missing = self._refused.fresh(engine, refusals)
+        if missing:
+            self._stats.refusals_lost[model,] += missing
         return fresh
 
     def facts(self, event: GateEvent) -> GateFacts:

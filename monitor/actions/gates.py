@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from monitor.events import Operation
-from monitor.frames import Act, Arm
+from monitor.frames import Act, Arm, GuardEvent
 from monitor.policy import PolicyGate, SteerAction
 from probes.bundle import Bundle, Probe
 
@@ -54,6 +54,17 @@ def act_words(act: Act) -> str:
     said += [f"at least {act.low:g}"] if act.low is not None else []
     said += [f"at most {act.high:g}"] if act.high is not None else []
     return f"{act.vector}: {', '.join(said) or 'nothing'}"
+
+
+def guard_words(event: GuardEvent) -> str:
+    """What an engine's guard found and did, in words."""
+    found = (
+        f"{event.repetition:.0%} of the sequences of three among the last {event.window} tokens repeat an earlier one "
+        f"(allowed: under {event.threshold:.0%})"
+    )
+    done = f"half of it is left: {' and '.join(map(act_words, event.left))}" if event.left else "it is steered no more"
+    gates = f"; steered up to there by {' and '.join(event.gates)}" if event.gates else ""
+    return f"{found}; from token {event.position} on, {done}{gates}"
 
 
 def finite(bound: float) -> float | None:

@@ -12,6 +12,7 @@ from monitor.events import (
     Escalated,
     Event,
     FramesLost,
+    Guarded,
     Intervention,
     InterventionEnded,
     InterventionsLost,
@@ -26,6 +27,7 @@ LOGGED: Final[tuple[type[Event], ...]] = (
     Intervention,
     InterventionEnded,
     InterventionsLost,
+    Guarded,
     Escalated,
     Ordered,
     EngineChanged,
@@ -109,7 +111,9 @@ def _level(event: Event) -> int:
             return logging.INFO
         case InterventionEnded() | EngineChanged(state="connected") | Ordered(who="policy", result="sent"):
             return logging.INFO
-        case Alert() | Intervention() | InterventionsLost() | Escalated() | Ordered() | EngineChanged() | FramesLost():
+        case Alert() | Intervention() | InterventionsLost() | Guarded() | Escalated():
+            return logging.WARNING
+        case Ordered() | EngineChanged() | FramesLost():
             return logging.WARNING
         case _:
             return logging.INFO

@@ -50,6 +50,11 @@ _ORDER_RESULTS: dict[events.OrderResult, event_pb2.OrderResult] = {
     "expired": event_pb2.ORDER_RESULT_EXPIRED,
 }
 
+_GUARD_OUTCOMES: dict[events.GuardOutcome, event_pb2.GuardOutcome] = {
+    "halved": event_pb2.GUARD_OUTCOME_HALVED,
+    "released": event_pb2.GUARD_OUTCOME_RELEASED,
+}
+
 _STATES: dict[stats.EngineState, event_pb2.EngineState] = {
     "pending": event_pb2.ENGINE_STATE_PENDING,
     "connected": event_pb2.ENGINE_STATE_CONNECTED,
@@ -67,6 +72,7 @@ _KINDS: dict[type, event_pb2.EventKind] = {
     events.FramesLost: event_pb2.EVENT_KIND_FRAMES_LOST,
     events.InterventionEnded: event_pb2.EVENT_KIND_INTERVENTION_ENDED,
     events.InterventionsLost: event_pb2.EVENT_KIND_INTERVENTIONS_LOST,
+    events.Guarded: event_pb2.EVENT_KIND_GUARDED,
     events.Escalated: event_pb2.EVENT_KIND_ESCALATED,
     events.Ordered: event_pb2.EVENT_KIND_ORDERED,
 }
@@ -97,6 +103,8 @@ def event_message(recorded: events.Recorded) -> event_pb2.Event:
             message.intervention_ended.CopyFrom(_intervention_ended(event))
         case events.InterventionsLost() as event:
             message.interventions_lost.CopyFrom(_interventions_lost(event))
+        case events.Guarded() as event:
+            message.guarded.CopyFrom(_guarded(event))
         case events.Escalated() as event:
             message.escalated.CopyFrom(_escalated(event))
         case events.Ordered() as event:
@@ -306,6 +314,21 @@ def _intervention_ended(event: events.InterventionEnded) -> event_pb2.Interventi
 
 def _interventions_lost(event: events.InterventionsLost) -> event_pb2.InterventionsLost:
     return event_pb2.InterventionsLost(engine=event.engine, model=event.model, decisions=event.decisions)
+
+
+def _guarded(event: events.Guarded) -> event_pb2.Guarded:
+    return event_pb2.Guarded(
+        request=_request(event.request),
+        outcome=_GUARD_OUTCOMES[event.outcome],
+        position=event.position,
+        repetition=event.repetition,
+        threshold=event.threshold,
+        window=event.window,
+        left=event.left,
+        gates=event.gates,
+        number=event.number,
+        reason=event.reason,
+    )
 
 
 def _escalated(event: events.Escalated) -> event_pb2.Escalated:

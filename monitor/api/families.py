@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, get_args
 
+from monitor.events import GuardOutcome
 from monitor.stats import (
     AuditFault,
     DropReason,
@@ -32,7 +33,7 @@ class Family:
     counter: Callable[[Stats], Counter[Any]]
     """Its keys are the values of the labels, in their order."""
     reasons: tuple[str, ...] = ()
-    """The values of the label ``reason``, where there is one."""
+    """The values of the label ``reason`` or ``decision``, where there is one."""
     probes: Callable[[Stats], Sequence[str]] = lambda stats: stats.probes
     """The values of the label ``probe``, where there is one."""
 
@@ -168,6 +169,14 @@ COUNTERS: Final = (
         ("model_name", "rule"),
         lambda s: s.gate_tokens_steered,
     ),
+    Family(
+        "guarded",
+        "Times that guards of engines halved or released steering, since an answer repeated itself.",
+        ("model_name", "decision"),
+        lambda s: s.guarded,
+        get_args(GuardOutcome),
+    ),
+    Family("guarded_lost", "Times that they did and that never arrived.", MODEL, lambda s: s.guarded_lost),
     Family(
         "escalations",
         "Requests that rules marked for review; in mode shadow, no trace is kept.",

@@ -15,6 +15,8 @@ class Recalled:
 
     number: int = -1
     """The last decision of its gates that is on record; −1: none is."""
+    guarded: int = -1
+    """The last that its guard did and that is on record; −1: nothing is."""
     armed: set[str] = field(default_factory=set[str])
     """Gates that it was ordered to arm, and not to disarm."""
 
@@ -71,7 +73,9 @@ def _read(raw: bytes, engines: dict[str, Recalled]) -> None:
     except (msgspec.MsgspecError, RecursionError):
         return
     engine = engines.setdefault(record.engine, Recalled()) if record.engine else Recalled()
-    if record.number is not None:
+    if record.number is not None and record.kind == "guarded":
+        engine.guarded = max(engine.guarded, record.number)
+    elif record.number is not None:
         engine.number = max(engine.number, record.number)
     if record.kind != "order" or record.request_id is not None:
         return

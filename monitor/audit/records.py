@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from monitor.events import Mode, Operation, OrderKind, OrderResult
+from monitor.events import GuardOutcome, Mode, Operation, OrderKind, OrderResult
 
 
 class StartRecord(msgspec.Struct, frozen=True, tag_field="kind", tag="monitor_started"):
@@ -133,6 +133,30 @@ class GateLossRecord(msgspec.Struct, frozen=True, tag_field="kind", tag="interve
     decisions: int
 
 
+class GuardRecord(msgspec.Struct, frozen=True, tag_field="kind", tag="guarded"):
+    """An answer repeated itself while it was steered, and the engine's guard took steering back."""
+
+    engine: str
+    model: str
+    request_id: str
+    key: str
+    outcome: GuardOutcome
+    position: int
+    """Of the first token that is steered less."""
+    repetition: float
+    """Share of the sequences of three tokens that repeat an earlier one, among the last ``window`` tokens."""
+    threshold: float
+    window: int
+    left: tuple[str, ...]
+    """What orders do from there on, an act each, in words."""
+    gates: tuple[str, ...]
+    """Gates that steered it up to there, and steer it no more."""
+    number: int
+    """Of what the guard did, counted with the engine."""
+    reason: str
+    """All of it in words."""
+
+
 class EscalationRecord(msgspec.Struct, frozen=True, tag_field="kind", tag="escalated"):
     """A rule marked a request for review."""
 
@@ -210,6 +234,7 @@ Record = (
     | InterventionRecord
     | GateClosedRecord
     | GateLossRecord
+    | GuardRecord
     | EscalationRecord
     | OrderRecord
     | EndRecord

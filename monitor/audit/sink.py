@@ -13,6 +13,7 @@ from monitor.audit.records import (
     EscalationRecord,
     GateClosedRecord,
     GateLossRecord,
+    GuardRecord,
     InterventionRecord,
     OrderRecord,
     PolicyRecord,
@@ -24,6 +25,7 @@ from monitor.audit.records import (
 from monitor.events import (
     EngineChanged,
     Escalated,
+    Guarded,
     Intervention,
     InterventionEnded,
     InterventionsLost,
@@ -103,6 +105,8 @@ class AuditSink:
             case InterventionsLost() as event:
                 record = GateLossRecord(_text(event.engine), _text(event.model), event.decisions)
                 self._log.append(record, recorded.time)
+            case Guarded() as event:
+                self._log.append(_guarded(event), recorded.time)
             case Escalated() as event:
                 self._log.append(self._escalation(event), recorded.time)
             case Ordered() as event:
@@ -193,6 +197,24 @@ def _closed(event: InterventionEnded) -> GateClosedRecord:
         number=event.number,
         position=event.position,
         steered=event.steered,
+    )
+
+
+def _guarded(event: Guarded) -> GuardRecord:
+    return GuardRecord(
+        engine=_text(event.request.engine),
+        model=_text(event.request.model),
+        request_id=_text(event.request.request_id),
+        key=_text(event.request.key),
+        outcome=event.outcome,
+        position=event.position,
+        repetition=event.repetition,
+        threshold=event.threshold,
+        window=event.window,
+        left=tuple(map(_text, event.left)),
+        gates=tuple(map(_text, event.gates)),
+        number=event.number,
+        reason=_text(event.reason),
     )
 
 

@@ -13,8 +13,8 @@ from probes.errors import PlumbobError
 ANSWER_SECONDS: Final = 5.0
 """How long to wait for a monitor to answer."""
 
-EXPLAINED: Final = ("probe_fired", "alert", "intervention", "escalated")
-"""Kinds of event that a probe's reading is behind."""
+EXPLAINED: Final = ("probe_fired", "alert", "intervention", "guarded", "escalated")
+"""Kinds of event that something was read and decided for: by a probe and a rule, or by the engine's guard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +40,15 @@ class Why:
     gate: str = ""
     result: str = ""
     steered: str = ""
+    guard: str = ""
+    """What the engine's guard did about it."""
     reason: str = ""
 
 
 def chain(why: Why) -> list[tuple[str, str]]:
     """The chain, as labels and sentences, from the score to what became of it."""
+    if why.kind == "guarded":
+        return _guarded_chain(why)
     read = f"probe {why.probe} was at {why.score:.2f} at token {why.position}"
     lines = [("request", why.request_id), ("score", read if why.probe else "a gate that this monitor did not arm")]
     if why.probe:
@@ -63,8 +67,20 @@ def chain(why: Why) -> list[tuple[str, str]]:
     lines += [("decided by", by)] if why.kind == "intervention" else []
     lines += [("result", why.result)] if why.result else []
     lines += [("steered", why.steered)] if why.steered else []
+    lines += [("guard", why.guard)] if why.guard else []
     lines += [("in words", why.reason)] if why.reason else []
     return lines
+
+
+def _guarded_chain(why: Why) -> list[tuple[str, str]]:
+    return [
+        ("request", why.request_id),
+        ("repetition", f"{why.score:.0%} of the answer's last tokens, by sequences of three, at token {why.position}"),
+        ("threshold", f"{why.threshold:.0%}"),
+        ("decided by", "the engine's guard, which needs no rule and no monitor"),
+        ("result", why.result),
+        ("in words", why.reason),
+    ]
 
 
 _MODES: Final = {
@@ -113,6 +129,9 @@ def from_monitor(number: int, address: str) -> Why:
     if kind not in EXPLAINED:
         raise PlumbobError(f"Event {number} is of kind {kind}: no rule decided it.", f"Name one of {_listed()}.")
     event = getattr(first, kind)
+    if kind == "guarded":
+        read = (event.repetition, event.threshold, event.position)
+        return _of_guard(f"event {number}", event.request.request_id, _outcome(event), *read, event.reason)
     why = Why(
         what=f"event {number}",
         kind=kind,
@@ -141,6 +160,11 @@ def _of_event(why: Why, event: Any, later: list[Any]) -> Why:
             "action": deed(operation, event.vector, event.dose, given["low"], given["high"], given["tokens"]),
             "result": _result(event.sent, mode, event.gate, event.refusal),
             "steered": _steered(_endings(event, later)) if event.sent else "nothing",
+            "guard": _guard(
+                (_outcome(other.guarded), other.guarded.position)
+                for other in later
+                if other.WhichOneof("payload") == "guarded" and other.guarded.request.key == event.request.key
+            ),
         }
     return replace(why, **said)
 
@@ -154,6 +178,25 @@ def _endings(event: Any, later: list[Any]) -> Iterator[tuple[str, int]]:
             yield "gate", about.steered
         elif kind == "request_finished" and about.request.key == event.request.key:
             yield "request", about.steered
+
+
+def _outcome(guarded: Any) -> str:
+    from monitor.v1 import event_pb2
+
+    return event_pb2.GuardOutcome.Name(guarded.outcome).removeprefix("GUARD_OUTCOME_").lower()
+
+
+def _of_guard(
+    what: str, request_id: str, outcome: str, repetition: float, threshold: float, position: int, reason: str
+) -> Why:
+    result = "half of what was ordered is done" if outcome == "halved" else "the request is steered no more, for good"
+    return Why(what, "guarded", request_id, "", repetition, threshold, position, result=result, reason=reason)
+
+
+def _guard(reliefs: Iterable[tuple[str, int]]) -> str:
+    """What the guard did about a request that was steered."""
+    said = [f"{outcome} from token {position} on" for outcome, position in reliefs]
+    return f"{', '.join(said)}, since the answer repeated itself" if said else ""
 
 
 def _events(number: int, address: str) -> tuple[Iterator[Any], str]:
@@ -202,11 +245,14 @@ def from_audit(number: int, path: Path) -> Why:
     if number not in records:
         raise AuditError(f"{path} has no record {number}.", f"It has 1 to {max(records, default=0)}.")
     record = records[number]
-    if record["kind"] not in ("intervention", "escalated"):
+    if record["kind"] not in ("intervention", "guarded", "escalated"):
         raise PlumbobError(
             f"Record {number} of {path} is of kind {record['kind']}: no rule decided it.",
-            "Name one of kind intervention or escalated.",
+            "Name one of kind intervention, guarded or escalated.",
         )
+    if record["kind"] == "guarded":
+        read = (record["repetition"], record["threshold"], record["position"])
+        return _of_guard(f"record {number} of {path}", record["request_id"], record["outcome"], *read, record["reason"])
     why = Why(
         what=f"record {number} of {path}",
         kind=record["kind"],
@@ -233,6 +279,11 @@ def from_audit(number: int, path: Path) -> Why:
         "action": deed(record.get("operation", "add"), *given),
         "result": _result(sent, why.mode, gate, record["refusal"] or ""),
         "steered": _steered(_recorded_endings(record, gate, later)) if sent else "nothing",
+        "guard": _guard(
+            (other["outcome"], other["position"])
+            for other in later
+            if other["kind"] == "guarded" and (other["key"], other["engine"]) == (record["key"], record["engine"])
+        ),
     }
     return replace(why, **said)
 

@@ -26,6 +26,7 @@ KINDS: Final[dict[str, EventKind]] = {
     "interventions_lost": event_pb2.EVENT_KIND_INTERVENTIONS_LOST,
     "escalated": event_pb2.EVENT_KIND_ESCALATED,
     "ordered": event_pb2.EVENT_KIND_ORDERED,
+    "guarded": event_pb2.EVENT_KIND_GUARDED,
 }
 """The kinds of event, as the command line names them."""
 
@@ -124,6 +125,11 @@ def format_event(event: Event) -> Text:
             lost = event.interventions_lost
             _begin(line, "LOST", "bold red", lost.model or lost.engine)
             _add(line, f"{lost.decisions} decisions of gates")
+        case "guarded":
+            guarded = event.guarded
+            _begin(line, "GUARD", "bold yellow", guarded.request.request_id)
+            _add(line, _name(event_pb2.GuardOutcome.Name(guarded.outcome)), "bold")
+            _add(line, f": {guarded.reason}")
         case "escalated":
             _escalated(line, event.escalated)
         case "ordered":

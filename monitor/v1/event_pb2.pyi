@@ -23,6 +23,7 @@ class EventKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EVENT_KIND_INTERVENTIONS_LOST: _ClassVar[EventKind]
     EVENT_KIND_ESCALATED: _ClassVar[EventKind]
     EVENT_KIND_ORDERED: _ClassVar[EventKind]
+    EVENT_KIND_GUARDED: _ClassVar[EventKind]
 
 class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -64,6 +65,12 @@ class OrderResult(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ORDER_RESULT_REFUSED: _ClassVar[OrderResult]
     ORDER_RESULT_EXPIRED: _ClassVar[OrderResult]
 
+class GuardOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    GUARD_OUTCOME_UNSPECIFIED: _ClassVar[GuardOutcome]
+    GUARD_OUTCOME_HALVED: _ClassVar[GuardOutcome]
+    GUARD_OUTCOME_RELEASED: _ClassVar[GuardOutcome]
+
 class EngineState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     ENGINE_STATE_UNSPECIFIED: _ClassVar[EngineState]
@@ -83,6 +90,7 @@ EVENT_KIND_INTERVENTION_ENDED: EventKind
 EVENT_KIND_INTERVENTIONS_LOST: EventKind
 EVENT_KIND_ESCALATED: EventKind
 EVENT_KIND_ORDERED: EventKind
+EVENT_KIND_GUARDED: EventKind
 MODE_UNSPECIFIED: Mode
 MODE_SHADOW: Mode
 MODE_ALERT: Mode
@@ -108,6 +116,9 @@ ORDER_RESULT_UNSPECIFIED: OrderResult
 ORDER_RESULT_SENT: OrderResult
 ORDER_RESULT_REFUSED: OrderResult
 ORDER_RESULT_EXPIRED: OrderResult
+GUARD_OUTCOME_UNSPECIFIED: GuardOutcome
+GUARD_OUTCOME_HALVED: GuardOutcome
+GUARD_OUTCOME_RELEASED: GuardOutcome
 ENGINE_STATE_UNSPECIFIED: EngineState
 ENGINE_STATE_PENDING: EngineState
 ENGINE_STATE_CONNECTED: EngineState
@@ -116,7 +127,7 @@ ENGINE_STATE_REFUSED: EngineState
 ENGINE_STATE_SHADOW: EngineState
 
 class Event(_message.Message):
-    __slots__ = ("sequence", "time", "probe_fired", "alert", "intervention", "request_finished", "engine_changed", "frames_lost", "intervention_ended", "interventions_lost", "escalated", "ordered")
+    __slots__ = ("sequence", "time", "probe_fired", "alert", "intervention", "request_finished", "engine_changed", "frames_lost", "intervention_ended", "interventions_lost", "escalated", "ordered", "guarded")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     PROBE_FIRED_FIELD_NUMBER: _ClassVar[int]
@@ -129,6 +140,7 @@ class Event(_message.Message):
     INTERVENTIONS_LOST_FIELD_NUMBER: _ClassVar[int]
     ESCALATED_FIELD_NUMBER: _ClassVar[int]
     ORDERED_FIELD_NUMBER: _ClassVar[int]
+    GUARDED_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     time: _timestamp_pb2.Timestamp
     probe_fired: ProbeFired
@@ -141,7 +153,8 @@ class Event(_message.Message):
     interventions_lost: InterventionsLost
     escalated: Escalated
     ordered: Ordered
-    def __init__(self, sequence: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., probe_fired: _Optional[_Union[ProbeFired, _Mapping]] = ..., alert: _Optional[_Union[Alert, _Mapping]] = ..., intervention: _Optional[_Union[Intervention, _Mapping]] = ..., request_finished: _Optional[_Union[RequestFinished, _Mapping]] = ..., engine_changed: _Optional[_Union[EngineChanged, _Mapping]] = ..., frames_lost: _Optional[_Union[FramesLost, _Mapping]] = ..., intervention_ended: _Optional[_Union[InterventionEnded, _Mapping]] = ..., interventions_lost: _Optional[_Union[InterventionsLost, _Mapping]] = ..., escalated: _Optional[_Union[Escalated, _Mapping]] = ..., ordered: _Optional[_Union[Ordered, _Mapping]] = ...) -> None: ...
+    guarded: Guarded
+    def __init__(self, sequence: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., probe_fired: _Optional[_Union[ProbeFired, _Mapping]] = ..., alert: _Optional[_Union[Alert, _Mapping]] = ..., intervention: _Optional[_Union[Intervention, _Mapping]] = ..., request_finished: _Optional[_Union[RequestFinished, _Mapping]] = ..., engine_changed: _Optional[_Union[EngineChanged, _Mapping]] = ..., frames_lost: _Optional[_Union[FramesLost, _Mapping]] = ..., intervention_ended: _Optional[_Union[InterventionEnded, _Mapping]] = ..., interventions_lost: _Optional[_Union[InterventionsLost, _Mapping]] = ..., escalated: _Optional[_Union[Escalated, _Mapping]] = ..., ordered: _Optional[_Union[Ordered, _Mapping]] = ..., guarded: _Optional[_Union[Guarded, _Mapping]] = ...) -> None: ...
 
 class Request(_message.Message):
     __slots__ = ("engine", "model", "request_id", "key", "prompt_tokens")
@@ -280,6 +293,30 @@ class InterventionsLost(_message.Message):
     model: str
     decisions: int
     def __init__(self, engine: _Optional[str] = ..., model: _Optional[str] = ..., decisions: _Optional[int] = ...) -> None: ...
+
+class Guarded(_message.Message):
+    __slots__ = ("request", "outcome", "position", "repetition", "threshold", "window", "left", "gates", "number", "reason")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    REPETITION_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    GATES_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    request: Request
+    outcome: GuardOutcome
+    position: int
+    repetition: float
+    threshold: float
+    window: int
+    left: _containers.RepeatedScalarFieldContainer[str]
+    gates: _containers.RepeatedScalarFieldContainer[str]
+    number: int
+    reason: str
+    def __init__(self, request: _Optional[_Union[Request, _Mapping]] = ..., outcome: _Optional[_Union[GuardOutcome, str]] = ..., position: _Optional[int] = ..., repetition: _Optional[float] = ..., threshold: _Optional[float] = ..., window: _Optional[int] = ..., left: _Optional[_Iterable[str]] = ..., gates: _Optional[_Iterable[str]] = ..., number: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Escalated(_message.Message):
     __slots__ = ("request", "rule", "mode", "probe", "aggregate", "threshold", "position", "reason")

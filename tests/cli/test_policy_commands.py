@@ -11,7 +11,7 @@ from monitor.api import ApiServer
 from monitor.audit import AuditLog
 from monitor.cli.serving import Plan
 from monitor.engine.gate import MAX_GATES
-from monitor.frames import VERSION, GateEvent, Hello, Release, Started, Steer, decode_order
+from monitor.frames import VERSION, GateEvent, GuardEvent, Hello, Release, Started, Steer, decode_order
 from monitor.ingest import Arrival, MemorySource
 from monitor.policy import load_policy
 from monitor.runtime import Monitor
@@ -79,9 +79,10 @@ class Serving:
         message = Hello(VERSION, "engine", "tiny", self.bundle.digest, "0.32.0")
         self.call(self.monitor.receive, Arrival(b"engine/core", message))
 
-    def frame(self, *args, gates=(), **options):
+    def frame(self, *args, gates=(), guarded=(), **options):
         made = make_frame(self.sequence, *args, **options)
         made.header.gates.extend(gates)
+        made.header.guarded.extend(guarded)
         self.sequence += 1
         self.call(self.monitor.receive, Arrival(b"engine/rank0", made))
 
@@ -137,6 +138,7 @@ def intervene(serving):
     gate = gate_of(serving)
     serving.frame(gates=[GateEvent(0, gate, "opened", "a", "user-a", 5, 0.75, 0)])
     serving.frame(gates=[GateEvent(1, gate, "closed", "a", "user-a", 18, None, 13)])
+    serving.frame(guarded=[GuardEvent(0, "released", "a", "user-a", 18, 0.9, 0.7, 64, [], [gate])])
     serving.frame([(0, 30, Role.USER, 0)], 9.0)
     serving.frame(finished=[0])
 
@@ -158,6 +160,12 @@ def test_the_chain_of_an_event(plumbob, serving):
     )
     assert lines["decided"] == f"by the engine itself, by gate {gate_of(serving)}"
     assert lines["steered"] == "13 tokens, until the gate closed"
+    assert lines["guard"] == "released from token 18 on, since the answer repeated itself"
+    guarded = next(sequence for sequence, kind in kept if kind == "Guarded")
+    said = plumbob("policy", "explain", guarded, "--address", serving.server.address).out
+    lines = dict(line.strip().split(maxsplit=1) for line in said.splitlines()[1:])
+    assert lines["repetition"] == "90% of the answer's last tokens, by sequences of three, at token 18"
+    assert lines["result"] == "the request is steered no more, for good" and lines["threshold"] == "70%"
     fired = next(sequence for sequence, kind in kept if kind == "ProbeFired")
     assert "probe fired" in plumbob("policy", "explain", fired, "--address", serving.server.address).out
     shadow = [sequence for sequence, kind in kept if kind == "Intervention"][1]
@@ -184,6 +192,10 @@ def test_the_chain_of_a_record(plumbob, files):
     assert f"record {number} of {path}: intervention" in result.out
     assert "0.50; the score is 0.25 above it" in result.out and "13 tokens, until the gate closed" in result.out
     assert str(files[1]) in result.out, "the policy is named"
+    assert "released from token 18 on, since the answer repeated itself" in result.out
+    number_of_guard = next(line["sequence"] for line in lines if line["record"]["kind"] == "guarded")
+    said = plumbob("policy", "explain", number_of_guard, "--audit", path).out
+    assert "90% of the answer's last tokens" in said and "the request is steered no more, for good" in said
     assert_one_error(plumbob("policy", "explain", 1, "--audit", path), "is of kind monitor_started")
     assert_one_error(plumbob("policy", "explain", 99, "--audit", path), "has no record 99")
     path.write_bytes(path.read_bytes().replace(b'"position":5', b'"position":6'))
