@@ -1,9 +1,10 @@
-"""An operator's orders: checked, sent, and undone when their lease ends.
+"""An operator's orders: checked, sent with a lease, and undone before its end where that is asked for.
 
-A lease is what bounds an order, not a connection: it is undone after so many seconds whether or not whoever gave it is
-still there, and its requests' ends end it too. An engine that cannot be reached then is asked again until it can be or
-is gone. A monitor that is started again knows no leases: it has engines disarm the gates of operators that it hears of,
-and steering orders that it does not know end with their requests.
+A lease is what bounds an order, not a connection: the engine itself undoes it after so many seconds
+(:mod:`monitor.engine.leases`), whether or not whoever gave it, or this monitor, is still there, and its requests' ends
+end it too. What is to be undone earlier on an engine that cannot be reached is asked for again until it can be or is
+gone. A monitor that is started again knows no leases: it has engines disarm the gates of operators that it hears of,
+and is told of the orders whose leases end.
 """
 
 import secrets
@@ -11,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Literal
 
+import msgspec
 from pydantic import ValidationError
 
 from monitor.actions.arming import SendOrder
@@ -41,6 +43,9 @@ class Operator:
         stats: Where orders are counted.
         send_order: Sends orders.
         clock: Seconds of a monotonic clock.
+
+    Attributes:
+        max_dose: May be replaced, as the policy is; orders that were given before stay.
     """
 
     def __init__(
@@ -54,10 +59,12 @@ class Operator:
         send_order: SendOrder,
         clock: Callable[[], float],
     ) -> None:
-        self._bundle, self._max_dose, self._verdicts, self._links = bundle, max_dose, verdicts, links
+        self._bundle, self.max_dose, self._verdicts, self._links = bundle, max_dose, verdicts, links
         self._recorder, self._stats, self._send, self._clock = recorder, stats, send_order, clock
         self._leases: OrderedDict[str, Lease] = OrderedDict()
         self._finished: OrderedDict[str, None] = OrderedDict()
+        self._expired: OrderedDict[str, None] = OrderedDict()
+        """Orders whose end is told already: what an engine says of them is no news."""
         self._undoing: list[tuple[str, Release | Disarm]] = []
         """What could not be undone yet, with its engine."""
 
@@ -68,8 +75,8 @@ class Operator:
         return [(lease, max(0.0, lease.ends - now)) for lease in self._leases.values()]
 
     def keeps(self, gate: str) -> bool:
-        """Whether a gate is of a lease that runs."""
-        return gate in self._leases
+        """Whether a gate is of a lease that runs, or that an idle engine ends with its next step."""
+        return gate in self._leases or gate in self._expired
 
     def facts(self, gate: str) -> GateFacts | None:
         """What is known of such a gate."""
@@ -91,7 +98,8 @@ class Operator:
             lease = self._lease("steer", who, told.detail, seconds)
             order = [act_of(action)]
             for request in requests:
-                if self._send(request.engine, Steer(request.key, order, action.tokens, lease.id)):
+                steer = Steer(request.key, order, action.tokens, lease.id, lease=seconds, max_dose=self.max_dose)
+                if self._send(request.engine, steer):
                     lease.requests.append(request)
             if not lease.requests:
                 raise LeaseError("unreachable", f"Engine {requests[0].engine} cannot be reached.", "Try again.")
@@ -125,6 +133,7 @@ class Operator:
                 release=wish.release,
                 hold=wish.hold,
                 budget=wish.tokens,
+                max_dose=self.max_dose,
             )
             for link in list(self._links.values()):
                 self._arm(lease, link)
@@ -175,7 +184,14 @@ class Operator:
         lease.engines = [other for other in lease.engines if other != engine]
         lease.requests = [request for request in lease.requests if (request.engine, request.key) != (engine, key)]
         if not lease.engines and not lease.requests:
-            del self._leases[id]
+            self._end(lease)
+
+    def expired(self, engine: str, id: str, key: str) -> bool:
+        """An engine has ended a lease; whether that is news, and not told already."""
+        if id in self._expired:
+            return False
+        self.refused(engine, id, key)
+        return True
 
     def finish(self, request: Request) -> None:
         """A request ended: its orders have nothing left to undo."""
@@ -188,11 +204,10 @@ class Operator:
                 del self._leases[lease.id]
 
     def tick(self) -> None:
-        """Undo what is due, and what could not be undone before."""
+        """Tell which leases have ended, which engines see to, and undo what could not be undone before."""
         now = self._clock()
         for lease in [lease for lease in self._leases.values() if lease.ends <= now]:
-            del self._leases[lease.id]
-            self._undo(lease)
+            self._end(lease)
             for engine, request in lease.targets:
                 self._tell(lease, "expired", engine, request, "its lease ended")
         self._undoing = [
@@ -229,7 +244,7 @@ class Operator:
                 streak=wish.streak,
                 threshold=wish.threshold,
             )
-            return steer_action(spec, Place("the order"), probe, self._bundle, self._max_dose)
+            return steer_action(spec, Place("the order"), probe, self._bundle, self.max_dose)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place = ".".join(map(str, first["loc"]))
@@ -260,10 +275,19 @@ class Operator:
         return Lease(OPERATOR_PREFIX + secrets.token_hex(4), kind, who, detail, self._clock() + seconds, seconds)
 
     def _arm(self, lease: Lease, link: Link) -> bool:
-        if lease.arm is None or link.state != "connected" or not self._send(link.engine, lease.arm):
+        if lease.arm is None or link.state != "connected" or (left := lease.ends - self._clock()) <= 0:
+            return False
+        if not self._send(link.engine, msgspec.structs.replace(lease.arm, lease=left)):
             return False
         lease.engines.append(link.engine)
         return True
+
+    def _end(self, lease: Lease) -> None:
+        """A lease has ended, and nothing more is to be heard of it."""
+        del self._leases[lease.id]
+        self._expired[lease.id] = None
+        if len(self._expired) > MAX_FINISHED:
+            self._expired.popitem(last=False)
 
     def _undo(self, lease: Lease) -> None:
         orders = [(request.engine, Release(request.key, lease.id)) for request in lease.requests]

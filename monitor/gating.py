@@ -13,7 +13,7 @@ from monitor.actions.gates import GateFacts, act_words, guard_words
 from monitor.actions.once import Once
 from monitor.audit import Recalled
 from monitor.control import Operator
-from monitor.events import Guarded, Ordered, OrderKind, ProbeFired, Request
+from monitor.events import Guarded, Ordered, OrderKind, OrderResult, ProbeFired, Request
 from monitor.frames import GateEvent, GuardEvent, Hello, Order, Refusal, Started
 from monitor.ingest import Link
 from monitor.policy import Policy
@@ -76,6 +76,16 @@ class Gating:
         self.arming.hello(hello, enforced=link.fits is True and not link.shadow)
         self._operator.hello(link)
 
+    def change_policy(self, policy: Policy) -> None:
+        """Arm and decide by another policy from here on."""
+        self._policy = policy
+        self.arming.change_policy(policy)
+
+    def finish(self, request: Request) -> None:
+        """A request ended."""
+        self.arming.finish(request)
+        self._operator.finish(request)
+
     def lost(self, engine: str) -> None:
         """An engine fell silent."""
         self.arming.lost(engine)
@@ -85,33 +95,50 @@ class Gating:
         """What of a frame's decisions was not told yet."""
         return self._decisions.fresh(link.engine, link.model, events) if events else []
 
-    def refused(self, link: Link, refusals: Sequence[Refusal]) -> None:
-        """Tell what an engine did not do, each once; what a gate cannot, the monitor orders from now on."""
+    def refused(self, link: Link, refusals: Sequence[Refusal], actions: Actions) -> None:
+        """Tell what an engine did not do, or does no more, each once.
+
+        What a gate cannot, the monitor orders from now on; what a rule cannot that fails closed, stops the generation.
+        """
         for refusal in self._decisions.fresh_refusals(link.engine, link.model, refusals):
+            request = self._verdicts.find(link.engine, refusal.key, link.model)
+            if refusal.cause == "expired":
+                if self._operator.expired(link.engine, refusal.id, refusal.key):
+                    self._tell_refusal(link, refusal, request, "expired")
+                continue
+            self._tell_refusal(link, refusal, request, "refused")
+            if refusal.order == "arm" and refusal.key:
+                if request is not None:
+                    self.arming.left_out(request, refusal.id)
+                continue
             self.arming.refused(link.engine, refusal.id)
             self._operator.refused(link.engine, refusal.id, refusal.key)
-            kind = ORDER_KINDS.get(refusal.order)
-            if kind is None:
-                continue
-            request = self._verdicts.find(link.engine, refusal.key, link.model)
-            if request is None and refusal.key:
-                request = Request(link.engine, link.model, "", refusal.key, 0)
-            self._stats.orders["engine", kind, "refused"] += 1
-            detail = f"{refusal.order} {refusal.id}".strip()
-            self._recorder.record(
-                Ordered(
-                    refusal.id,
-                    kind,
-                    "refused",
-                    link.engine,
-                    link.model,
-                    request,
-                    "engine",
-                    None,
-                    f"{detail} ({refusal.cause})",
-                    refusal.reason,
-                )
+            # Where an order came too late, there is nothing left to stop.
+            if refusal.order == "steer" and refusal.cause != "request" and request is not None and not link.held:
+                actions.refused(request, refusal.id, refusal.reason)
+
+    def _tell_refusal(self, link: Link, refusal: Refusal, request: Request | None, result: OrderResult) -> None:
+        kind = ORDER_KINDS.get(refusal.order)
+        if kind is None:
+            return
+        if request is None and refusal.key:
+            request = Request(link.engine, link.model, "", refusal.key, 0)
+        self._stats.orders["engine", kind, result] += 1
+        detail = f"{refusal.order} {refusal.id}".strip()
+        self._recorder.record(
+            Ordered(
+                refusal.id,
+                kind,
+                result,
+                link.engine,
+                link.model,
+                request,
+                "engine",
+                None,
+                f"{detail} ({refusal.cause})",
+                refusal.reason,
             )
+        )
 
     def guarded(self, link: Link, events: Sequence[GuardEvent]) -> None:
         """Tell what an engine's guard took back, each once; to be called before the verdict table lets requests go."""

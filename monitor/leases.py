@@ -13,7 +13,7 @@ MAX_LEASE_SECONDS: Final = 3600.0
 MAX_ORDERS: Final = 64
 """Leases that run at once; gates of an engine are fewer."""
 MAX_FINISHED: Final = 4096
-"""Requests that are remembered to have ended, to tell them from those that never were."""
+"""Requests that are remembered to have ended, to tell them from those that never were, and as many orders."""
 
 Why = Literal["invalid", "unknown", "state", "full", "unreachable"]
 """Why an order is refused: it makes no sense or is beyond a cap; it names what is not there; its request has ended or
@@ -60,6 +60,7 @@ class Lease:
     engines: list[str] = field(default_factory=list[str])
     """Of ``arm``: those that have the gate."""
     arm: Arm | None = None
+    """The order, which goes out with what is left of the lease."""
     facts: GateFacts | None = None
 
     @property

@@ -138,6 +138,7 @@ class Monitor:
             self._limits.max_requests,
             agreement={probe.name: (probe.aggregate.agree, probe.aggregate.agree_of) for probe in bundle.all_probes},
             gated=self._gating.arming.holds,
+            max_dose=policy.max_dose,
         )
         self._workers = self._open_workers(pool)
 
@@ -197,6 +198,7 @@ class Monitor:
             self._workers.tick()
             self._collect(self._workers)
         self.operator.tick()
+        self._actions.tick()
         now = self._clock()
         for link in list(self._links.values()):
             silent = now - link.last_seen
@@ -296,7 +298,7 @@ class Monitor:
         for event in finished:
             self._finish(event)
         self._gating.tell_ended(link, self._gating.tell(link, later, self._actions), self._actions)
-        self._gating.refused(link, frame.header.refused)
+        self._gating.refused(link, frame.header.refused, self._actions)
         if (decided or frame.header.refused or frame.header.guarded) and self._audit is not None:
             link.recorded_with = self._audit.accepted
         for fired in verdicts.fired:
@@ -326,7 +328,7 @@ class Monitor:
         self.stats.requests_finished[model,] += 1
         self.stats.observe_margins(model, finished.readings)
         self._actions.forget(finished.request)
-        self.operator.finish(finished.request)
+        self._gating.finish(finished.request)
         self._recorder.record(finished)
 
     @contextmanager
@@ -365,6 +367,7 @@ class Monitor:
     def _forget(self, link: Link) -> None:
         del self._links[link.engine]
         self._gating.arming.forget(link.engine)
+        self._actions.forget_engine(link.engine)
 
     def _answer(self, link: Link, now: float) -> None:
         if link.exporter is None or link.lost:

@@ -3,7 +3,7 @@
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from monitor.actions.gates import act_of, finite
@@ -21,6 +21,18 @@ SendOrder = Callable[[str, Order], bool]
 """Sends an order to the engine of this id; false where it cannot be reached. Never blocks."""
 
 
+@dataclass(slots=True)
+class _Applied:
+    """What was done to one request."""
+
+    rules: set[str] = field(default_factory=set[str])
+    """Those that were applied."""
+    closed: dict[str, tuple[ProbeFired, Decision]] = field(default_factory=dict[str, tuple[ProbeFired, Decision]])
+    """Orders to steer, by their id, that the generation is stopped for should the engine refuse them."""
+    failed: tuple[ProbeFired, Decision, str] | None = None
+    """One of these that was refused, and why: the generation is stopped for it, or will be."""
+
+
 class Actions:
     """Carries out decisions, each rule at most once a request.
 
@@ -33,7 +45,12 @@ class Actions:
         send_order: Sends orders; not called in ``shadow``.
         max_requests: Requests to remember; beyond it the one acted on longest ago is forgotten.
         agreement: A probe's name to how many of how many averages have to reach its threshold.
-        gated: Tells whether an engine decides by a gate itself: then it is not ordered what the gate does.
+        gated: Tells whether an engine decides on a request by a gate itself: then it is not ordered what the gate does.
+        max_dose: What all that may be done to a request at once along one vector may come to; ``None``: the policy sets
+            no limit of its own.
+
+    Attributes:
+        max_dose: May be replaced, as the policy is.
     """
 
     def __init__(
@@ -44,15 +61,19 @@ class Actions:
         max_requests: int = 65_536,
         *,
         agreement: Mapping[str, tuple[int, int]] | None = None,
-        gated: Callable[[str, str], bool] = lambda engine, gate: False,
+        gated: Callable[[Request, str], bool] = lambda request, gate: False,
+        max_dose: float | None = None,
     ) -> None:
         self._recorder = recorder
         self._stats = stats
         self._send_order = send_order
         self._agreement = agreement or {}
         self._gated = gated
+        self.max_dose = max_dose
         self._max_requests = max_requests
-        self._applied: OrderedDict[tuple[str, str], set[str]] = OrderedDict()
+        self._applied: OrderedDict[tuple[str, str], _Applied] = OrderedDict()
+        self._unstopped: OrderedDict[tuple[str, str], None] = OrderedDict()
+        """Requests whose generation is to be stopped, and whose engine could not be reached."""
 
     def apply(self, fired: ProbeFired, decisions: Iterable[Decision], *, held: str = "", ended: bool = False) -> None:
         """Carry out what a policy decided about one firing.
@@ -64,7 +85,7 @@ class Actions:
             ended: The request had ended when its probe fired: there is nothing left to change, but much to tell.
         """
         # What an engine decides by a gate it has decided already, or will with a later token; it is told as it arrives.
-        decisions = [d for d in decisions if held or not self._gated(fired.request.engine, d.gate)]
+        decisions = [d for d in decisions if held or not self._gated(fired.request, d.gate)]
         decisions = [_hold(decision, held) if held else decision for decision in decisions]
         if ended:
             decisions = [
@@ -77,21 +98,48 @@ class Actions:
             return
         applied = self._remember(fired.request)
         for decision in decisions:
-            if decision.rule not in applied:
+            if decision.rule not in applied.rules:
                 self._carry_out(fired, decision)
         # Only now: the decisions of one rule belong together.
-        applied.update(decision.rule for decision in decisions)
+        applied.rules.update(decision.rule for decision in decisions)
+
+    def refused(self, request: Request, id: str, why: str) -> None:
+        """An engine does not steer a request as it was ordered: where the rule says so, the generation is stopped.
+
+        Args:
+            request: In flight.
+            id: Of the order.
+            why: In words.
+        """
+        applied = self._applied.get((request.engine, request.key))
+        if applied is not None and (found := applied.closed.pop(id, None)) is not None:
+            self._fail_closed(*found, why)
+
+    def tick(self) -> None:
+        """Stop what could not be stopped before."""
+        for engine, key in list(self._unstopped):
+            self._stop_failed(engine, key)
 
     def forget(self, request: Request) -> None:
         """A request ended."""
-        self._applied.pop((request.engine, request.key), None)
-
-    def _remember(self, request: Request) -> set[str]:
         identity = (request.engine, request.key)
-        applied = self._applied.setdefault(identity, set())
+        applied = self._applied.pop(identity, None)
+        if identity in self._unstopped and applied is not None and applied.failed is not None:
+            del self._unstopped[identity]
+            self._tell_failed(*applied.failed, refusal=f"{UNREACHABLE} before the request ended")
+
+    def forget_engine(self, engine: str) -> None:
+        """An engine is gone."""
+        for identity in [identity for identity in self._unstopped if identity[0] == engine]:
+            del self._unstopped[identity]
+
+    def _remember(self, request: Request) -> _Applied:
+        identity = (request.engine, request.key)
+        applied = self._applied.setdefault(identity, _Applied())
         self._applied.move_to_end(identity)
         if len(self._applied) > self._max_requests:
-            self._applied.popitem(last=False)
+            oldest, _ = self._applied.popitem(last=False)
+            self._unstopped.pop(oldest, None)
         return applied
 
     def _carry_out(self, fired: ProbeFired, decision: Decision) -> None:
@@ -131,15 +179,47 @@ class Actions:
     def _intervene(self, fired: ProbeFired, decision: Decision, action: SteerAction | StopAction) -> None:
         request, enforced, sent = fired.request, decision.mode == "enforce", False
         if isinstance(action, StopAction):
-            steer = None
             sent = enforced and self._order(request, Stop(request.key, action.message, f"{decision.rule}:stop"))
-        else:
-            steer = action
-            if enforced:
-                # The id stays the same when another monitor decides anew.
-                done = f"{action.dose:g}" if action.operation == "add" else action.operation
-                id = f"{decision.rule}:{action.vector}:{done}"
-                sent = self._order(request, Steer(request.key, [act_of(action)], action.tokens, id))
+        elif enforced:
+            # The id stays the same when another monitor decides anew.
+            done = f"{action.dose:g}" if action.operation == "add" else action.operation
+            id = f"{decision.rule}:{action.vector}:{done}"
+            order = Steer(request.key, [act_of(action)], action.tokens, id, max_dose=self.max_dose)
+            sent = self._order(request, order)
+            if action.closed is not None and sent:
+                self._applied[request.engine, request.key].closed[id] = fired, decision
+        self._tell(fired, decision, action, sent=sent, refusal=UNREACHABLE if enforced and not sent else "")
+        if isinstance(action, SteerAction) and action.closed is not None and enforced and not sent:
+            self._fail_closed(fired, decision, UNREACHABLE)
+
+    def _fail_closed(self, fired: ProbeFired, decision: Decision, why: str) -> None:
+        """Stop a generation that is not steered as it was to be; once, whatever else is refused."""
+        identity = (fired.request.engine, fired.request.key)
+        applied = self._applied[identity]
+        if applied.failed is None:
+            applied.failed = fired, decision, why
+            self._unstopped[identity] = None
+            self._stop_failed(*identity)
+
+    def _stop_failed(self, engine: str, key: str) -> None:
+        applied = self._applied[engine, key]
+        if applied.failed is None:
+            return
+        action = applied.failed[1].action
+        message = action.closed.message if isinstance(action, SteerAction) and action.closed is not None else ""
+        if self._send_order(engine, Stop(key, message, f"{applied.failed[1].rule}:closed")):
+            del self._unstopped[engine, key]
+            self._tell_failed(*applied.failed)
+
+    def _tell_failed(self, fired: ProbeFired, decision: Decision, why: str, refusal: str = "") -> None:
+        reason = f"{decision.reason}; that was refused ({why.rstrip('.')}), and the rule fails closed: stop"
+        stop = StopAction("")
+        self._tell(fired, replace(decision, reason=reason), stop, sent=not refusal, refusal=refusal)
+
+    def _tell(
+        self, fired: ProbeFired, decision: Decision, action: SteerAction | StopAction, *, sent: bool, refusal: str
+    ) -> None:
+        request, steer = fired.request, action if isinstance(action, SteerAction) else None
         vector = "" if steer is None else steer.vector
         agree, agree_of = self._agreement.get(fired.probe, (1, 1))
         self._stats.interventions[request.model, decision.rule, vector, decision.mode, sent] += 1
@@ -162,7 +242,7 @@ class Actions:
                 high=None if steer is None else finite(steer.high),
                 agree=agree,
                 agree_of=agree_of,
-                refusal=UNREACHABLE if enforced and not sent else "",
+                refusal=refusal,
             )
         )
 

@@ -6,7 +6,8 @@
    audit log says an earlier monitor armed, and any that is heard of by what it decides.
 3. An engine that is held to shadow is ordered to disarm all of them.
 4. What an engine cannot do by a gate, because it has none for it or refuses, the monitor orders itself, from the next
-   step on.
+   step on; so it does for a request that the gate leaves out, since its orders leave no room for it under the cap.
+5. Another policy may come at any time: what it does not want is disarmed, and what it wants is armed.
 """
 
 import logging
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 
 from monitor.actions.gates import OPERATOR_PREFIX, GateFacts, arm_order, policy_facts
 from monitor.actions.recorder import Recorder
-from monitor.events import Ordered, OrderKind
+from monitor.events import Ordered, OrderKind, Request
 from monitor.frames import Arm, Disarm, Hello, Order
 from monitor.policy import GATE_PREFIX, Policy, PolicyGate
 from monitor.stats import Stats
@@ -37,6 +38,11 @@ class _Engine:
     """Gates that an earlier monitor armed, as far as is known; to be disarmed."""
     disarmed: set[str] = field(default_factory=set[str])
     """Gates that it was ordered to disarm, so that each is told once."""
+    left_out: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+    """Gates, each with the key of a request in flight that it does not steer."""
+    said: Hello | None = None
+    """What it said last, and whether it scores with the bundle and is not held to shadow."""
+    enforced: bool = False
 
 
 class Arming:
@@ -63,20 +69,31 @@ class Arming:
         before: Mapping[str, Collection[str]],
         keep: Callable[[str], bool],
     ) -> None:
-        self._gates = policy.gates
-        self._facts = {id: policy_facts(gate, bundle) for id, gate in self._gates.items()}
+        self._bundle = bundle
+        self._facts: dict[str, GateFacts] = {}
+        self._take(policy)
         self._recorder, self._stats, self._send, self._keep = recorder, stats, send_order, keep
         self._before = before
         self._engines: dict[str, _Engine] = {}
 
+    def change_policy(self, policy: Policy) -> None:
+        """Arm the gates of another policy, and disarm those that it does not have."""
+        self._take(policy)
+        for state in self._engines.values():
+            state.refused.clear()
+            if state.said is not None:
+                self.hello(state.said, enforced=state.enforced)
+
     def facts(self, gate: str) -> GateFacts | None:
-        """What is known of a gate of the policy."""
+        """What is known of a gate of the policy, or of the one before it, whose decisions may still be under way."""
         return self._facts.get(gate)
 
-    def holds(self, engine: str, gate: str) -> bool:
-        """Whether the engine decides by this gate, as far as is known."""
-        state = self._engines.get(engine)
-        return state is not None and gate in state.sent and gate not in state.refused
+    def holds(self, request: Request, gate: str) -> bool:
+        """Whether its engine decides on a request by this gate, as far as is known."""
+        state = self._engines.get(request.engine)
+        if state is None or gate not in state.sent or gate in state.refused:
+            return False
+        return (gate, request.key) not in state.left_out
 
     def hello(self, hello: Hello, *, enforced: bool) -> None:
         """Bring an engine's gates up to date.
@@ -89,7 +106,7 @@ class Arming:
         state = self._engines.get(engine)
         if state is None:
             state = self._engines[engine] = _Engine(before=set(self._before.get(engine, ())))
-        state.model = hello.model
+        state.model, state.said, state.enforced = hello.model, hello, enforced
         wanted = {id: gate for id, gate in self._gates.items() if enforced and gate.rule.covers(hello.model)}
         self._disarm_others(engine, state, hello, wanted)
         for index, gate in enumerate(wanted.values()):
@@ -107,6 +124,9 @@ class Arming:
             state.sent.clear()
             state.refused.clear()
             state.disarmed.clear()
+            state.left_out.clear()
+            # What it has armed when it is heard again, it says then.
+            state.said = None
 
     def forget(self, engine: str) -> None:
         """An engine is gone."""
@@ -117,11 +137,26 @@ class Arming:
         if (state := self._engines.get(engine)) is not None and gate in state.sent:
             state.refused.add(gate)
 
+    def left_out(self, request: Request, gate: str) -> None:
+        """A gate does not steer a request in flight; what it would decide, the monitor orders."""
+        if (state := self._engines.get(request.engine)) is not None and gate in state.sent:
+            state.left_out.add((gate, request.key))
+
+    def finish(self, request: Request) -> None:
+        """A request ended."""
+        if (state := self._engines.get(request.engine)) is not None and state.left_out:
+            state.left_out = {(gate, key) for gate, key in state.left_out if key != request.key}
+
     def heard_of(self, engine: str, gate: str) -> None:
         """A gate has decided something: one of an earlier policy, or of a lease that has ended, is disarmed."""
         state = self._engines.get(engine)
         if state is not None and self._is_stray(gate):
             self._disarm(engine, state, gate)
+
+    def _take(self, policy: Policy) -> None:
+        before = {id: self._facts[id] for id in self._gates} if self._facts else {}
+        self._gates, self._max_dose = policy.gates, policy.max_dose
+        self._facts = before | {id: policy_facts(gate, self._bundle) for id, gate in self._gates.items()}
 
     def _is_stray(self, gate: str) -> bool:
         ours = gate.startswith((GATE_PREFIX, OPERATOR_PREFIX))
@@ -140,7 +175,7 @@ class Arming:
         state.disarmed &= armed
 
     def _arm(self, engine: str, state: _Engine, gate: PolicyGate) -> None:
-        order: Arm = arm_order(gate)
+        order: Arm = arm_order(gate, self._max_dose)
         if not self._send(engine, order):
             # Tried again with the next HELLO, which is what says that it can be reached.
             logger.warning("The order to arm %s did not reach engine %s.", gate.id, engine)

@@ -72,8 +72,12 @@ def finite(bound: float) -> float | None:
     return bound if math.isfinite(bound) else None
 
 
-def arm_order(gate: PolicyGate) -> Arm:
+def arm_order(gate: PolicyGate, max_dose: float | None) -> Arm:
     """The order that arms a gate of the policy.
+
+    Args:
+        gate: What is wanted.
+        max_dose: The policy's own cap.
 
     Raises:
         ValueError: Its action is not decided by the engine.
@@ -93,6 +97,7 @@ def arm_order(gate: PolicyGate) -> Arm:
         release_streak=how.release_streak,
         hold=how.hold,
         budget=gate.action.tokens,
+        max_dose=max_dose,
     )
 
 

@@ -48,6 +48,16 @@ class Gate:
 
 
 @dataclass(frozen=True, slots=True)
+class StopAction:
+    """End the generation with a message."""
+
+    message: str
+
+    def __str__(self) -> str:
+        return "stop with the policy's message" if self.message else "stop"
+
+
+@dataclass(frozen=True, slots=True)
 class SteerAction:
     """Change the projection of the rest of the response on a steering vector."""
 
@@ -62,6 +72,8 @@ class SteerAction:
     high: float = math.inf
     gate: Gate | None = None
     """``None``: the monitor orders it, from the request's next step on."""
+    closed: StopAction | None = None
+    """Done to a generation that cannot be steered so; ``None``: it goes on unsteered."""
 
     def __str__(self) -> str:
         until = "until the request ends" if self.tokens is None else f"for {self.tokens} tokens"
@@ -72,17 +84,8 @@ class SteerAction:
                 what = f"clamp {self.vector} to {self.low:g}..{self.high:g}"
             case _:
                 what = f"steer {self.vector} at dose {self.dose:g}"
-        return f"{what} {until}" + ("" if self.gate is None else f", {self.gate}")
-
-
-@dataclass(frozen=True, slots=True)
-class StopAction:
-    """End the generation with a message."""
-
-    message: str
-
-    def __str__(self) -> str:
-        return "stop with the policy's message" if self.message else "stop"
+        by = "" if self.gate is None else f", {self.gate}"
+        return f"{what} {until}{by}" + ("" if self.closed is None else f"; where that is refused, {self.closed}")
 
 
 @dataclass(frozen=True, slots=True)

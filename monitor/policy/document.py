@@ -10,7 +10,7 @@
         mode: enforce                     # shadow, alert or enforce
         actions:
           - alert: {severity: critical}
-          - steer: {vector: harmful_intent, dose: -0.25, tokens: 200}
+          - steer: {vector: harmful_intent, dose: -0.25, tokens: 200, fail: closed, message: "I must stop here."}
       - name: at-the-very-token
         when: {probe: sycophancy}
         mode: enforce
@@ -26,7 +26,10 @@
           - escalate: {}                  # marks the request for review and keeps its trace
           - stop: {message: "I cannot go on with this."}
 
-``release`` is a margin in logits and not a share of the threshold, which may be zero or below it.
+``release`` is a margin in logits and not a share of the threshold, which may be zero or below it. ``fail`` says what
+becomes of a generation that cannot be steered, since the engine refuses the order or cannot be reached: with ``open``,
+the default, it goes on unsteered, with ``closed`` it is stopped with ``message``. Either is told. Where every rule is
+held to shadow, nothing is stopped for it either.
 """
 
 import types
@@ -82,6 +85,8 @@ class SteerSpec(_Strict):
     threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
     half_life: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     min_tokens: Annotated[int, Field(ge=1)] | None = None
+    fail: Literal["open", "closed"] = "open"
+    message: Annotated[str, Field(max_length=MESSAGE_CHARACTERS)] | None = None
 
 
 class StopSpec(_Strict):

@@ -3,7 +3,7 @@
 import math
 from typing import Final
 
-from monitor.policy.deeds import Gate, SteerAction
+from monitor.policy.deeds import Gate, SteerAction, StopAction
 from monitor.policy.document import Place, ReleaseSpec, SteerSpec, suggest
 from probes.bundle import Bundle, Probe
 from probes.errors import BundleError
@@ -36,7 +36,7 @@ def steer_action(
     vectors = [vector.name for vector in bundle.manifest.vectors]
     if spec.vector not in vectors:
         place.at("vector").fail(f"the bundle has no steering vector '{spec.vector}'", suggest(spec.vector, vectors))
-    gate = _gate(spec, place, bundle, probe)
+    gate, closed = _gate(spec, place, bundle, probe), _closed(spec, place)
     if (spec.dose is not None) + spec.ablate + (spec.clamp is not None) != 1:
         if spec.dose is None and not spec.ablate and spec.clamp is None:
             place.at("dose").fail("is missing", "Write dose: -0.2, or ablate: true, or clamp: [low, high].")
@@ -45,9 +45,9 @@ def steer_action(
         if spec.dose == 0:
             place.at("dose").fail("0 changes nothing", "Remove the action, or give it a dose.")
         _require_dose(spec.vector, spec.dose, place.at("dose"), bundle, max_dose)
-        return SteerAction(spec.vector, spec.dose, spec.tokens, gate=gate)
+        return SteerAction(spec.vector, spec.dose, spec.tokens, gate=gate, closed=closed)
     if spec.clamp is None:
-        return SteerAction(spec.vector, 0.0, spec.tokens, "ablate", gate=gate)
+        return SteerAction(spec.vector, 0.0, spec.tokens, "ablate", gate=gate, closed=closed)
     low = -math.inf if spec.clamp[0] is None else spec.clamp[0]
     high = math.inf if spec.clamp[1] is None else spec.clamp[1]
     if low > high or not (math.isfinite(low) or math.isfinite(high)):
@@ -55,7 +55,18 @@ def steer_action(
     bound = max(abs(value) for value in (low, high) if math.isfinite(value))
     if bound:
         _require_dose(spec.vector, bound, place.at("clamp"), bundle, max_dose)
-    return SteerAction(spec.vector, 0.0, spec.tokens, "clamp", low, high, gate)
+    return SteerAction(spec.vector, 0.0, spec.tokens, "clamp", low, high, gate, closed)
+
+
+def _closed(spec: SteerSpec, place: Place) -> StopAction | None:
+    """What is done instead of steering that is refused."""
+    if spec.fail == "closed":
+        return StopAction(spec.message or "")
+    if spec.message is not None:
+        place.at("message").fail(
+            "is said where steering is refused and fail is closed", "Write fail: closed beside it."
+        )
+    return None
 
 
 def _require_dose(vector: str, dose: float, place: Place, bundle: Bundle, max_dose: float | None) -> None:

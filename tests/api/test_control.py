@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 import grpc
 import grpc.aio
+import msgspec
 import pytest
 
 from monitor.actions import MemorySink
@@ -45,7 +46,7 @@ class House:
     """A monitor with an engine that serves one request, ``user-a``."""
 
     def __init__(self, bundle, frame):
-        self.make_frame, self.bundle, self.now = frame, bundle, 1000.0
+        self.make_frame, self.bundle, self.now, self.frames = frame, bundle, 1000.0, 100
         self.source, self.sink = MemorySource(), MemorySink()
         self.monitor = Monitor(bundle, REVIEW, self.source, sinks=[self.sink], clock=lambda: self.now)
 
@@ -56,6 +57,12 @@ class House:
     def frame(self, *args, gates=(), **options):
         made = self.make_frame(*args, **options)
         made.header.gates.extend(gates)
+        self.monitor.receive(Arrival(b"engine/rank0", made))
+
+    def refuse(self, *refusals):
+        made = self.make_frame(self.frames)
+        self.frames += 1
+        made.header.refused.extend(refusals)
         self.monitor.receive(Arrival(b"engine/rank0", made))
 
     def begin(self):
@@ -122,7 +129,7 @@ def test_a_request_is_steered_until_the_lease_ends(house):
         house.begin()
         answer = await control.Steer(pb.SteerRequest(request_id="user-a", act=ADD, lease_seconds=60, tokens=9))
         id = answer.order.id
-        assert house.orders() == [Steer("a", [Act("sycophancy", -0.2)], 9, id)]
+        assert house.orders() == [Steer("a", [Act("sycophancy", -0.2)], 9, id, lease=60.0, max_dose=0.5)]
         assert answer.order.detail == "steer sycophancy at dose -0.2 for 9 tokens"
         house.now += 59
         house.monitor.tick()
@@ -133,7 +140,9 @@ def test_a_request_is_steered_until_the_lease_ends(house):
         house.now += 2
         house.monitor.tick()
         house.monitor.tick()
-        assert house.orders() == [Release("a", id)]
+        # The engine ends it by itself, and says so: that is told already.
+        assert house.orders() == []
+        house.refuse(Refusal(0, "steer", id, "a", "expired", "Its lease of 60 s has ended."))
         assert not (await control.ListOrders(pb.ListOrdersRequest())).orders
         assert [(event.result, event.order, event.lease_seconds) for event in house.told()] == [
             ("sent", id, 60.0),
@@ -164,10 +173,11 @@ def test_a_lease_outlives_its_client_and_no_longer(house):
     house.orders()
     house.now += 4
     house.monitor.tick()
-    assert house.orders() == []
+    assert [event.result for event in house.told()] == ["sent"]
     house.now += 2
     house.monitor.tick()
-    assert [type(order) for order in house.orders()] == [Release]
+    assert [event.result for event in house.told()] == ["sent", "expired"]
+    assert house.orders() == []
 
 
 def test_release_undoes_an_order_at_once(house):
@@ -187,10 +197,10 @@ def test_release_undoes_an_order_at_once(house):
 def test_what_cannot_be_undone_is_undone_when_the_engine_can_be_reached(house):
     async def scenario(control, reading):
         house.begin()
-        await control.Steer(pb.SteerRequest(request_id="user-a", act=ADD, lease_seconds=2))
+        id = (await control.Steer(pb.SteerRequest(request_id="user-a", act=ADD, lease_seconds=60))).order.id
         house.orders()
         house.source.away.add(b"engine/core")
-        house.now += 3
+        await control.Release(pb.ReleaseRequest(id=id))
         house.monitor.tick()
         assert house.orders() == []
         house.source.away.clear()
@@ -219,12 +229,15 @@ def test_gates_are_armed_on_all_engines_and_on_those_that_come(house):
         wanted = pb.ArmRequest(probe="toxicity", act=clamp, lease_seconds=60, release=0.5, hold=4, streak=2, tokens=90)
         answer = await control.Arm(wanted)
         id = answer.order.id
-        gate = Arm(id, "toxicity", [Act("harmful_intent", high=0.1)], streak=2, release=0.5, hold=4, budget=90)
+        how = {"streak": 2, "release": 0.5, "hold": 4, "budget": 90, "max_dose": 0.5}
+        gate = Arm(id, "toxicity", [Act("harmful_intent", high=0.1)], lease=60.0, **how)
         assert (house.orders(), answer.engines) == ([gate], 1)
+        house.now += 1
         house.hello()
         assert house.orders() == []
+        # An engine that comes later has it for what is left of the lease.
         house.hello("second", armed=[id])
-        assert house.orders() == [gate]
+        assert house.orders() == [msgspec.structs.replace(gate, lease=59.0)]
         house.frame(1, gates=[GateEvent(0, id, "opened", "a", "user-a", 3, 1.5, 0)])
         (told,) = [event for event in house.sink.events if isinstance(event, Intervention)]
         assert (told.gate, told.rule, told.probe, told.operation, told.high) == (id, "", "toxicity", "clamp", 0.1)
@@ -290,6 +303,54 @@ def test_a_probe_that_is_none_and_an_engine_that_cannot_be_had(house):
         house.source.away.add(b"engine/core")
         code, said = await refused(control.Steer(pb.SteerRequest(request_id="user-a", act=ADD, lease_seconds=60)))
         assert (code, said) == ("UNAVAILABLE", "Engine engine cannot be reached. Try again.")
+
+    run(house, scenario)
+
+
+def test_a_gate_whose_lease_has_ended_is_left_to_an_idle_engine(house):
+    async def scenario(control, reading):
+        house.begin()
+        id = (await control.Arm(pb.ArmRequest(probe="toxicity", act=ADD, lease_seconds=60))).order.id
+        house.orders()
+        house.now += 61
+        house.monitor.tick()
+        house.hello(armed=[id])
+        assert house.orders() == []
+        house.hello("second")
+        assert house.orders() == []
+        assert [(event.result, event.who) for event in house.told()][1:] == [("expired", house.told()[0].who)]
+
+    run(house, scenario)
+
+
+def test_what_an_engine_ended_without_this_monitor_is_told_when_it_is_heard_of(house):
+    """The monitor that ordered it was killed."""
+    house.begin()
+    ended = [
+        Refusal(0, "arm", "order:1234", "", "expired", "Its lease of 600 s has ended."),
+        Refusal(1, "steer", "order:5678", "a", "expired", "Its lease of 60 s has ended."),
+    ]
+    house.refuse(*ended)
+    house.refuse(*ended)
+    assert [(event.order, event.kind, event.result, event.who, event.reason) for event in house.told()] == [
+        ("order:1234", "arm", "expired", "engine", "Its lease of 600 s has ended."),
+        ("order:5678", "steer", "expired", "engine", "Its lease of 60 s has ended."),
+    ]
+    assert house.told()[1].request.request_id == "user-a"
+    assert house.monitor.stats.orders == {("engine", "arm", "expired"): 1, ("engine", "steer", "expired"): 1}
+
+
+def test_an_engine_that_ends_a_lease_first_is_believed(house):
+    """Its clock, or this monitor's loop, is not to be relied on to the millisecond."""
+
+    async def scenario(control, reading):
+        house.begin()
+        id = (await control.Steer(pb.SteerRequest(request_id="user-a", act=ADD, lease_seconds=60))).order.id
+        house.refuse(Refusal(0, "steer", id, "a", "expired", "Its lease of 60 s has ended."))
+        assert not (await control.ListOrders(pb.ListOrdersRequest())).orders
+        house.now += 61
+        house.monitor.tick()
+        assert [event.result for event in house.told()] == ["sent", "expired"]
 
     run(house, scenario)
 
