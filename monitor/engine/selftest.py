@@ -1,10 +1,9 @@
 """The self-test: the bundle's canaries through the real engine, before its first request and after its weights changed.
 
-The workers compute the canaries as they will compute requests: steps of the kind that the scheduler makes go to their
-``execute_model``, on every tensor-parallel rank at once. They use KV blocks that are registered nowhere, so that no
-request can hit them. The engine core compares the scores with those that the bundle recorded (:mod:`probes.canaries`),
-and lets the workers score requests, or not: a worker that has run the canaries, or whose weights are being changed,
-scores nothing until it is told that it may.
+The workers compute the canaries as they will compute requests (:mod:`monitor.engine.canary_run`). The engine core
+compares the scores with those that the bundle recorded (:mod:`probes.canaries`), and lets the workers score requests,
+or not: a worker that has run the canaries, or whose weights are being changed, scores nothing until it is told that it
+may.
 
 * ``EngineCore._initialize_kv_caches`` returns when the model is loaded, compiled and warm, and no request can be there.
 * ``Worker.reload_weights`` and its like are where weights change; ``EngineCore.collective_rpc`` and ``wake_up`` are how
@@ -13,23 +12,21 @@ scores nothing until it is told that it may.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from monitor.engine.canary_run import canaries_of, run_canaries, trust
 from monitor.engine.settings import Settings, inherited, switched_on
-from monitor.engine.tapped import RunnerTap, tap_of
+from monitor.engine.tapped import tap_of
 from monitor.engine.wrap import Method, wrap_once
 from monitor.errors import EngineError
-from probes.bundle import Bundle, load_bundle
+from probes.bundle import Bundle, Probe, load_bundle
 from probes.canaries import TOLERANCE, Canaries
-
-DECODED: Final = 4
-"""The last tokens of a canary are computed one at a time, by the graph that computes answers."""
 
 RANKS_AGREE: Final = 0.01
 """The drift between two ranks' scores that their arithmetic may cause: each decides by its own what to steer."""
@@ -89,132 +86,6 @@ def install() -> None:
 # In the workers.
 
 
-def run_canaries(worker: Any, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-    """Compute prompts and take what the taps read. The worker scores no request afterwards, until :func:`trust`.
-
-    To be called while no request is in flight.
-
-    Args:
-        worker: vLLM's, its model warm and its KV cache allocated.
-        prompts: Token ids of each, at most as long as the model's context less one.
-
-    Returns:
-        Scores, prompt after prompt, shape ``(tokens, probes)``.
-
-    Raises:
-        EngineError: The taps failed.
-    """
-    tap = tap_of(worker.model_runner)
-    if tap is None:
-        raise EngineError("The taps failed before any request came.", "Look into the engine's log.")
-    exporter = tap.exporter
-    tap.exporter = cast(Any, _Silence())
-    tap.resume()
-    try:
-        scores = [
-            rows
-            for index, prompt in enumerate(prompts)
-            for rows in _compute(worker, tap, f"plumbob-canary-{index}", list(prompt))
-        ]
-    finally:
-        tap.suspend()
-        tap.exporter = exporter
-    if tap_of(worker.model_runner) is None:
-        raise EngineError("The taps failed while the canaries were computed.", "Look into the engine's log.")
-    return np.concatenate(scores)
-
-
-def trust(worker: Any) -> None:
-    """Let a worker score requests."""
-    if (tap := tap_of(worker.model_runner)) is not None:
-        tap.resume()
-
-
-class _Silence:
-    """Takes the place of the exporter: the monitor hears nothing of canaries."""
-
-    def take(self) -> None:
-        """No stage to fill."""
-
-    def refuse(self) -> None:
-        """Count nothing."""
-
-    def offer(self, step: object) -> None:
-        """Send nothing."""
-
-    def tell(self, decided: object, refused: object = (), guarded: object = ()) -> None:
-        """Canaries open no gate, no order comes with them, and nothing steers them."""
-
-    def close(self) -> None:
-        """Nothing to close: the exporter itself comes back."""
-
-
-def _compute(worker: Any, tap: RunnerTap, key: str, prompt: list[int]) -> Iterator[NDArray[np.float32]]:
-    """One prompt from its first to its last token; yields the scores of each step."""
-    from vllm import SamplingParams
-    from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
-
-    groups = worker.model_runner.kv_cache_config.kv_cache_groups
-    done = 0
-    for count in _steps(len(prompt), worker.vllm_config.scheduler_config.max_num_batched_tokens):
-        step = SchedulerOutput.make_empty()
-        if done:
-            step.scheduled_cached_reqs = CachedRequestData(
-                req_ids=[key],
-                resumed_req_ids=set(),
-                new_token_ids=[],
-                all_token_ids={},
-                new_block_ids=[None],
-                num_computed_tokens=[done],
-                num_output_tokens=[0],
-            )
-        else:
-            new = NewRequestData(
-                req_id=key,
-                prompt_token_ids=prompt,
-                mm_features=[],
-                sampling_params=SamplingParams(temperature=0.0, max_tokens=1),
-                pooling_params=None,
-                block_ids=_blocks(worker, groups, len(prompt) + 1),
-                num_computed_tokens=0,
-                lora_request=None,
-                prefill_token_ids=prompt,
-            )
-            step.scheduled_new_reqs = [new]
-        step.num_scheduled_tokens = {key: count}
-        step.total_num_scheduled_tokens = count
-        step.num_common_prefix_blocks = [0] * len(groups)
-        if worker.execute_model(step) is None:
-            worker.sample_tokens(None)
-        done += count
-        # The only request of its step, so that its rows are the first.
-        yield np.array(tap.taps.scores[:count].cpu())
-    finished = SchedulerOutput.make_empty()
-    finished.finished_req_ids = {key}
-    worker.execute_model(finished)
-
-
-def _steps(tokens: int, most: int) -> Iterator[int]:
-    """How many tokens each step computes: what is prefilled at most ``most`` at a time, then one by one."""
-    prefilled = max(tokens - DECODED, 1)
-    for begin in range(0, prefilled, most):
-        yield min(most, prefilled - begin)
-    yield from [1] * (tokens - prefilled)
-
-
-def _blocks(worker: Any, groups: Sequence[Any], tokens: int) -> tuple[list[int], ...]:
-    """KV blocks for a request of so many tokens, other ones in each group. Block 0 is vLLM's own."""
-    speculative = worker.vllm_config.speculative_config
-    tokens += speculative.num_speculative_tokens if speculative is not None else 0
-    blocks, begin = list[list[int]](), 1
-    for group in groups:
-        spec = group.kv_cache_spec
-        end = begin - (-tokens // spec.block_size) + getattr(spec, "num_speculative_blocks", 0)
-        blocks.append(list(range(begin, end)))
-        begin = end
-    return tuple(blocks)
-
-
 def _changing(method: Method) -> Method:
     def changing(self: Any, *args: Any, **kwargs: Any) -> Any:
         if (tap := tap_of(self.model_runner)) is not None:
@@ -227,11 +98,11 @@ def _changing(method: Method) -> Method:
 # In the engine core.
 
 
-def judge(bundle: Bundle, canaries: Canaries, measured: Sequence[NDArray[np.floating]]) -> tuple[float, str]:
+def judge(probes: Sequence[Probe], canaries: Canaries, measured: Sequence[NDArray[np.floating]]) -> tuple[float, str]:
     """Compare what the ranks measured with what was recorded.
 
     Args:
-        bundle: For the names of its probes.
+        probes: Of the columns of scores, for their names.
         canaries: What was run.
         measured: Scores of each rank, shape ``(tokens, probes)``.
 
@@ -249,24 +120,28 @@ def judge(bundle: Bundle, canaries: Canaries, measured: Sequence[NDArray[np.floa
         if apart.max() > RANKS_AGREE:
             raise EngineError(
                 f"Ranks 0 and {rank} read different scores for the same tokens: "
-                f"probe '{bundle.probes[apart.argmax()].name}' by a drift of {apart.max():.3f}.",
+                f"probe '{probes[int(apart.argmax())].name}' by a drift of {apart.max():.3f}.",
                 "Each would steer on its own. Report this with the engine's settings.",
             )
     drift = np.max([canaries.drift(scores) for scores in measured], axis=0)
-    return float(drift.max()), bundle.probes[drift.argmax()].name
+    return float(drift.max()), probes[int(drift.argmax())].name
 
 
 def _examine(core: Any, vllm_config: Any, settings: Settings) -> _Finding:
     """Run the canaries on all ranks and judge."""
     bundle = load_bundle(settings.bundle)
-    if not bundle.canaries:
-        logger.warning("Plumbob cannot test this engine: bundle %s has no canaries", settings.bundle)
+    tested = _tested(bundle, settings)
+    if not tested:
+        logger.warning("Plumbob cannot test this engine: bundle %s has no canaries for it", settings.bundle)
         return _Finding(None, None)
-    # Room for the token that the engine generates.
-    canaries = bundle.canaries.cut(vllm_config.model_config.max_model_len - 1)
-    prompts = [prompt.tolist() for prompt in canaries.prompts]
-    measured = core.model_executor.collective_rpc("plumbob_self_test", args=(prompts,))
-    drift, probe = judge(bundle, canaries, measured)
+    measured: list[NDArray[np.float64]] = core.model_executor.collective_rpc("plumbob_self_test")
+    # The first rank alone streams.
+    streamed = measured[0][:, len(bundle.probes) :]
+    drift, probe = judge(
+        [bundle.all_probes[column] for column in tested],
+        canaries_of(bundle, vllm_config).select(tested),
+        [np.hstack([scores[:, : len(bundle.probes)], streamed])[:, tested] for scores in measured],
+    )
     if drift <= TOLERANCE:
         logger.info("Plumbob self-test: largest drift %.3f (probe %s), tolerance %.2f", drift, probe, TOLERANCE)
         return _Finding(drift, None)
@@ -277,6 +152,24 @@ def _examine(core: Any, vllm_config: Any, settings: Settings) -> _Finding:
         "so that nothing is enforced on these scores.",
     )
     return _Finding(drift, problem)
+
+
+def _tested(bundle: Bundle, settings: Settings) -> list[int]:
+    """The columns of the canaries' scores that this engine can measure; logs which it cannot."""
+    columns, linear = bundle.canaries.reference.shape[1] if bundle.canaries else 0, len(bundle.probes)
+    tested = list(range(min(linear, columns)))
+    for column, probe in enumerate(bundle.manifest.worker_probes, linear):
+        if probe.layer not in settings.stream:
+            logger.warning(
+                "Plumbob does not stream layer %d: worker probe '%s' scores nothing. Name it under \"stream\"",
+                probe.layer,
+                probe.name,
+            )
+        elif column < columns:
+            tested.append(column)
+        else:
+            logger.warning("Plumbob cannot test worker probe '%s': the bundle has no canaries for it", probe.name)
+    return tested
 
 
 def _settle(core: Any, settings: Settings, finding: _Finding) -> Outcome:

@@ -5,7 +5,8 @@ it is switched between two steps, and no graph is recorded again. Behind the ste
 ring (:mod:`monitor.states`); on a GPU by a stream of its own, out of a copy that the next step does not overwrite.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import numpy as np
@@ -17,7 +18,7 @@ from monitor.engine.steering import to_device
 from monitor.engine.taps import LayerTap, Taps
 from monitor.errors import EngineError, OrderError
 from monitor.frames import Selection, StateBlock
-from monitor.states import Dtype, StateWriter, sweep
+from monitor.states import Dtype, StateReader, StateWriter, sweep
 
 RING_STEPS: Final = 2
 """How many of the largest steps a ring holds at least; of decode steps it holds a hundred or more."""
@@ -100,6 +101,35 @@ class Streams:
             copied.record(self._side)
             wait = copied.synchronize
         return blocks, np.concatenate(indices) if indices else np.empty(0, np.int32), wait
+
+    @contextmanager
+    def sampled(self) -> Generator[Callable[[int], dict[int, NDArray[np.float32]]]]:
+        """Stream all rows of all layers meanwhile, whatever was selected before and is again afterwards.
+
+        Yields:
+            What takes the number of rows of a step, and reads its states out of the rings as another process would:
+            shape ``(rows, hidden)`` by layer. Nothing in a process that does not export.
+        """
+        selected = dict(self._selected)
+        readers = {layer: StateReader(ring.writer.path) for layer, ring in self._rings.items()}
+
+        def read(rows: int) -> dict[int, NDArray[np.float32]]:
+            blocks, _, wait = self.copy(rows, np.empty(0, np.int64))
+            if wait is not None:
+                wait()
+            found: dict[int, NDArray[np.float32]] = {}
+            for block in blocks:
+                if (states := readers[block.layer].read(block.start, block.rows)) is not None:
+                    found[block.layer] = states
+            return found
+
+        try:
+            for layer in self._rings:
+                self.select(layer, "all")
+            yield read
+        finally:
+            for layer in self._rings:
+                self.select(layer, selected.get(layer, "none"))
 
     def close(self) -> None:
         """Stop streaming, and remove the rings."""

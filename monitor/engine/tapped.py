@@ -97,7 +97,7 @@ class RunnerTap:
         self._gating = False
         """A gate may judge or steer in this step."""
         self._staging = Staging(max_rows, len(bundle.probes), device, settings.gates)
-        self._streams = Streams(
+        self.streams = Streams(
             self.taps, settings.engine, self._staging.side, rows=settings.stream_rows, exports=exports
         )
         self.exporter = (
@@ -209,7 +209,7 @@ class RunnerTap:
 
     def _carry_out(self, order: Order) -> None:
         if isinstance(order, Stream):
-            self._streams.select(order.layer, order.rows)
+            self.streams.select(order.layer, order.rows)
         elif isinstance(order, Steer | Release):
             self.slots.order(order)
         elif isinstance(order, Stop):
@@ -316,7 +316,7 @@ class RunnerTap:
             self._started, self._finished = [], []
             return self.exporter.refuse()
         stage.copy(self._rows, self._staging.side)
-        states, streamed, copied = self._streams.copy(self._rows, self._last_rows)
+        states, streamed, copied = self.streams.copy(self._rows, self._last_rows)
         step = Step(
             unscored=self.slots.unscored,
             finished=self._finished,
@@ -344,7 +344,7 @@ class RunnerTap:
         self.taps.row_entry.fill_(-1)
         if self._gates is not None:
             self._gates.close_all()
-        self._streams.close()
+        self.streams.close()
         if self.exporter is not None:
             self.exporter.close()
 

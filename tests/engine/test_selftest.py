@@ -11,25 +11,27 @@ import threading
 import time
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 import zmq
 
 pytest.importorskip("torch")
 
-from monitor.engine import selftest
+from monitor.engine import canary_run, selftest
 from monitor.engine.settings import ENVIRONMENT, KEY, Settings
 from monitor.engine.wrap import wrap_once
 from monitor.errors import EngineError
-from monitor.frames import VERSION, Hello, decode
-from probes.bundle import Bundle, save_bundle
+from monitor.frames import VERSION, Hello, Stream, decode, encode_order
+from probes.bundle import Bundle, WorkerProbe, save_bundle
 from probes.canaries import TOLERANCE, Canaries
 from probes.fit import record_canaries
+from tests.workers.networks import random_worker_probe
 
 # What is compared, and with what.
 
 
-def with_canaries(bundle: Bundle, path, canaries: Canaries) -> Bundle:
+def with_canaries(bundle: Bundle, path, canaries: Canaries, workers=()) -> Bundle:
     manifest = bundle.manifest
     return save_bundle(
         path,
@@ -40,6 +42,7 @@ def with_canaries(bundle: Bundle, path, canaries: Canaries) -> Bundle:
         probes=list(zip(bundle.probes, bundle.weight, bundle.bias.tolist(), strict=True)),
         vectors=list(zip(manifest.vectors, bundle.vectors, strict=True)),
         canaries=canaries,
+        worker_probes=workers or bundle.worker_probes,
     )
 
 
@@ -51,6 +54,15 @@ def tested(tiny_bundle, tmp_path) -> Bundle:
     return with_canaries(tiny_bundle(), tmp_path / "tested", Canaries((np.arange(4), np.arange(5)), scores))
 
 
+@pytest.fixture
+def outside(tested, tmp_path) -> Bundle:
+    """The same with two probes that workers read, at layers 0 and 3."""
+    scores = np.random.default_rng(4).normal(size=(9, 2)).astype(np.float32)
+    reference = np.hstack([tested.canaries.reference, scores])
+    workers = [random_worker_probe(tested.probes[0], f"worker-{layer}", layer, 8) for layer in (0, 3)]
+    return with_canaries(tested, tmp_path / "outside", Canaries(tested.canaries.prompts, reference), workers)
+
+
 def measured(bundle: Bundle) -> np.ndarray:
     return np.nan_to_num(bundle.canaries.reference)
 
@@ -58,7 +70,7 @@ def measured(bundle: Bundle) -> np.ndarray:
 def test_the_worst_probe_of_the_worst_rank_is_named(tested):
     apart = measured(tested)
     apart[:, 1] += 0.009 * apart[1:, 1].std()
-    drift, probe = selftest.judge(tested, tested.canaries, [measured(tested), apart])
+    drift, probe = selftest.judge(tested.probes, tested.canaries, [measured(tested), apart])
     assert drift == pytest.approx(0.009, rel=1e-3) and probe == "toxicity"
 
 
@@ -66,22 +78,22 @@ def test_ranks_that_do_not_agree_are_refused(tested):
     apart = measured(tested)
     apart[:, 2] += 0.05 * apart[1:, 2].std()
     with pytest.raises(EngineError, match=r"Ranks 0 and 2 .* 'sycophancy' by a drift of 0\.050"):
-        selftest.judge(tested, tested.canaries, [measured(tested), measured(tested), apart])
+        selftest.judge(tested.probes, tested.canaries, [measured(tested), measured(tested), apart])
 
 
 def test_ranks_that_fail_alike_have_drifted(tested):
     broken = np.zeros((9, 3))
     broken[4, 2] = np.nan
-    drift, probe = selftest.judge(tested, tested.canaries, [broken, broken])
+    drift, probe = selftest.judge(tested.probes, tested.canaries, [broken, broken])
     assert np.isinf(drift) and probe == "sycophancy"
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 4, 5, 6, 60])
 @pytest.mark.parametrize("most", [1, 7, 2048])
 def test_every_token_is_computed_once_and_the_last_ones_singly(tokens, most):
-    steps = list(selftest._steps(tokens, most))
+    steps = list(canary_run.steps_of(tokens, most))
     assert sum(steps) == tokens and max(steps) <= most
-    decoded = min(selftest.DECODED, tokens - 1)
+    decoded = min(canary_run.DECODED, tokens - 1)
     assert steps[len(steps) - decoded :] == [1] * decoded
     assert len(steps) == decoded + -(-(tokens - decoded) // most), "as few as can be"
 
@@ -89,9 +101,9 @@ def test_every_token_is_computed_once_and_the_last_ones_singly(tokens, most):
 def test_blocks_are_nobody_elses(tested):
     groups = [SimpleNamespace(kv_cache_spec=SimpleNamespace(block_size=size)) for size in (16, 128, 16)]
     worker = SimpleNamespace(vllm_config=SimpleNamespace(speculative_config=None))
-    assert selftest._blocks(worker, groups, 33) == ([1, 2, 3], [4], [5, 6, 7])
+    assert canary_run.blocks_of(worker, groups, 33) == ([1, 2, 3], [4], [5, 6, 7])
     worker.vllm_config.speculative_config = SimpleNamespace(num_speculative_tokens=16)
-    assert selftest._blocks(worker, groups, 33) == ([1, 2, 3, 4], [5], [6, 7, 8, 9])
+    assert canary_run.blocks_of(worker, groups, 33) == ([1, 2, 3, 4], [5], [6, 7, 8, 9])
 
 
 # When it runs: an engine core without an engine.
@@ -101,7 +113,9 @@ class Core:
     """The parts of an engine core that the self-test takes hold of."""
 
     def __init__(self, bundle: Bundle, *, off_by: float = 0.0) -> None:
-        self.bundle, self.off_by = bundle, off_by
+        self.off_by = off_by
+        self.scores = measured(bundle)
+        self.other_ranks: list[np.ndarray] = []
         self.vllm_config = SimpleNamespace(
             additional_config={KEY: {}}, model_config=SimpleNamespace(max_model_len=1024)
         )
@@ -119,9 +133,7 @@ class Core:
     def rpc(self, method, timeout=None, args=(), kwargs=None):
         self.calls.append(method)
         if method == "plumbob_self_test":
-            (prompts,) = args
-            assert [len(prompt) for prompt in prompts] == [4, 5]
-            return [measured(self.bundle) * (1 + self.off_by)]
+            return [self.scores * (1 + self.off_by), *self.other_ranks]
         return [None]
 
     def _initialize_kv_caches(self, vllm_config):
@@ -156,19 +168,9 @@ TEST = ["plumbob_self_test", "plumbob_trust"]
 
 @pytest.fixture
 def inherit(monkeypatch):
-    def inherit(bundle: Bundle, drift="refuse"):
-        settings = {
-            "bundle": str(bundle.path),
-            "endpoint": None,
-            "engine": f"e-{drift}",
-            "drift": drift,
-            "stream": [],
-            "stream_rows": 0,
-            "gates": 0,
-            "admission": [],
-        }
-        assert set(settings) == set(Settings.__struct_fields__)
-        monkeypatch.setenv(ENVIRONMENT, json.dumps(settings))
+    def inherit(bundle: Bundle, drift="refuse", stream=()):
+        settings = Settings(str(bundle.path), None, f"e-{drift}", drift, stream=list(stream), stream_rows=0)
+        monkeypatch.setenv(ENVIRONMENT, msgspec.json.encode(settings).decode())
 
     return inherit
 
@@ -217,6 +219,46 @@ def test_a_bundle_without_canaries_is_served_with_a_warning(tiny_bundle, inherit
     assert core.called() == ["initialize", "plumbob_trust"]
     assert selftest.outcome_of("e-refuse") == selftest.Outcome(None, shadow=False)
     assert "has no canaries" in caplog.text
+
+
+def test_a_worker_probe_is_tested_like_any_other(outside, inherit):
+    inherit(outside, stream=(0, 3))
+    core = Core(outside)
+    # Of the other ranks, nothing is streamed.
+    core.other_ranks = [np.hstack([core.scores[:, :3], np.full((9, 2), np.nan)])]
+    core._initialize_kv_caches(core.vllm_config)
+    assert core.called() == ["initialize", *TEST]
+    core.scores[:, 4] = np.roll(core.scores[:, 4], 1)
+    with pytest.raises(EngineError, match=r"probe 'worker-3' .* has a drift of [1-9]"):
+        core._initialize_kv_caches(core.vllm_config)
+
+
+def test_a_layer_that_is_streamed_and_comes_to_nothing_is_refused(outside, inherit):
+    inherit(outside, stream=(0, 3))
+    core = Core(outside)
+    core.scores[:, 3] = np.nan
+    with pytest.raises(EngineError, match=r"probe 'worker-0' .* has a drift of inf"):
+        core._initialize_kv_caches(core.vllm_config)
+
+
+def test_what_is_not_streamed_cannot_be_tested_and_scores_nothing(outside, inherit, caplog):
+    inherit(outside, stream=(3,))
+    core = Core(outside)
+    core.scores[:, 3] = np.nan
+    core._initialize_kv_caches(core.vllm_config)
+    assert core.called() == ["initialize", *TEST]
+    (told,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "does not stream layer 0: worker probe 'worker-0' scores nothing" in told
+
+
+def test_a_bundle_of_before_tests_its_linear_probes(outside, inherit, tmp_path, caplog):
+    linear = Canaries(outside.canaries.prompts, outside.canaries.reference[:, :3])
+    before = with_canaries(outside, tmp_path / "before", linear)
+    inherit(before, stream=(0, 3))
+    core = Core(before, off_by=0.05)
+    core._initialize_kv_caches(core.vllm_config)
+    assert 0.04 < selftest.outcome_of("e-refuse").drift < 0.06
+    assert [name in caplog.text for name in ("'worker-0'", "'worker-3'", "has no canaries for it")] == [True] * 3
 
 
 def test_weights_that_were_changed_are_tested_at_once_when_nothing_is_in_flight(tested, inherit):
@@ -290,7 +332,7 @@ def test_a_test_that_cannot_run_again_fails_no_request(tested, inherit, caplog):
     core.in_flight = True
     core.collective_rpc("reload_weights")
     core.in_flight = False
-    core.bundle = None
+    core.scores = None
     core.add_request("request")
     assert core.called() == ["reload_weights", "plumbob_self_test", "add_request"] and core.told == (None, True)
     assert "could not test" in caplog.text
@@ -323,6 +365,25 @@ def canary_bundle(bundle, source, tmp_path_factory) -> Bundle:
     """Random probes of the demo model, with canaries recorded in float32."""
     probes = list(zip(bundle.probes, bundle.weight, bundle.bias.tolist(), strict=True))
     return with_canaries(bundle, tmp_path_factory.mktemp("canaries") / "bundle", record_canaries(source, probes))
+
+
+STREAMED = 20
+"""A layer that a worker probe reads, and no linear one."""
+
+
+@pytest.fixture(scope="module")
+def outside_probe(bundle, source) -> WorkerProbe:
+    (reading,) = source.read([list(range(100, 120))], [STREAMED])
+    norm = float(np.median(np.linalg.norm(reading.states[0], axis=-1)))
+    return random_worker_probe(bundle.probes[0], f"worker-{STREAMED}", STREAMED, source.hidden, norm=norm)
+
+
+@pytest.fixture(scope="module")
+def served_bundle(canary_bundle, outside_probe, source, tmp_path_factory) -> Bundle:
+    """The same, and a random network that workers read at a layer of its own."""
+    probes = list(zip(canary_bundle.probes, canary_bundle.weight, canary_bundle.bias.tolist(), strict=True))
+    canaries = record_canaries(source, probes, workers=[outside_probe])
+    return with_canaries(canary_bundle, tmp_path_factory.mktemp("canaries") / "served", canaries, [outside_probe])
 
 
 @pytest.fixture(scope="module")
@@ -460,7 +521,7 @@ class Engine:
         self.log = folder / f"{drift}.log"
         driver = folder / "driver.py"
         driver.write_text(DRIVER)
-        tap = {"bundle": str(bundle.path), "endpoint": endpoint, "drift": drift}
+        tap = {"bundle": str(bundle.path), "endpoint": endpoint, "drift": drift, "stream": [STREAMED]}
         settings = {
             "model": str(model_path),
             "max_model_len": 256,
@@ -519,6 +580,10 @@ class Engine:
                 self.listen(0.1)
         return self.frames
 
+    def stream(self, rows) -> None:
+        """Order it to stream, from one of the next steps on."""
+        self._router.send_multipart([f"{self.hello.engine}/core".encode(), *encode_order(Stream(STREAMED, rows))])
+
     def close(self) -> int:
         self._process.stdin.close()
         try:
@@ -537,6 +602,11 @@ def scored(frames) -> list[int]:
     return [int(position) for frame in frames for position in frame.rows["position"]]
 
 
+def streamed(frames) -> int:
+    """Rows whose activations came with the frames."""
+    return sum(block.rows for frame in frames for block in frame.header.states)
+
+
 @pytest.fixture
 def engine(model_path, tmp_path):
     engines = []
@@ -551,11 +621,22 @@ def engine(model_path, tmp_path):
 
 
 @pytest.fixture
-def falsified(canary_bundle, tmp_path) -> Bundle:
+def falsified(served_bundle, tmp_path) -> Bundle:
     """Canaries that say of the fourth probe what no engine would measure."""
-    reference = canary_bundle.canaries.reference.copy()
+    reference = served_bundle.canaries.reference.copy()
     reference[:, 3] += 0.7 * np.nanstd(reference[:, 3])
-    return with_canaries(canary_bundle, tmp_path / "falsified", Canaries(canary_bundle.canaries.prompts, reference))
+    return with_canaries(served_bundle, tmp_path / "falsified", Canaries(served_bundle.canaries.prompts, reference))
+
+
+@pytest.fixture
+def misplaced(served_bundle, outside_probe, source, tmp_path) -> Bundle:
+    """Its worker probe was recorded one layer further than it is read."""
+    states = np.concatenate(
+        [reading.states[0] for reading in source.read(served_bundle.canaries.prompts, [STREAMED + 1])]
+    )
+    reference, column = served_bundle.canaries.reference.copy(), len(served_bundle.probes)
+    reference[:, column] = served_bundle.canaries.read(column, outside_probe.reader, states)
+    return with_canaries(served_bundle, tmp_path / "misplaced", Canaries(served_bundle.canaries.prompts, reference))
 
 
 @pytest.fixture
@@ -579,8 +660,8 @@ def noisy_model(model_path, tmp_path):
 
 
 @pytest.mark.vllm
-def test_an_engine_is_tested_at_its_start_and_when_its_weights_change(engine, canary_bundle, model_path, noisy_model):
-    tapped = engine(canary_bundle, "refuse")
+def test_an_engine_is_tested_at_its_start_and_when_its_weights_change(engine, served_bundle, model_path, noisy_model):
+    tapped = engine(served_bundle, "refuse")
     assert tapped.answer() == "ready"
     frames = tapped.do("generate")
     print(f"the engine's drift is {tapped.hello.drift:.4f}")
@@ -588,12 +669,16 @@ def test_an_engine_is_tested_at_its_start_and_when_its_weights_change(engine, ca
     assert [started.prompt_tokens for frame in frames for started in frame.header.started] == [20], "no canary"
     assert scored(frames) == list(range(27))
     assert frames[0].header.sequence == 0 and frames[-1].header.unscored == 0
+    assert streamed(frames) == 0, "what was streamed of the canaries ended with them"
     scores = np.concatenate([frame.scores for frame in frames])
+    tapped.stream("all")
+    tapped.do("generate")
 
     assert not tapped.do("reload", model_path)
     assert 0 < tapped.hello.drift < TOLERANCE / 4 and not tapped.hello.shadow
     frames = tapped.do("generate")
     assert scored(frames) == list(range(27)), "nothing from a prefix cache of before"
+    assert streamed(frames) == 27, "what was streamed before is streamed again"
     np.testing.assert_array_equal(np.concatenate([frame.scores for frame in frames]), scores)
 
     tapped.do("reload", noisy_model)
@@ -616,15 +701,15 @@ def test_an_engine_is_tested_at_its_start_and_when_its_weights_change(engine, ca
 
 
 @pytest.mark.vllm
-def test_a_bundle_that_reads_another_model_is_refused_with_the_figure(engine, falsified):
-    refused = engine(falsified, "refuse")
+def test_a_worker_probe_of_another_layer_is_refused_with_the_figure(engine, misplaced):
+    """No linear probe reads the layer: what is streamed of it tells."""
+    assert STREAMED not in {probe.layer for probe in misplaced.probes}
+    refused = engine(misplaced, "refuse")
     assert refused.answer() == ""
     assert refused.close() != 0
     log = refused.log.read_text()
-    told = re.search(
-        rf"probe '{falsified.probes[3].name}' of bundle {falsified.path} has a drift of (\S+); 0\.2 is", log
-    )
-    assert told is not None and 0.65 < float(told[1]) < 0.75
+    told = re.search(rf"probe 'worker-{STREAMED}' of bundle {misplaced.path} has a drift of (\S+); 0\.2 is", log)
+    assert told is not None and float(told[1]) > TOLERANCE
     assert "set drift to shadow" in log
     assert refused.hello is None, "no monitor ever hears of it"
 
