@@ -155,6 +155,7 @@ def fit_bundle(
     )
     encoded = encode(concluded(report))
     probes = [(item.probe, item.reader.weight, item.reader.bias) for item in fitted if isinstance(item.reader, Linear)]
+    workers = [WorkerProbe(item.probe, item.reader) for item in fitted if isinstance(item.reader, MultiMax)]
     bundle = save_bundle(
         out,
         version=version,
@@ -162,9 +163,9 @@ def fit_bundle(
         model=identity,
         markers=source.markers,
         probes=probes,
-        worker_probes=[WorkerProbe(item.probe, item.reader) for item in fitted if isinstance(item.reader, MultiMax)],
+        worker_probes=workers,
         vectors=[item.vector for item in fitted],
-        canaries=record_canaries(source, probes, progress) if probes else None,
+        canaries=record_canaries(source, probes, progress, workers),
         provenance=_provenance(concepts, data),
         files={JSON: encoded, HTML: render(decode(encoded, "The report")).encode()},
     )
@@ -176,6 +177,7 @@ def record_canaries(
     source: TransformersSource,
     probes: Sequence[tuple[Probe, NDArray[np.floating], float]],
     progress: Progress = no_progress,
+    workers: Sequence[WorkerProbe] = (),
 ) -> Canaries:
     """What probes read in the canaries.
 
@@ -184,16 +186,18 @@ def record_canaries(
             is tolerated.
         probes: As :func:`probes.bundle.save_bundle` takes them.
         progress: Told about slow work.
+        workers: The worker probes, too.
     """
     prompts = [source.encode(conversation) for conversation in CONVERSATIONS]
-    layers = [probe.layer for probe, _, _ in probes]
+    layers = [*(probe.layer for probe, _, _ in probes), *(worker.probe.layer for worker in workers)]
     read = sorted(set(layers))
     readings = source.read(prompts, read, lambda _, done, total: progress("reading canaries", done, total))
     return Canaries.record(
         prompts,
         [reading.states[[read.index(layer) for layer in layers]] for reading in readings],
-        np.stack([weight for _, weight, _ in probes]),
-        np.asarray([bias for _, _, bias in probes]),
+        np.asarray([weight for _, weight, _ in probes], np.float64).reshape(len(probes), source.hidden),
+        np.asarray([bias for _, _, bias in probes], np.float64),
+        [worker.reader for worker in workers],
     )
 
 

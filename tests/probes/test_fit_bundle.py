@@ -537,9 +537,11 @@ def test_a_network_ships_only_if_it_beats_the_direction(tiny_model, tmp_path, qu
     assert not bundle.probes and "is what ships" in remark and card["kind"] == "multimax"
     (worker,) = bundle.worker_probes
     assert worker.probe.kind == "multimax" and worker.probe.aggregate == fitting.BIGGER_AGGREGATE
-    assert not bundle.canaries.prompts, "an engine scores no worker probe"
-    # Its threshold is a rate of what it makes of benign requests itself.
     source = TransformersSource(tiny_model)
+    canary_states = [source.read([ids], [worker.probe.layer])[0].states[0] for ids in bundle.canaries.prompts]
+    again = bundle.canaries.read(0, worker.reader, np.concatenate(canary_states))
+    assert bundle.canaries.drift(again[:, None]).max() < TOLERANCE / 2
+    # Its threshold is a rate of what it makes of benign requests itself.
     states = [
         reading.states[0][reading.roles == Role.USER]
         for reading in source.read(
