@@ -267,6 +267,22 @@ class RequestFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyChanged:
+    """The policy was read again, while the monitor ran."""
+
+    policy: str
+    """Path of its file."""
+    digest: str
+    """SHA-256 of the file; empty where it is not in force."""
+    in_force: bool
+    """Whether it decides from here on; otherwise the one before it still does."""
+    before: str
+    """SHA-256 of the file that was in force; empty for a policy that comes from no file."""
+    reason: str
+    """What it means for rules, in words, or why it is not in force."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineChanged:
     """An engine connected, was lost, does not fit this monitor, or does not score as its bundle's model would."""
 
@@ -295,6 +311,7 @@ Event = (
     | InterventionEnded
     | InterventionsLost
     | Guarded
+    | PolicyChanged
     | Escalated
     | Ordered
 )

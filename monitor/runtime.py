@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from monitor.actions import Actions, Recorder, Sink
 from monitor.audit import AuditLog, AuditSink, recall
 from monitor.control import Operator
-from monitor.events import EngineChanged, EventLog, FramesLost, ProbeFired, RequestFinished
+from monitor.events import EngineChanged, EventLog, FramesLost, PolicyChanged, ProbeFired, RequestFinished
 from monitor.frames import RESYNC, Frame, Hello, Order, Stream, encode_ack, encode_order
 from monitor.gating import Gating
 from monitor.ingest import Arrival, Link, Malformed, Source, core_identity
@@ -163,6 +163,24 @@ class Monitor:
         self.events.close()
         if self._audit is not None:
             self._audit.close()
+
+    def change_policy(self, policy: Policy) -> None:
+        """Decide by another policy from here on, on requests in flight as well; gates of engines follow."""
+        before, self.policy = self.policy, policy
+        if self._audit is not None:
+            self._audit.change_policy(policy)
+        self.operator.max_dose = self._actions.max_dose = policy.max_dose
+        self.stats.policy_reloads["in_force",] += 1
+        said = (
+            f"{len(policy.rules)} rules and {len(policy.gates)} gates decide from here on, digest {policy.digest[:12]}"
+        )
+        self._recorder.record(PolicyChanged(policy.name, policy.digest, True, before.digest, said))
+        self._gating.change_policy(policy)
+
+    def refuse_policy(self, name: str, why: str) -> None:
+        """Tell that a policy cannot be used; the one before it still decides."""
+        self.stats.policy_reloads["refused",] += 1
+        self._recorder.record(PolicyChanged(name, "", False, self.policy.digest, why))
 
     def status(self) -> Status:
         """A snapshot; may be taken from another thread."""

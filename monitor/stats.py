@@ -145,6 +145,8 @@ class Stats:
         self.orders: Counter[tuple[str, str, str]] = Counter()
         """``(by, order, result)``: orders that no decision on a request stands behind; ``by`` is ``policy``,
         ``operator``, ``request`` for what one asked for itself, or ``engine`` for any that it refused."""
+        self.policy_reloads: Counter[tuple[str]] = Counter({("in_force",): 0, ("refused",): 0})
+        """``(result,)``: times the policy was read again; where it was refused, the one before it is still in force."""
         self.sink_errors: Counter[tuple[str]] = Counter()
         """``(sink,)``: events that a sink failed to take; the sink's class name."""
         self.audit_records: Counter[tuple[()]] = Counter()

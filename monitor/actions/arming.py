@@ -79,10 +79,12 @@ class Arming:
     def change_policy(self, policy: Policy) -> None:
         """Arm the gates of another policy, and disarm those that it does not have."""
         self._take(policy)
-        for state in self._engines.values():
+        for engine, state in self._engines.items():
+            # Tried again: another gate may have made room.
+            state.sent -= state.refused
             state.refused.clear()
             if state.said is not None:
-                self.hello(state.said, enforced=state.enforced)
+                self._bring_up_to_date(engine, state, state.said)
 
     def facts(self, gate: str) -> GateFacts | None:
         """What is known of a gate of the policy, or of the one before it, whose decisions may still be under way."""
@@ -107,7 +109,12 @@ class Arming:
         if state is None:
             state = self._engines[engine] = _Engine(before=set(self._before.get(engine, ())))
         state.model, state.said, state.enforced = hello.model, hello, enforced
-        wanted = {id: gate for id, gate in self._gates.items() if enforced and gate.rule.covers(hello.model)}
+        # What it has armed again since it was disarmed, is disarmed again.
+        state.disarmed &= set(hello.armed or ())
+        self._bring_up_to_date(engine, state, hello)
+
+    def _bring_up_to_date(self, engine: str, state: _Engine, hello: Hello) -> None:
+        wanted = {id: gate for id, gate in self._gates.items() if state.enforced and gate.rule.covers(hello.model)}
         self._disarm_others(engine, state, hello, wanted)
         for index, gate in enumerate(wanted.values()):
             if gate.id in state.refused:
@@ -171,8 +178,6 @@ class Arming:
             if gate not in wanted and (gate in self._gates or self._is_stray(gate)):
                 self._disarm(engine, state, gate)
         state.before.clear()
-        # What it has armed again since is disarmed again.
-        state.disarmed &= armed
 
     def _arm(self, engine: str, state: _Engine, gate: PolicyGate) -> None:
         order: Arm = arm_order(gate, self._max_dose)

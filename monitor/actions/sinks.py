@@ -17,6 +17,7 @@ from monitor.events import (
     InterventionEnded,
     InterventionsLost,
     Ordered,
+    PolicyChanged,
     Recorded,
 )
 
@@ -32,6 +33,7 @@ LOGGED: Final[tuple[type[Event], ...]] = (
     Ordered,
     EngineChanged,
     FramesLost,
+    PolicyChanged,
 )
 """What is written to the log of the process; firings and finished requests are not, since there are many."""
 
@@ -113,7 +115,7 @@ def _level(event: Event) -> int:
             return logging.INFO
         case Alert() | Intervention() | InterventionsLost() | Guarded() | Escalated():
             return logging.WARNING
-        case Ordered() | EngineChanged() | FramesLost():
+        case Ordered() | EngineChanged() | FramesLost() | PolicyChanged(in_force=False):
             return logging.WARNING
         case _:
             return logging.INFO

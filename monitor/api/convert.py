@@ -73,6 +73,7 @@ _KINDS: dict[type, event_pb2.EventKind] = {
     events.InterventionEnded: event_pb2.EVENT_KIND_INTERVENTION_ENDED,
     events.InterventionsLost: event_pb2.EVENT_KIND_INTERVENTIONS_LOST,
     events.Guarded: event_pb2.EVENT_KIND_GUARDED,
+    events.PolicyChanged: event_pb2.EVENT_KIND_POLICY_CHANGED,
     events.Escalated: event_pb2.EVENT_KIND_ESCALATED,
     events.Ordered: event_pb2.EVENT_KIND_ORDERED,
 }
@@ -109,6 +110,8 @@ def event_message(recorded: events.Recorded) -> event_pb2.Event:
             message.escalated.CopyFrom(_escalated(event))
         case events.Ordered() as event:
             message.ordered.CopyFrom(_ordered(event))
+        case events.PolicyChanged() as event:
+            message.policy_changed.CopyFrom(_policy_changed(event))
         case _:
             assert_never(recorded.event)
     return message
@@ -294,6 +297,16 @@ def _engine_changed(event: events.EngineChanged) -> event_pb2.EngineChanged:
         model=event.model,
         state=_STATES[event.state],
         detail=event.detail,
+    )
+
+
+def _policy_changed(event: events.PolicyChanged) -> event_pb2.PolicyChanged:
+    return event_pb2.PolicyChanged(
+        policy=event.policy,
+        digest=event.digest,
+        in_force=event.in_force,
+        before=event.before,
+        reason=event.reason,
     )
 
 

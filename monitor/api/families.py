@@ -189,6 +189,12 @@ COUNTERS: Final = (
         ("by", "order", "result"),
         lambda s: s.orders,
     ),
+    Family(
+        "policy_reloads",
+        "Times the policy was read again; refused: the one before it still decides.",
+        ("result",),
+        lambda s: s.policy_reloads,
+    ),
     Family("sink_errors", "Events that a sink failed to take.", ("sink",), lambda s: s.sink_errors),
     Family("audit_records", "Records written to the audit log.", (), lambda s: s.audit_records),
     Family(

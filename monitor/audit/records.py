@@ -45,6 +45,8 @@ class PolicyRecord(msgspec.Struct, frozen=True, tag_field="kind", tag="policy_in
     policy_digest: str
     """SHA-256 of the file; empty for a policy that comes from no file."""
     rules: tuple[RuleInForce, ...]
+    before: str | None = None
+    """SHA-256 of the one that decided until now; ``None``: the monitor starts with this one."""
 
 
 class EngineRecord(msgspec.Struct, frozen=True, tag_field="kind", tag="engine_changed"):

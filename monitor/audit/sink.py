@@ -69,16 +69,19 @@ class AuditSink:
         self._ordered: OrderedDict[tuple[str, str], int] = OrderedDict()
         """Engine and key of a request to how often it was ordered to be steered."""
         log.append(StartRecord(__version__, _path(str(bundle.path)), bundle.digest))
-        self.change_policy(policy)
+        self._take(policy, None)
 
     def change_policy(self, policy: Policy) -> None:
         """Another policy decides from here on."""
+        self._take(policy, self._policy.digest)
+
+    def _take(self, policy: Policy, before: str | None) -> None:
         self._policy, self._policy_name = policy, _path(policy.name)
         rules = tuple(
             RuleInForce(rule.name, rule.probe, rule.models, rule.mode, tuple(map(str, rule.actions)))
             for rule in policy.rules
         )
-        self._log.append(PolicyRecord(self._policy_name, policy.digest, rules))
+        self._log.append(PolicyRecord(self._policy_name, policy.digest, rules, before))
 
     @property
     def accepted(self) -> int:

@@ -1,4 +1,7 @@
-"""``plumbob monitor``: the monitor's process, from its files to its servers and back."""
+"""``plumbob monitor``: the monitor's process, from its files to its servers and back.
+
+SIGHUP has it read its policy file again (:mod:`monitor.cli.hangup`).
+"""
 
 import asyncio
 import logging
@@ -13,6 +16,8 @@ from monitor.actions import LogSink
 from monitor.api import ApiServer, MetricsExporter, MonitorCollector
 from monitor.api.address import require_free
 from monitor.audit import AuditLog
+from monitor.cli.hangup import Terminal
+from monitor.errors import PolicyError
 from monitor.ingest import LocalSource
 from monitor.policy import Policy, default_policy, load_policy
 from monitor.runtime import Limits, Monitor
@@ -58,14 +63,16 @@ def run_monitor(
 
         require_signature(bundle, trust)
     policy = load_policy(policy_path, bundle) if policy_path else default_policy(bundle)
+    limits = Limits(workers=workers)
     asyncio.run(
-        _monitor(bundle, policy, endpoint, host, metrics_port, grpc_port, audit, Limits(workers=workers), allow_control)
+        _monitor(bundle, policy, policy_path, endpoint, host, metrics_port, grpc_port, audit, limits, allow_control)
     )
 
 
 async def _monitor(
     bundle: Bundle,
     policy: Policy,
+    policy_path: Path | None,
     endpoint: str,
     host: str,
     metrics_port: int,
@@ -80,7 +87,7 @@ async def _monitor(
     with ExitStack() as stack:
         log = None if audit is None else stack.enter_context(closing(AuditLog(audit)))
         monitor = Monitor(bundle, policy, LocalSource(endpoint), sinks=[LogSink()], audit=log, limits=limits)
-        await _serve(monitor, log, endpoint, host, metrics_port, grpc_port, allow_control)
+        await _serve(monitor, policy_path, log, endpoint, host, metrics_port, grpc_port, allow_control)
     if log is not None:
         _tell(log)
 
@@ -95,6 +102,7 @@ def _tell(log: AuditLog | None) -> None:
 
 async def _serve(
     monitor: Monitor,
+    policy_path: Path | None,
     log: AuditLog | None,
     endpoint: str,
     host: str,
@@ -128,7 +136,7 @@ async def _serve(
         if allow_control:
             logger.warning("whoever reaches %s may order engines to steer (--allow-control)", server.address)
         _tell(log)
-        await _until_signalled(monitor)
+        await _until_signalled(monitor, policy_path)
     finally:
         if server is not None:
             await server.stop()
@@ -137,11 +145,31 @@ async def _serve(
         monitor.close()
 
 
-async def _until_signalled(monitor: Monitor) -> None:
+def _read_policy_again(monitor: Monitor, path: Path | None) -> None:
+    """Let another policy decide; one that cannot be used changes nothing, and that is told."""
+    if path is None:
+        return monitor.refuse_policy(monitor.policy.name, "There is no file to read again: start with --policy.")
+    try:
+        policy = load_policy(path, monitor.bundle)
+    except PolicyError as error:
+        return monitor.refuse_policy(str(path), str(error))
+    return monitor.change_policy(policy)
+
+
+async def _until_signalled(monitor: Monitor, policy_path: Path | None) -> None:
     running = asyncio.create_task(monitor.run())
     loop = asyncio.get_running_loop()
+    terminal = Terminal()
+
+    def hang_up() -> None:
+        if terminal.gone:
+            running.cancel()
+        else:
+            _read_policy_again(monitor, policy_path)
+
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, running.cancel)
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
     try:
         await running
     except asyncio.CancelledError:

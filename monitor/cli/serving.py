@@ -2,7 +2,8 @@
 
 Everything that can be wrong is checked before anything is started. The children have sessions of their own, so that
 Ctrl-C reaches this process alone, which then stops vLLM first (requests in flight end) and the monitor last (it sees
-them end). A monitor that dies is started again: serving goes on meanwhile, and the engine counts what is lost.
+them end). A monitor that dies is started again: serving goes on meanwhile, and the engine counts what is lost. SIGHUP
+is passed on to the monitor, which reads its policy again.
 """
 
 import asyncio
@@ -23,11 +24,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import IO, Any, Final, Self
 
 from monitor.api.address import join_address, require_free
 from monitor.audit import require_log
+from monitor.cli.hangup import Terminal
 from monitor.errors import EngineError, PortError, PrerequisiteError
 from monitor.ingest import LocalSource
 from monitor.policy import default_policy, load_policy
@@ -135,10 +137,8 @@ class Plan:
         bundle = load_bundle(self.bundle)
         if gates := self._gates(bundle):
             settings["gates"] = gates
-        manifest = bundle.manifest
-        if manifest.worker_probes:
-            settings["stream"] = sorted({probe.layer for probe in manifest.worker_probes})
-            settings["stream_rows"] = STREAM_BYTES // (4 * manifest.model.hidden)
+        if bundle.manifest.worker_probes:
+            settings["stream_rows"] = STREAM_BYTES // (4 * bundle.manifest.model.hidden)
         return settings
 
     def _gates(self, bundle: Bundle) -> int:
@@ -302,16 +302,29 @@ class Serving:
         self.start_monitor()
 
     def watch(self) -> int:
-        """Wait until the server ends, starting the monitor again when it dies.
+        """Wait until the server ends, starting the monitor again when it dies, and passing SIGHUP on to it.
 
         Returns:
             The server's exit code.
         """
         if self.server is None:
             raise RuntimeError("the server was not started")
-        while (code := self.server.poll()) is None:
-            self.revive_monitor()
-            time.sleep(0.5)
+        terminal, before = Terminal(), signal.getsignal(signal.SIGHUP)
+
+        def hang_up(number: int, frame: FrameType | None) -> None:
+            if terminal.gone and callable(before):
+                before(number, frame)
+            # One that is being started again reads the file anyway.
+            elif self.monitor is not None and self.monitor.poll() is None:
+                self.monitor.send_signal(number)
+
+        signal.signal(signal.SIGHUP, hang_up)
+        try:
+            while (code := self.server.poll()) is None:
+                self.revive_monitor()
+                time.sleep(0.5)
+        finally:
+            signal.signal(signal.SIGHUP, before)
         return code
 
     def revive_monitor(self) -> bool:

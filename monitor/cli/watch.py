@@ -27,6 +27,7 @@ KINDS: Final[dict[str, EventKind]] = {
     "escalated": event_pb2.EVENT_KIND_ESCALATED,
     "ordered": event_pb2.EVENT_KIND_ORDERED,
     "guarded": event_pb2.EVENT_KIND_GUARDED,
+    "policy_changed": event_pb2.EVENT_KIND_POLICY_CHANGED,
 }
 """The kinds of event, as the command line names them."""
 
@@ -134,6 +135,11 @@ def format_event(event: Event) -> Text:
             _escalated(line, event.escalated)
         case "ordered":
             _ordered(line, event.ordered)
+        case "policy_changed":
+            changed = event.policy_changed
+            _begin(line, "POLICY", "cyan" if changed.in_force else "bold red", changed.policy)
+            _add(line, "in force" if changed.in_force else "refused", "bold")
+            _add(line, f": {changed.reason}")
         case _:
             # A newer monitor tells things that this version has no words for.
             _begin(line, "EVENT", "dim", str(event.sequence))

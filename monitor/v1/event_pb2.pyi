@@ -24,6 +24,7 @@ class EventKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EVENT_KIND_ESCALATED: _ClassVar[EventKind]
     EVENT_KIND_ORDERED: _ClassVar[EventKind]
     EVENT_KIND_GUARDED: _ClassVar[EventKind]
+    EVENT_KIND_POLICY_CHANGED: _ClassVar[EventKind]
 
 class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -91,6 +92,7 @@ EVENT_KIND_INTERVENTIONS_LOST: EventKind
 EVENT_KIND_ESCALATED: EventKind
 EVENT_KIND_ORDERED: EventKind
 EVENT_KIND_GUARDED: EventKind
+EVENT_KIND_POLICY_CHANGED: EventKind
 MODE_UNSPECIFIED: Mode
 MODE_SHADOW: Mode
 MODE_ALERT: Mode
@@ -127,7 +129,7 @@ ENGINE_STATE_REFUSED: EngineState
 ENGINE_STATE_SHADOW: EngineState
 
 class Event(_message.Message):
-    __slots__ = ("sequence", "time", "probe_fired", "alert", "intervention", "request_finished", "engine_changed", "frames_lost", "intervention_ended", "interventions_lost", "escalated", "ordered", "guarded")
+    __slots__ = ("sequence", "time", "probe_fired", "alert", "intervention", "request_finished", "engine_changed", "frames_lost", "intervention_ended", "interventions_lost", "escalated", "ordered", "guarded", "policy_changed")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     PROBE_FIRED_FIELD_NUMBER: _ClassVar[int]
@@ -141,6 +143,7 @@ class Event(_message.Message):
     ESCALATED_FIELD_NUMBER: _ClassVar[int]
     ORDERED_FIELD_NUMBER: _ClassVar[int]
     GUARDED_FIELD_NUMBER: _ClassVar[int]
+    POLICY_CHANGED_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     time: _timestamp_pb2.Timestamp
     probe_fired: ProbeFired
@@ -154,7 +157,8 @@ class Event(_message.Message):
     escalated: Escalated
     ordered: Ordered
     guarded: Guarded
-    def __init__(self, sequence: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., probe_fired: _Optional[_Union[ProbeFired, _Mapping]] = ..., alert: _Optional[_Union[Alert, _Mapping]] = ..., intervention: _Optional[_Union[Intervention, _Mapping]] = ..., request_finished: _Optional[_Union[RequestFinished, _Mapping]] = ..., engine_changed: _Optional[_Union[EngineChanged, _Mapping]] = ..., frames_lost: _Optional[_Union[FramesLost, _Mapping]] = ..., intervention_ended: _Optional[_Union[InterventionEnded, _Mapping]] = ..., interventions_lost: _Optional[_Union[InterventionsLost, _Mapping]] = ..., escalated: _Optional[_Union[Escalated, _Mapping]] = ..., ordered: _Optional[_Union[Ordered, _Mapping]] = ..., guarded: _Optional[_Union[Guarded, _Mapping]] = ...) -> None: ...
+    policy_changed: PolicyChanged
+    def __init__(self, sequence: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., probe_fired: _Optional[_Union[ProbeFired, _Mapping]] = ..., alert: _Optional[_Union[Alert, _Mapping]] = ..., intervention: _Optional[_Union[Intervention, _Mapping]] = ..., request_finished: _Optional[_Union[RequestFinished, _Mapping]] = ..., engine_changed: _Optional[_Union[EngineChanged, _Mapping]] = ..., frames_lost: _Optional[_Union[FramesLost, _Mapping]] = ..., intervention_ended: _Optional[_Union[InterventionEnded, _Mapping]] = ..., interventions_lost: _Optional[_Union[InterventionsLost, _Mapping]] = ..., escalated: _Optional[_Union[Escalated, _Mapping]] = ..., ordered: _Optional[_Union[Ordered, _Mapping]] = ..., guarded: _Optional[_Union[Guarded, _Mapping]] = ..., policy_changed: _Optional[_Union[PolicyChanged, _Mapping]] = ...) -> None: ...
 
 class Request(_message.Message):
     __slots__ = ("engine", "model", "request_id", "key", "prompt_tokens")
@@ -387,6 +391,20 @@ class EngineChanged(_message.Message):
     state: EngineState
     detail: str
     def __init__(self, engine: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[_Union[EngineState, str]] = ..., detail: _Optional[str] = ...) -> None: ...
+
+class PolicyChanged(_message.Message):
+    __slots__ = ("policy", "digest", "in_force", "before", "reason")
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    IN_FORCE_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    policy: str
+    digest: str
+    in_force: bool
+    before: str
+    reason: str
+    def __init__(self, policy: _Optional[str] = ..., digest: _Optional[str] = ..., in_force: _Optional[bool] = ..., before: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class FramesLost(_message.Message):
     __slots__ = ("engine", "model", "frames")

@@ -57,6 +57,7 @@ SAMPLES: dict[type, events.Event] = {
         (events.Reading("harm", 30, 2.5, 1.5, 17, 3), events.Reading("lies", 1, None, 1.0, None, 2)),
     ),
     events.EngineChanged: events.EngineChanged("engine-1", "tiny", "refused", "another bundle"),
+    events.PolicyChanged: events.PolicyChanged("policy.yaml", "d" * 64, True, "c" * 64, "2 rules decide"),
     events.FramesLost: events.FramesLost("engine-1", "tiny", 9),
 }
 

@@ -127,6 +127,7 @@ def test_one_steered_request_gives_exactly_these_records(desk):
                     "actions": ["steer harmful_intent at dose -0.1 until the request ends"],
                 },
             ],
+            "before": None,
         },
         {
             "kind": "engine_changed",
@@ -247,13 +248,15 @@ def test_the_next_monitor_goes_on_in_the_same_file(desk, tiny_bundle, frame, tmp
     assert {record["bundle_digest"] for record in found if "bundle_digest" in record} == digests
 
 
-def test_a_policy_that_changes(desk, path):
-    sink = desk.monitor._audit
-    assert sink is not None
-    sink.change_policy(Policy("other.yaml", "e" * 64, ()))
+def test_a_policy_that_changes_is_recorded_with_both_digests_and_one_that_is_refused_is_not(desk, path):
+    desk.monitor.change_policy(Policy("other.yaml", "e" * 64, ()))
+    desk.monitor.refuse_policy("worse.yaml", "worse.yaml: it makes no sense.")
     desk.monitor.close()
     policies = [record for record in records(path) if record["kind"] == "policy_in_force"]
-    assert [record["policy"] for record in policies] == ["policy.yaml", "other.yaml"]
+    assert [(record["policy"], record["policy_digest"], record["before"]) for record in policies] == [
+        ("policy.yaml", "d" * 64, None),
+        ("other.yaml", "e" * 64, "d" * 64),
+    ]
 
 
 def test_the_counters_follow(desk):

@@ -83,10 +83,11 @@ class Desk:
         message = Hello(VERSION, "engine", "tiny", self.bundle.digest, "0.32.0", **said)
         self.monitor.receive(Arrival(b"engine/core", message))
 
-    def frame(self, *args, refused=(), **options):
+    def frame(self, *args, refused=(), gates=(), **options):
         made = self.make_frame(self.frames, *args, **options)
         self.frames += 1
         made.header.refused.extend(refused)
+        made.header.gates.extend(gates)
         self.monitor.receive(Arrival(b"engine/rank0", made))
 
     def fire(self):
