@@ -41,8 +41,8 @@ def run_canaries(worker: Any) -> NDArray[np.float64]:
         worker: vLLM's, its model warm and its KV cache allocated.
 
     Returns:
-        Scores in the order of the canaries' reference, ``(tokens, probes)``; NaN for worker probes of layers that this
-        worker does not stream.
+        Scores in the order of the canaries' reference, ``(tokens, probes)``; NaN for worker probes in a rank that does
+        not stream.
 
     Raises:
         EngineError: The taps failed.

@@ -25,7 +25,7 @@ from monitor.engine.settings import Settings, inherited, switched_on
 from monitor.engine.tapped import tap_of
 from monitor.engine.wrap import Method, wrap_once
 from monitor.errors import EngineError
-from probes.bundle import Bundle, Probe, load_bundle
+from probes.bundle import Probe, load_bundle
 from probes.canaries import TOLERANCE, Canaries
 
 RANKS_AGREE: Final = 0.01
@@ -130,17 +130,18 @@ def judge(probes: Sequence[Probe], canaries: Canaries, measured: Sequence[NDArra
 def _examine(core: Any, vllm_config: Any, settings: Settings) -> _Finding:
     """Run the canaries on all ranks and judge."""
     bundle = load_bundle(settings.bundle)
-    tested = _tested(bundle, settings)
-    if not tested:
-        logger.warning("Plumbob cannot test this engine: bundle %s has no canaries for it", settings.bundle)
+    columns = bundle.canaries.reference.shape[1] if bundle.canaries else 0
+    if untested := ", ".join(probe.name for probe in bundle.all_probes[columns:]):
+        logger.warning("Plumbob cannot test this engine with %s: bundle %s has no canaries", untested, bundle.path)
+    if not columns:
         return _Finding(None, None)
     measured: list[NDArray[np.float64]] = core.model_executor.collective_rpc("plumbob_self_test")
     # The first rank alone streams.
     streamed = measured[0][:, len(bundle.probes) :]
     drift, probe = judge(
-        [bundle.all_probes[column] for column in tested],
-        canaries_of(bundle, vllm_config).select(tested),
-        [np.hstack([scores[:, : len(bundle.probes)], streamed])[:, tested] for scores in measured],
+        bundle.all_probes[:columns],
+        canaries_of(bundle, vllm_config),
+        [np.hstack([scores[:, : len(bundle.probes)], streamed]) for scores in measured],
     )
     if drift <= TOLERANCE:
         logger.info("Plumbob self-test: largest drift %.3f (probe %s), tolerance %.2f", drift, probe, TOLERANCE)
@@ -152,24 +153,6 @@ def _examine(core: Any, vllm_config: Any, settings: Settings) -> _Finding:
         "so that nothing is enforced on these scores.",
     )
     return _Finding(drift, problem)
-
-
-def _tested(bundle: Bundle, settings: Settings) -> list[int]:
-    """The columns of the canaries' scores that this engine can measure; logs which it cannot."""
-    columns, linear = bundle.canaries.reference.shape[1] if bundle.canaries else 0, len(bundle.probes)
-    tested = list(range(min(linear, columns)))
-    for column, probe in enumerate(bundle.manifest.worker_probes, linear):
-        if probe.layer not in settings.stream:
-            logger.warning(
-                "Plumbob does not stream layer %d: worker probe '%s' scores nothing. Name it under \"stream\"",
-                probe.layer,
-                probe.name,
-            )
-        elif column < columns:
-            tested.append(column)
-        else:
-            logger.warning("Plumbob cannot test worker probe '%s': the bundle has no canaries for it", probe.name)
-    return tested
 
 
 def _settle(core: Any, settings: Settings, finding: _Finding) -> Outcome:

@@ -37,7 +37,7 @@ class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drift: OnDrift = "refuse"
     """What to do when the self-test at start finds scores that are not the bundle's."""
     stream: list[int] = []
-    """Layers whose activations may be streamed."""
+    """Layers whose activations may be streamed, beside those that the bundle's worker probes read."""
     stream_rows: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Rows that wait for a reader that falls behind, a layer; never fewer than two of the largest steps."""
     gates: Annotated[int, msgspec.Meta(ge=0, le=MAX_GATES)] = 0
@@ -113,7 +113,7 @@ def take_over(wanted: Wanted, bundle: Bundle) -> dict[str, Any]:
         endpoint=wanted.endpoint,
         engine=uuid.uuid4().hex[:12],
         drift=wanted.drift,
-        stream=sorted(set(wanted.stream)),
+        stream=sorted({*wanted.stream, *(probe.layer for probe in bundle.manifest.worker_probes)}),
         stream_rows=wanted.stream_rows,
         gates=wanted.gates,
         admission=wanted.admission,
