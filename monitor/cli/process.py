@@ -113,6 +113,8 @@ async def _serve(
     exporter: MetricsExporter | None = None
     server: ApiServer | None = None
     try:
+        # Before anybody can know that it serves.
+        _on_hang_up(monitor, policy_path)
         registry = CollectorRegistry()
         registry.register(MonitorCollector(monitor.stats, monitor.status, monitor.events, monitor.bundle))
         exporter = MetricsExporter(registry, host=host, port=metrics_port)
@@ -136,13 +138,26 @@ async def _serve(
         if allow_control:
             logger.warning("whoever reaches %s may order engines to steer (--allow-control)", server.address)
         _tell(log)
-        await _until_signalled(monitor, policy_path)
+        await _until_signalled(monitor)
     finally:
         if server is not None:
             await server.stop()
         if exporter is not None:
             exporter.close()
         monitor.close()
+
+
+def _on_hang_up(monitor: Monitor, path: Path | None) -> None:
+    """Read the policy again on SIGHUP, or end where the terminal is gone."""
+    terminal = Terminal()
+
+    def hang_up() -> None:
+        if terminal.gone:
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            _read_policy_again(monitor, path)
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hang_up)
 
 
 def _read_policy_again(monitor: Monitor, path: Path | None) -> None:
@@ -156,20 +171,11 @@ def _read_policy_again(monitor: Monitor, path: Path | None) -> None:
     return monitor.change_policy(policy)
 
 
-async def _until_signalled(monitor: Monitor, policy_path: Path | None) -> None:
+async def _until_signalled(monitor: Monitor) -> None:
     running = asyncio.create_task(monitor.run())
     loop = asyncio.get_running_loop()
-    terminal = Terminal()
-
-    def hang_up() -> None:
-        if terminal.gone:
-            running.cancel()
-        else:
-            _read_policy_again(monitor, policy_path)
-
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, running.cancel)
-    loop.add_signal_handler(signal.SIGHUP, hang_up)
     try:
         await running
     except asyncio.CancelledError:
