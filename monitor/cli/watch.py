@@ -211,6 +211,9 @@ def _request_finished(line: Text, finished: event_pb2.RequestFinished) -> None:
     _add(line, f"{finished.tokens} tokens")
     if finished.unscored:
         _add(line, f", {finished.unscored} unscored", "yellow")
+    for reading in finished.readings:
+        if reading.unscored:
+            _add(line, f", {reading.probe}: {reading.unscored} unscored", "yellow")
     if finished.steered:
         _add(line, f", {finished.steered} steered", "magenta")
     fired = [reading for reading in finished.readings if reading.HasField("fired_at")]

@@ -125,6 +125,10 @@ def line(event):
             events.RequestFinished(REQUEST, 40, 3, 2, (events.Reading("harm", 30, 2.5, 1.5, 17), *READINGS)),
             "DONE   chat-1 40 tokens, 3 unscored, 2 steered; fired: harm at 17",
         ),
+        (
+            events.RequestFinished(REQUEST, 40, 0, 0, (*READINGS, events.Reading("worker", 5, -1.0, 1.0, None, 25))),
+            "DONE   chat-1 40 tokens, worker: 25 unscored; closest: harm 1.00 of 1.50",
+        ),
         (events.EngineChanged("engine-1", "tiny", "lost", "silent"), "ENGINE tiny lost: silent"),
         (events.FramesLost("engine-1", "", 9), "LOST   engine-1 9 frames"),
     ],
