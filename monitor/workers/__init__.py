@@ -8,6 +8,13 @@
 ``scoring``   jobs to answers, inside it
 ``rings``     the activations that it has open
 
+What may be wrong, and what notices:
+
+* the states are not those of the fit: the engine's self-test (``monitor.engine.canary_run``)
+* a worker has other weights: it does not start with a bundle of another digest
+* tokens are not scored: they are counted, by reason
+* a state is taken for another token's: nothing does at run time; frames say whose it is, and tests compare
+
 Nothing of it is imported where no probe needs it.
 """
 
