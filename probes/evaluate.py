@@ -9,24 +9,22 @@ shown. Beside it stand controls: labels drawn at random, directions drawn at ran
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from probes.baselines import text_of, text_scores
+from probes.baselines import TextScores, text_of, text_scores
 from probes.calibrate import calibrate
+from probes.controls import controls, reliability
 from probes.errors import ConceptError
 from probes.linear import PENALISED, Linear, Spans, Training
 from probes.material import Material
 from probes.metrics import (
-    Interval,
     auroc,
     auroc_interval,
     certifiable,
-    expected_calibration_error,
-    platt,
     recall_at,
     recall_interval,
     roc_points,
@@ -47,10 +45,6 @@ from probes.selection import Candidate, Fold, Table, choose, make
 
 SMALLEST: Final = 20
 """Examples of either label below which a slice is not reported."""
-DRAWS: Final = 5
-"""Of random labels."""
-DIRECTIONS: Final = 20
-"""Drawn at random."""
 GROUPED: Final = 5
 """Folds of the split within the distribution."""
 
@@ -102,8 +96,7 @@ def evaluate(
     for fold in grouped:
         judged.take(best, fold, None)
         done()
-    controls = _controls(spans(best), material, grouped, best)
-    return judged.found(controls)
+    return judged.found(controls(spans(best), material, grouped[0], best))
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,10 +208,10 @@ class _Judge:
                 Roc(fold.name, int(positive.sum()), int(against.sum()), roc_points(peaks[positive], peaks[against]))
             )
 
-    def found(self, controls: Controls) -> Evaluated:
+    def found(self, controlled: Controls) -> Evaluated:
         """Everything that was gathered."""
         within = _Tested.join(self._within)
-        reliability, probability = _reliability(within.margins, within.labels, within.groups)
+        calibrated, probability = reliability(within.margins, within.labels, within.groups)
         return Evaluated(
             splits=[*self._splits, within.split("grouped: all sources", "grouped"), *self._variants()],
             rates=[
@@ -227,8 +220,8 @@ class _Judge:
             ],
             roc=self._roc,
             scores=Histogram.of({name: np.concatenate(parts) for name, parts in self._margins.items()}),
-            controls=controls,
-            reliability=reliability,
+            controls=controlled,
+            reliability=calibrated,
             probability=probability,
             seconds_a_token=float(np.median(self._seconds)),
         )
@@ -247,15 +240,8 @@ class _Judge:
         tested = np.flatnonzero(fold.test & ~data.benign)
         left = set(data.groups[tested].tolist())
         worn = [at for at, variant in enumerate(material.variants) if variant.example.group in left]
-        scores = text_scores(
-            [self._texts[index] for index in training.chosen.tolist()],
-            training.labels,
-            training.weights,
-            [
-                *(self._texts[index] for index in tested.tolist()),
-                *(text_of(material.variants[at].example.messages, material.concept) for at in worn),
-            ],
-        )
+        variants = [text_of(material.variants[at].example.messages, material.concept) for at in worn]
+        scores = self._read_words(training, [*(self._texts[index] for index in tested.tolist()), *variants])
         count = len(tested)
         self._within.append(
             _Tested(
@@ -319,16 +305,16 @@ class _Judge:
                 self._rates[name] = (int((mine >= threshold).sum()), len(mine))
         return threshold
 
+    def _read_words(self, training: Training, texts: Sequence[str]) -> TextScores:
+        """What the baselines make of texts, learnt from the same examples as the probe."""
+        learnt = [self._texts[index] for index in training.chosen.tolist()]
+        return text_scores(learnt, training.labels, training.weights, texts)
+
     def _text(
         self, fold: Fold, training: Training, positive: NDArray[np.bool_], against: NDArray[np.bool_]
     ) -> Callable[[NDArray[np.bool_], NDArray[np.bool_]], Baseline]:
         tested = np.flatnonzero(positive | against | (fold.test & self._data.benign))
-        scores = text_scores(
-            [self._texts[index] for index in training.chosen.tolist()],
-            training.labels,
-            training.weights,
-            [self._texts[index] for index in tested.tolist()],
-        )
+        scores = self._read_words(training, [self._texts[index] for index in tested.tolist()])
         words = np.full(len(self._texts), -np.inf)
         length = np.full(len(self._texts), -np.inf)
         words[tested], length[tested] = scores.words, scores.length
@@ -409,59 +395,6 @@ def _grouped(material: Material) -> list[Fold]:
         names, inverse = np.unique(data.groups[side], return_inverse=True)
         part[side] = (np.random.default_rng(0).permutation(len(names)) % GROUPED)[inverse]
     return [Fold(f"part {number + 1}", part == number, part != number) for number in range(GROUPED)]
-
-
-def _controls(spans: Spans, material: Material, folds: Sequence[Fold], best: Candidate) -> Controls:
-    """Random labels, fixed for each group, and random directions; on the first fold of the grouped split."""
-    data, fold = material.data, folds[0]
-    tested = np.flatnonzero(fold.test & ~data.benign)
-    high, low = tested[data.labels[tested]], tested[~data.labels[tested]]
-    true = spans.peaks(make(spans, data, fold.fitted, best))
-    task = auroc(true[high], true[low])
-    random = np.random.default_rng(0)
-    names = np.unique(data.groups[~data.benign])
-    control = list[float]()
-    for _ in range(DRAWS):
-        # Half of the groups, so that either label is there however few they are.
-        drawn = np.isin(data.groups, random.permutation(names)[: len(names) // 2])
-        peaks = spans.peaks(make(spans, replace(data, labels=drawn & ~data.benign), fold.fitted, best))
-        seen = tested[drawn[tested]], tested[~drawn[tested]]
-        control.append(auroc(peaks[seen[0]], peaks[seen[1]]) if len(seen[0]) and len(seen[1]) else 0.5)
-    scale = spans.states.std(axis=0) + 1e-6
-    directions = list[float]()
-    for _ in range(DIRECTIONS):
-        peaks = spans.peaks(Linear(random.normal(size=len(scale)) / scale, 0.0))
-        area = auroc(peaks[high], peaks[low])
-        directions.append(max(area, 1 - area))
-    return Controls(
-        DRAWS,
-        _spread(control),
-        _spread([task - value for value in control]),
-        _spread(directions),
-    )
-
-
-def _spread(values: Sequence[float]) -> Interval:
-    """The mean of draws, and the range they had."""
-    return Interval(float(np.mean(values)), float(np.min(values)), float(np.max(values)))
-
-
-def _reliability(
-    margins: NDArray[np.float64], labels: NDArray[np.bool_], groups: NDArray[np.str_]
-) -> tuple[Reliability | None, tuple[float, float] | None]:
-    """Platt's scale and offset on all examples, and the error of ones that were fitted on half of the groups."""
-    names, inverse = np.unique(groups, return_inverse=True)
-    half = (np.random.default_rng(1).permutation(len(names)) % 2 == 0)[inverse]
-    heard = np.isfinite(margins)
-    if any(not (labels & heard & part).any() or not (~labels & heard & part).any() for part in (half, ~half)):
-        return None, None
-    probability = np.zeros(len(margins))
-    for part in (half, ~half):
-        probability[~part] = platt(margins[part], labels[part]).probability(margins[~part])
-    bins = 15
-    error = expected_calibration_error(probability[heard], labels[heard], bins)
-    final = platt(margins, labels)
-    return Reliability(int(heard.sum()), bins, error), (final.scale, final.offset)
 
 
 def sweep(table: Table) -> list[SweepPoint]:

@@ -12,8 +12,7 @@ Four ways to a direction:
   arXiv 2310.06824) regard to how the states vary;
 * ``two_direction``: truth and its interaction with polarity (TTPD; Bürger et al., arXiv 2407.12831), for concepts whose
   sign negation would turn: a regression on the label and on label times polarity, whose first direction is read, with
-  the second one projected out.
-
+  the second one projected out;
 * ``at_ends``: logistic regression where messages end, plus a direction that tells ends from the places before them,
   added with such a weight that the score peaks at ends: for concepts that a message shows at its last word only. What
   makes a statement false is not yet there in its middle, and a peak that falls there is chance.
@@ -60,6 +59,18 @@ class Linear:
 
     weight: NDArray[np.float64]
     bias: float
+
+
+def token_scores(probe: Linear | MultiMax, states: NDArray[np.floating]) -> NDArray[np.floating]:
+    """The score of each token of one conversation, shape ``(tokens,)``.
+
+    Args:
+        probe: Reads them.
+        states: What it reads, in the order of the tokens, shape ``(tokens, hidden)``.
+    """
+    if isinstance(probe, Linear):
+        return states @ probe.weight.astype(states.dtype) + probe.bias
+    return probe.scores(states, probe.begin())
 
 
 class Spans:
@@ -109,9 +120,9 @@ class Spans:
     def scores(self, probe: Linear | MultiMax) -> NDArray[np.floating]:
         """The score of each row, shape ``(rows,)``."""
         if isinstance(probe, Linear):
-            return self.states @ probe.weight.astype(np.float32) + probe.bias
+            return token_scores(probe, self.states)
         parts = np.split(self.states, self.offsets[1:-1])
-        return np.concatenate([np.zeros(0), *(probe.scores(part, probe.begin()) for part in parts)])
+        return np.concatenate([np.zeros(0), *(token_scores(probe, part) for part in parts)])
 
     def running(self, probe: Linear | MultiMax) -> NDArray[np.float64]:
         """The aggregate after each row, conversations in rows and their tokens in columns; −inf beyond and before.

@@ -10,8 +10,9 @@ from msgspec.structs import replace
 from probes.aggregate import Aggregate
 from probes.chat import Message
 from probes.concepts import Concept
+from probes.controls import DRAWS
 from probes.corpus import Sample
-from probes.evaluate import DRAWS, SMALLEST, _grouped, evaluate, sweep
+from probes.evaluate import SMALLEST, _grouped, evaluate, sweep
 from probes.examples import Benign, Example
 from probes.linear import Spans
 from probes.material import Material, Ordinary, _material
@@ -118,7 +119,7 @@ def plant(
 
 
 def judge(material: Material, kinds=("mean_difference",), layers=(1, 2)):
-    """As :class:`probes.fit._Fit` does."""
+    """As :class:`probes.concept_fit.ConceptFit` does."""
     candidates = [Candidate(layer, kind, 1e-2, AGGREGATE) for layer in layers for kind in kinds]
     folds = leave_sources_out(material.data)
     table = leave_out(material.rows, CONCEPT.roles, material.data, candidates, folds, RATE)

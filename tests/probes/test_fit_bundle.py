@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
+from probes import concept_fit
 from probes import fit as fitting
 from probes import material as gathering
 from probes.activations import TransformersSource
@@ -85,7 +86,7 @@ def few_benign():
         patch.setattr(fitting, "load_benign", lambda: REQUESTS)
         patch.setattr(gathering, "load_benign", lambda: REQUESTS)
         patch.setattr(gathering, "ANSWER_TOKENS", 6)
-        patch.setattr(fitting, "PENALTIES", (1e-2,))
+        patch.setattr(concept_fit, "PENALTIES", (1e-2,))
         yield
 
 
@@ -147,14 +148,14 @@ class Made:
                         self.quiet[material.concept.name, layer] = material.calibration_rows(layer)
                 return self.materials
 
-            evaluate, self.evaluated = fitting.evaluate, {}
+            evaluate, self.evaluated = concept_fit.evaluate, {}
 
             def evaluated(material, *arguments):
                 self.evaluated[material.concept.name] = evaluate(material, *arguments)
                 return self.evaluated[material.concept.name]
 
             patch.setattr(fitting, "gather", gathered)
-            patch.setattr(fitting, "evaluate", evaluated)
+            patch.setattr(concept_fit, "evaluate", evaluated)
             self.reads = Reads(patch)
             self.bundle = fit(
                 model, out, concepts, progress=lambda *step: self.told.append(step), command="plumbob fit"
@@ -511,7 +512,7 @@ def test_a_concept_that_cannot_be_fitted_is_named(tiny_model, tmp_path):
 @pytest.mark.parametrize("better", [True, False])
 def test_a_network_ships_only_if_it_beats_the_direction(tiny_model, tmp_path, quick, monkeypatch, better):
     """Tried on what is left out; a bundle may then have no linear probe at all."""
-    monkeypatch.setattr(fitting, "BIGGER_NEEDS", 2)
+    monkeypatch.setattr(concept_fit, "BIGGER_NEEDS", 2)
     monkeypatch.setattr(fitting, "DEPTHS", (0.6,))
     low, high = (0.1, 0.3) if better else (-0.1, 0.3)
     compared = []
@@ -526,7 +527,7 @@ def test_a_network_ships_only_if_it_beats_the_direction(tiny_model, tmp_path, qu
             object.__setattr__(shown, "recall", 0.0)
         return Interval(0.2, low, high)
 
-    monkeypatch.setattr(fitting, "gain", gain)
+    monkeypatch.setattr(concept_fit, "gain", gain)
     bundle = fit(tiny_model, tmp_path / "out", quick)
     assert compared == [[3, 3, 3]]
     card = json.loads((bundle.path / "report.json").read_text())["probes"][0]
@@ -536,7 +537,7 @@ def test_a_network_ships_only_if_it_beats_the_direction(tiny_model, tmp_path, qu
         return
     assert not bundle.probes and "is what ships" in remark and card["kind"] == "multimax"
     (worker,) = bundle.worker_probes
-    assert worker.probe.kind == "multimax" and worker.probe.aggregate == fitting.BIGGER_AGGREGATE
+    assert worker.probe.kind == "multimax" and worker.probe.aggregate == concept_fit.BIGGER_AGGREGATE
     source = TransformersSource(tiny_model)
     canary_states = [source.read([ids], [worker.probe.layer])[0].states[0] for ids in bundle.canaries.prompts]
     again = bundle.canaries.read(0, worker.reader, np.concatenate(canary_states))
@@ -573,9 +574,15 @@ def fail(*arguments, **options):
     raise ConceptError("late")
 
 
-@pytest.mark.parametrize("step", ["calibrate", "evaluate", "check", "record_canaries", "save_bundle", "render"])
-def test_a_failure_late_in_the_work_leaves_no_bundle(tiny_model, tmp_path, quick, monkeypatch, step):
-    monkeypatch.setattr(fitting, step, fail)
+@pytest.mark.parametrize(
+    ("module", "step"),
+    [
+        *((concept_fit, step) for step in ("calibrate", "evaluate", "check")),
+        *((fitting, step) for step in ("record_canaries", "save_bundle", "render")),
+    ],
+)
+def test_a_failure_late_in_the_work_leaves_no_bundle(tiny_model, tmp_path, quick, monkeypatch, module, step):
+    monkeypatch.setattr(module, step, fail)
     with pytest.raises(ConceptError, match="late"):
         fit(tiny_model, tmp_path / "bundle", quick)
     assert [entry.name for entry in tmp_path.iterdir()] == [".bundle.fitting"], "what was read, for the next time"
@@ -583,7 +590,7 @@ def test_a_failure_late_in_the_work_leaves_no_bundle(tiny_model, tmp_path, quick
 
 def test_an_earlier_bundle_survives_a_failure(tiny_model, tmp_path, quick, monkeypatch):
     before = fit(tiny_model, tmp_path / "bundle", quick)
-    monkeypatch.setattr(fitting, "calibrate", fail)
+    monkeypatch.setattr(concept_fit, "calibrate", fail)
     with pytest.raises(ConceptError, match="late"):
         fit(tiny_model, tmp_path / "bundle", quick)
     assert load_bundle(tmp_path / "bundle").digest == before.digest
