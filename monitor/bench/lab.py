@@ -268,6 +268,8 @@ class Lab:
             "bundle": str(self.bundle.path),
             "endpoint": endpoint,
             "allow_untested": self._subject.allow_untested,
+            # Answers of random weights, or to random tokens, repeat themselves: it would release what is measured.
+            "guard": False,
         }
         modes = [setup.mode for setup in self._setups if setup.mode is not None]
         if any(mode.steer for mode in modes):

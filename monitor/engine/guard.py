@@ -33,7 +33,13 @@ WINDOW: Final = 64
 STRIDE: Final = 16
 """New tokens from one judgement to the next."""
 THRESHOLD: Final = 0.7
-"""Share of sequences of three tokens that repeat an earlier one of the window."""
+"""Share of sequences of three tokens that repeat an earlier one of the window: that of a loop of 18 tokens.
+
+Measured with SmolLM2's tokenizer: of 1,575 ordinary texts of a window or more (worked sums, Python and its unit tests,
+answers of GPT-4) one reaches it, a list of assertions; all others stay below 0.66, and all but the unit tests at 0.60
+or below. Of SmolLM2-135M's greedy answers, of 224 tokens at most, 2 of 11 do by themselves. At a dose of 0.8, along the
+direction of sycophancy, 13 of 13 do, between 0.81 and 0.97, and along a random one 14 of 14.
+"""
 
 
 class Repeats(msgspec.Struct, frozen=True):
