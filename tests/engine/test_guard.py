@@ -13,11 +13,13 @@ torch = pytest.importorskip("torch")
 
 from monitor.engine.acts import NOTHING, act_of, entry_of, halved  # noqa: E402
 from monitor.engine.guard import STRIDE, THRESHOLD, WINDOW, Guard, Repeats, blamed, relent  # noqa: E402
+from monitor.engine.settings import ENVIRONMENT, KEY, inherited, read_wanted, take_over  # noqa: E402
 from monitor.engine.slots import ACTS  # noqa: E402
 from monitor.engine.steering import Push, halved_from, timeline  # noqa: E402
 from monitor.errors import OrderError  # noqa: E402
 from monitor.frames import Act, Release, Steer  # noqa: E402
 from probes.steering import Entry, steer  # noqa: E402
+from tests.engine.test_gates import House as Gated  # noqa: E402
 from tests.engine.test_slots import PROMPT, House  # noqa: E402
 
 BEGIN = len(PROMPT) - 1
@@ -123,10 +125,10 @@ def test_a_range_has_no_half():
     assert halved(Entry(2.0, 5.0, -3.0, 3.0)) == Entry(1.0, 1.0, -np.inf, np.inf)
 
 
-@given(st.lists(st.tuples(st.integers(0, 1), st.floats(-9, 9), st.integers(0, 40), st.integers(1, 40)), max_size=6))
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(-9, 9), st.integers(0, 40), st.integers(1, 40)), max_size=6))
 def test_halving_leaves_what_was_and_halves_what_is_to_come(parts):
     pushes = [
-        Push(vector, Entry(add, 1.0, -np.inf, np.inf), "o", start, start + length)
+        Push(vector, Entry(float(add), 1.0, -np.inf, np.inf), "o", start, start + length)
         for vector, add, start, length in parts
     ]
     position = 25
@@ -139,7 +141,7 @@ def test_halving_leaves_what_was_and_halves_what_is_to_come(parts):
     for row in range(90):
         before = at(row, pushes)
         expected = before if row < position else {vector: add / 2 for vector, add in before.items()}
-        assert at(row, halves) == pytest.approx({v: a for v, a in expected.items() if a})
+        assert at(row, halves) == expected
 
 
 def test_an_act_says_what_an_entry_does(shared_bundle):
@@ -247,3 +249,87 @@ def test_where_there_is_no_room_for_halves_it_is_released(house):
     assert relent(repeats(100), house.slots, None, 0).kind == "released"
     house.step(a=(300, 1))
     assert house.added(0) == [0.0, 0.0]
+
+
+@pytest.fixture
+def gated(shared_bundle):
+    return Gated(shared_bundle)
+
+
+def answer(gated, key, rows, first=BEGIN + 1, score=9.0):
+    """Rows of an answer, one a step; which of them the gate steered behind its layer."""
+    return [bool(gated.step(score, **{key: (first + row, 1)})[1, 0].any()) for row in range(rows)]
+
+
+def test_a_gate_lets_the_request_go_and_no_other(gated):
+    gated.arm()
+    for key in ("a", "b"):
+        gated.start(key)
+        gated.step(9.0, **{key: (0, len(PROMPT))})
+        assert all(answer(gated, key, 80))
+    event = relent(repeats(len(PROMPT) + 70), gated.slots, gated.gates, 0)
+    assert (event.kind, event.position, event.left, event.gates) == ("released", len(PROMPT) + 80, [], ["g"])
+    gated.events += gated.gates.take_events()
+    closed = gated.events[-1]
+    assert (closed.gate, closed.kind, closed.key, closed.position) == ("g", "closed", "a", len(PROMPT) + 80)
+    assert not any(answer(gated, "a", 5, len(PROMPT) + 80))
+    assert all(answer(gated, "b", 5, len(PROMPT) + 80))
+    # Nor does the gate that takes its place, and rows from before come again as they were.
+    gated.arm(acts=[Act("sycophancy", add=-0.2)])
+    assert not any(answer(gated, "a", 5, len(PROMPT) + 85))
+    assert all(answer(gated, "b", 2, len(PROMPT) + 85))
+    again = gated.step(9.0, a=(len(PROMPT) + 78, 4))
+    assert [bool(row.any()) for row in again[1]] == [True, True, False, False]
+    with pytest.raises(OrderError, match="released for good"):
+        gated.arm(id="h", key="a")
+
+
+def test_who_repeats_himself_unsteered_is_not_rid_of_gates(gated):
+    """Otherwise it would be a way round them."""
+    gated.arm()
+    gated.start("a")
+    gated.step(0.0, a=(0, len(PROMPT)))
+    assert not any(answer(gated, "a", 80, score=0.0))
+    assert relent(repeats(len(PROMPT) + 70), gated.slots, gated.gates, 0) is None
+    # Nor once the gate is open: the answer had repeated itself before.
+    assert all(answer(gated, "a", 80, len(PROMPT) + 80))
+    assert relent(repeats(len(PROMPT) + 70), gated.slots, gated.gates, 0) is None
+    assert all(answer(gated, "a", 5, len(PROMPT) + 160))
+
+
+def test_a_gate_that_has_closed_is_not_blamed(gated):
+    gated.arm(hold=60)
+    gated.start("a")
+    gated.step(9.0, a=(0, len(PROMPT)))
+    steered = answer(gated, "a", 80, score=0.0)
+    assert steered[50] and not steered[-1]
+    assert relent(repeats(len(PROMPT) + 60), gated.slots, gated.gates, 0) is None
+    assert all(answer(gated, "a", 5, len(PROMPT) + 80))
+
+
+def test_an_order_is_halved_while_the_gate_beside_it_lets_go(gated):
+    gated.arm()
+    gated.start("a")
+    gated.slots.order(Steer("a", [UP]))
+    gated.step(9.0, a=(0, len(PROMPT)))
+    answer(gated, "a", 80)
+    event = relent(repeats(len(PROMPT) + 70), gated.slots, gated.gates, 0)
+    assert (event.kind, event.left, event.gates) == ("halved", [Act("harmful_intent", add=0.2)], ["g"])
+    # A gate that does not steer the request is not touched by that.
+    gated.start("b")
+    gated.slots.order(Steer("b", [UP]))
+    gated.step(0.0, b=(0, len(PROMPT)))
+    answer(gated, "b", 80, score=0.0)
+    event = relent(Repeats("b", 0.9, len(PROMPT) + 70), gated.slots, gated.gates, 1)
+    assert (event.kind, event.gates) == ("halved", [])
+    assert all(answer(gated, "b", 3, len(PROMPT) + 80))
+
+
+def test_it_is_on_unless_it_is_switched_off(shared_bundle, monkeypatch):
+    monkeypatch.setenv(ENVIRONMENT, "")
+    keys = []
+    for written, expected in (({}, True), ({"guard": False}, False)):
+        keys.append(take_over(read_wanted({KEY: {"bundle": str(shared_bundle.path), **written}}), shared_bundle))
+        assert inherited().guard is expected
+    # What is compiled is the same.
+    assert keys[0] == keys[1]
