@@ -231,7 +231,7 @@ class Slots:
         """Do half of what was ordered from the request's next row on.
 
         Returns:
-            What is done to that row then; nothing where that was not possible, and all is as it was.
+            What is done to that row then; nothing where nothing of it has a half, or there is no room for one.
         """
         try:
             self._steer(request, halved_from(request.pushes, self.upcoming(request.slot)))
