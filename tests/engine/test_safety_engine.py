@@ -1,0 +1,216 @@
+"""A real engine and a real monitor: leases that outlive the monitor, doses that come together, and failing closed."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+import pytest
+
+from monitor.actions import MemorySink
+from monitor.events import EngineChanged, Intervention, Ordered
+from monitor.frames import Act, Arm, Disarm, Steer, encode_ack
+from monitor.ingest import LocalSource
+from monitor.policy import Gate, Policy, Rule, SteerAction, StopAction
+from monitor.runtime import Monitor
+from probes.bundle import save_bundle
+from tests.engine.conftest import Seen, Wire, random_bundle, settings, start
+from tests.models import tiny_model
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
+
+CAP = 1.2
+DOSE = 0.8
+"""Alone within the cap, twice beyond it."""
+LEASE = 2.0
+LONG = 3000
+"""Tokens of an answer that is still under way when an order comes."""
+MESSAGE = "\nI stop here."
+ALWAYS = -1e6
+"""A threshold that every token reaches."""
+PATIENCE = 60.0
+"""Seconds that anything may take on a machine that does other things beside."""
+
+
+class Listener(Wire):
+    """Collects refusals as well, and confirms what it has read."""
+
+    def __init__(self, endpoint: str) -> None:
+        super().__init__(endpoint)
+        self.refused: dict[int, object] = {}
+
+    def _frame(self, frame) -> None:
+        known = [slot for slot in frame.header.finished if slot in self.slots]
+        if frame.header.complete:
+            self.slots = {started.slot: Seen(started) for started in frame.header.started}
+        super()._frame(msgspec.structs.replace(frame, header=msgspec.structs.replace(frame.header, finished=known)))
+        self.refused |= {refusal.number: refusal for refusal in frame.header.refused}
+        self._router.send_multipart([f"{self.engine}/rank0".encode(), *encode_ack(frame.header.sequence)])
+
+
+class House:
+    def __init__(self, arm, bundle, endpoint: str, tokenizer) -> None:
+        self.arm, self.bundle, self.endpoint, self.tokenizer = arm, bundle, endpoint, tokenizer
+        self.prompt = list(range(5, 25))
+        self.probe = bundle.probes[0].name
+
+    @contextmanager
+    def listening(self) -> Iterator[Listener]:
+        wire = Listener(self.endpoint)
+        try:
+            self.until(lambda: wire.pump(0.05) or wire.engine)
+            yield wire
+        finally:
+            wire.close()
+
+    @staticmethod
+    def until(condition) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < deadline, "waited in vain"
+
+    def answer(self, tokens: int = 12) -> list[int]:
+        return self.arm.generate([self.prompt], tokens, fresh=True).tokens[0]
+
+    def step(self, wire: Listener) -> None:
+        """Have what was ordered taken, and what is told of it read."""
+        self.arm.generate([[5, 6]], 2)
+        wire.pump(0.2)
+
+    def gate(self, id: str, **more) -> Arm:
+        return Arm(id, self.probe, [Act("random-0", add=DOSE)], threshold=ALWAYS, **more)
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'plumbob[cpu]'")
+    from probes.activations import TransformersSource
+
+    folder = tmp_path_factory.mktemp("safe")
+    path = tiny_model(folder / "llama", "llama", max_position_embeddings=4096)
+    source = TransformersSource(path, dtype="float32")
+    plain = random_bundle(folder / "plain", path, source.markers, threshold=ALWAYS, layers=(0, 1, 3))
+    manifest = plain.manifest
+    bundle = save_bundle(
+        folder / "bundle",
+        version="0",
+        created=manifest.created,
+        model=manifest.model,
+        markers=manifest.markers,
+        probes=[(probe, plain.weight[i], float(plain.bias[i])) for i, probe in enumerate(plain.probes)],
+        vectors=[
+            (msgspec.structs.replace(vector, hidden_norm=8.0, max_dose=CAP), plain.vectors[row])
+            for row, vector in enumerate(manifest.vectors)
+        ],
+    )
+    endpoint = f"ipc://{folder}/engine.sock"
+    tap = {"bundle": str(bundle.path), "endpoint": endpoint, "gates": 2}
+    engine = settings(path, dtype="float32", max_model_len=4096, max_num_seqs=8, additional_config={"plumbob": tap})
+    with start("safe", folder, kv_cache_memory_bytes=1 << 28, **engine) as arm:
+        yield House(arm, bundle, endpoint, source.tokenizer)
+
+
+def test_a_gate_ends_with_its_lease_though_its_monitor_was_killed_and_the_next_one_hears_of_it(house):
+    plain = house.answer()
+    with house.listening() as wire:
+        wire.order(house.gate("order:g", lease=LEASE))
+        begun = time.monotonic()
+        house.step(wire)
+        assert house.answer() != plain
+        house.until(lambda: wire.pump(0.05) or wire.hello.armed == ["order:g"])
+    # Nobody is there to disarm it; the engine is idle, and then is not.
+    time.sleep(max(0.0, begun + LEASE + 0.1 - time.monotonic()))
+    assert house.answer() == plain
+    with house.listening() as wire:
+        house.until(lambda: house.step(wire) or wire.refused)
+        (told,) = wire.refused.values()
+        assert (told.order, told.id, told.cause) == ("arm", "order:g", "expired")
+        assert told.reason == "Its lease of 2 s has ended."
+        house.until(lambda: wire.pump(0.05) or wire.hello.armed == [])
+
+
+def test_what_an_idle_engine_takes_too_late_is_never_done(house):
+    plain = house.answer()
+    with house.listening() as wire:
+        before = len(wire.refused)
+        wire.order(house.gate("order:late", lease=0.2))
+        time.sleep(0.5)
+        assert house.answer() == plain
+        house.until(lambda: wire.pump(0.05) or len(wire.refused) > before)
+        assert [told.cause for told in wire.refused.values()][-1] == "lease"
+
+
+def test_an_order_and_a_gate_come_together_to_no_more_than_the_cap(house):
+    with house.listening() as wire:
+        wire.order(house.gate("g"))
+        house.step(wire)
+        sent: list[str] = []
+
+        def act(wire: Wire, seen: list[Seen]) -> None:
+            if not sent and seen and len(seen[0].positions) > len(house.prompt) + 5:
+                sent.append(seen[0].started.key)
+                wire.order(Steer(sent[0], [Act("random-0", add=DOSE)], id="over"))
+                wire.order(Steer(sent[0], [Act("random-0", add=CAP - DOSE)], id="fits"))
+                wire.order(Steer(sent[0], [Act("random-1", add=DOSE)], id="another"))
+
+        wire.run(house.arm, [house.prompt], LONG, act)
+        house.until(lambda: house.step(wire) or wire.refused)
+        (told,) = [one for one in wire.refused.values() if one.key == sent[0]]
+        assert (told.id, told.cause) == ("over", "dose")
+        assert "comes to a dose of 1.6, over the cap of 1.2" in told.reason
+        wire.order(Disarm("g"))
+        house.step(wire)
+
+
+def test_a_rule_that_fails_closed_stops_the_generation_that_the_engine_does_not_steer(house):
+    """One rule's gate leaves no room for what another orders."""
+    gate = SteerAction("random-0", DOSE, None, gate=Gate(threshold=1e9))
+    order = SteerAction("random-0", DOSE, None, closed=StopAction(MESSAGE))
+    rules = (
+        Rule("gated", house.bundle.probes[0].name, (), "enforce", (gate,)),
+        Rule("ordered", house.bundle.probes[1].name, (), "enforce", (order,)),
+    )
+    sink = MemorySink()
+    with monitoring(house, Policy("policy.yaml", "a" * 64, rules), sink):
+        house.until(lambda: time.sleep(0.05) or any(isinstance(event, EngineChanged) for event in sink.events))
+        # The gate is armed with a step.
+        house.arm.generate([[5, 6]], 2)
+        tokens = house.arm.generate([house.prompt], LONG).tokens[0]
+        house.until(lambda: time.sleep(0.05) or stops(sink))
+    assert len(tokens) < LONG
+    assert house.tokenizer.decode(tokens, skip_special_tokens=True).endswith(MESSAGE)
+    assert {event.rule for event in stops(sink)} == {"ordered"}
+    assert all(event.sent and "fails closed" in event.reason for event in stops(sink))
+    refused = [event for event in sink.events if isinstance(event, Ordered) and event.result == "refused"]
+    assert refused and all("over the cap of 1.2" in event.reason for event in refused)
+
+
+def stops(sink: MemorySink) -> list[Intervention]:
+    return [event for event in sink.events if isinstance(event, Intervention) and event.operation == "stop"]
+
+
+@contextmanager
+def monitoring(house: House, policy: Policy, sink: MemorySink) -> Iterator[None]:
+    """A monitor on the engine's socket, on a thread of its own."""
+    done = threading.Event()
+
+    async def serve() -> None:
+        monitor = Monitor(house.bundle, policy, LocalSource(house.endpoint), sinks=[sink])
+        running = asyncio.create_task(monitor.run())
+        try:
+            while not done.is_set():
+                assert not running.done()
+                await asyncio.sleep(0.02)
+        finally:
+            running.cancel()
+            monitor.close()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(PATIENCE)
