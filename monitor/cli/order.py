@@ -22,7 +22,7 @@ order = typer.Typer(
 Address = Annotated[str, typer.Option(help="host:port of the monitor's gRPC server.")]
 Vector = Annotated[str, typer.Argument(metavar="VECTOR", help="A steering vector of the bundle.")]
 Lease = Annotated[
-    float, typer.Option(metavar="SECONDS", help="When to undo it, at most 3600; the monitor does so in any case.")
+    float, typer.Option(metavar="SECONDS", help="When to undo it, at most 3600; the engine does so in any case.")
 ]
 Dose = Annotated[float | None, typer.Option(help="Add so much, relative to the norm of the residual stream.")]
 Ablate = Annotated[bool, typer.Option("--ablate", help="Take the projection away.")]

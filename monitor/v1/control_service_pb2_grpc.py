@@ -29,12 +29,14 @@ class ControlServiceStub:
     """Takes an operator's orders. Only there where the monitor was started with --allow-control: reading and operating are
     separate roles.
 
-    Every order that begins something has a lease. When it ends, the monitor undoes the order, whether or not whoever gave
-    it is still connected: a client that dies leaves nothing behind for longer than its lease. Orders are refused with
-    INVALID_ARGUMENT (a dose over the cap, a range that is none, a lease too long), NOT_FOUND (no such vector, probe,
-    request, engine or order), FAILED_PRECONDITION (the request has ended, its lease has, or the engine is held to shadow),
-    RESOURCE_EXHAUSTED (as many orders as the monitor keeps) or UNAVAILABLE (the engine cannot be reached); the message says
-    why. What the engine itself refuses, a step later, is an Ordered event.
+    Every order that begins something has a lease. When it ends, the engine undoes the order, whether or not whoever gave
+    it, or the monitor, is still there: a client that dies leaves nothing behind for longer than its lease.
+
+    Orders are refused with INVALID_ARGUMENT (a dose over the cap, a range that is none, a lease too long), NOT_FOUND (no
+    such vector, probe, request, engine or order), FAILED_PRECONDITION (the request has ended, its lease has, or the engine
+    is held to shadow), RESOURCE_EXHAUSTED (as many orders as the monitor keeps) or UNAVAILABLE (the engine cannot be
+    reached); the message says why. What the engine itself refuses, a step later, is an Ordered event, and so is the end of
+    a lease.
     """
 
     def __init__(self, channel):
@@ -74,12 +76,14 @@ class ControlServiceServicer:
     """Takes an operator's orders. Only there where the monitor was started with --allow-control: reading and operating are
     separate roles.
 
-    Every order that begins something has a lease. When it ends, the monitor undoes the order, whether or not whoever gave
-    it is still connected: a client that dies leaves nothing behind for longer than its lease. Orders are refused with
-    INVALID_ARGUMENT (a dose over the cap, a range that is none, a lease too long), NOT_FOUND (no such vector, probe,
-    request, engine or order), FAILED_PRECONDITION (the request has ended, its lease has, or the engine is held to shadow),
-    RESOURCE_EXHAUSTED (as many orders as the monitor keeps) or UNAVAILABLE (the engine cannot be reached); the message says
-    why. What the engine itself refuses, a step later, is an Ordered event.
+    Every order that begins something has a lease. When it ends, the engine undoes the order, whether or not whoever gave
+    it, or the monitor, is still there: a client that dies leaves nothing behind for longer than its lease.
+
+    Orders are refused with INVALID_ARGUMENT (a dose over the cap, a range that is none, a lease too long), NOT_FOUND (no
+    such vector, probe, request, engine or order), FAILED_PRECONDITION (the request has ended, its lease has, or the engine
+    is held to shadow), RESOURCE_EXHAUSTED (as many orders as the monitor keeps) or UNAVAILABLE (the engine cannot be
+    reached); the message says why. What the engine itself refuses, a step later, is an Ordered event, and so is the end of
+    a lease.
     """
 
     def Steer(self, request, context):
@@ -157,12 +161,14 @@ class ControlService:
     """Takes an operator's orders. Only there where the monitor was started with --allow-control: reading and operating are
     separate roles.
 
-    Every order that begins something has a lease. When it ends, the monitor undoes the order, whether or not whoever gave
-    it is still connected: a client that dies leaves nothing behind for longer than its lease. Orders are refused with
-    INVALID_ARGUMENT (a dose over the cap, a range that is none, a lease too long), NOT_FOUND (no such vector, probe,
-    request, engine or order), FAILED_PRECONDITION (the request has ended, its lease has, or the engine is held to shadow),
-    RESOURCE_EXHAUSTED (as many orders as the monitor keeps) or UNAVAILABLE (the engine cannot be reached); the message says
-    why. What the engine itself refuses, a step later, is an Ordered event.
+    Every order that begins something has a lease. When it ends, the engine undoes the order, whether or not whoever gave
+    it, or the monitor, is still there: a client that dies leaves nothing behind for longer than its lease.
+
+    Orders are refused with INVALID_ARGUMENT (a dose over the cap, a range that is none, a lease too long), NOT_FOUND (no
+    such vector, probe, request, engine or order), FAILED_PRECONDITION (the request has ended, its lease has, or the engine
+    is held to shadow), RESOURCE_EXHAUSTED (as many orders as the monitor keeps) or UNAVAILABLE (the engine cannot be
+    reached); the message says why. What the engine itself refuses, a step later, is an Ordered event, and so is the end of
+    a lease.
     """
 
     @staticmethod
