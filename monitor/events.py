@@ -243,7 +243,8 @@ class Ordered:
     request: Request | None
     """The request that it is for; ``None``: all, or it is not known."""
     who: str
-    """``policy``, ``request`` for an admission, ``operator`` with its address, or ``engine``: it refused, or ended its lease."""
+    """``policy``, ``request`` for an admission, ``operator`` with its address, or ``engine``: it refused, or ended its
+    lease."""
     lease_seconds: float | None
     """Until it is undone; ``None``: it is not by itself."""
     detail: str

@@ -189,7 +189,8 @@ class OrderRecord(msgspec.Struct, frozen=True, tag_field="kind", tag="order"):
     request_id: str | None
     key: str | None
     who: str
-    """``policy``, ``request`` for an admission, ``operator`` with its address, or ``engine``: it refused, or ended its lease."""
+    """``policy``, ``request`` for an admission, ``operator`` with its address, or ``engine``: it refused, or ended its
+    lease."""
     lease_seconds: float | None
     """Until it is undone; ``None``: it is not by itself."""
     detail: str
