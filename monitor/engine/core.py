@@ -8,6 +8,7 @@
   to stop a generation it carries out itself, and ``Scheduler.update_from_output`` says so to who waits for the answer.
   It also tells the workers which steered answers repeat themselves (:mod:`monitor.engine.guard`).
 * ``KVCacheCoordinator.cache_blocks`` stops at the first token that may be steered: steered KV never serves anyone else.
+  Where a gate judges, it stops also at what the step itself computes, so that whatever is found was read before.
 """
 
 import re
@@ -55,7 +56,8 @@ def _init(method: Method) -> Method:
         method(self, *args, **kwargs)
         settings = inherited() if switched_on(self.vllm_config) else None
         if settings is not None and settings.guard:
-            self.plumbob_guard = Guard()
+            speculative = self.vllm_config.speculative_config
+            self.plumbob_guard = Guard(1 if speculative is None else 1 + speculative.num_speculative_tokens)
         if settings is not None and settings.endpoint is not None:
             self.plumbob_inbox = OrderInbox(settings.endpoint, _hello(self.vllm_config, settings))
             self.plumbob_leases = Leases()
@@ -204,8 +206,12 @@ def _add_request(method: Method) -> Method:
 
 def _cache_blocks(method: Method) -> Method:
     def cache_blocks(self: Any, request: Any, num_computed_tokens: int) -> Any:
-        clean = getattr(request, "plumbob_clean_tokens", num_computed_tokens)
-        return method(self, request, min(num_computed_tokens, clean))
+        clean = getattr(request, "plumbob_clean_tokens", None)
+        if clean is not None:
+            # What this step computes is for the next one to cache. A request that found it within this step would have
+            # tokens that no gate has read: their scores are not there before the step is over.
+            num_computed_tokens = min(num_computed_tokens, clean, request.num_computed_tokens)
+        return method(self, request, num_computed_tokens)
 
     return cache_blocks
 

@@ -16,6 +16,7 @@ It needs no monitor; one that is there is told, as a ``GuardEvent``. What was ta
 that steering touched are part of the context, and a text that repeats itself tends to go on so.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -26,7 +27,7 @@ import numpy as np
 from monitor.engine.gates import Gates
 from monitor.engine.slots import Slots
 from monitor.frames import Act, GuardEvent
-from probes.steering.repetition import repetition
+from probes.steering.repetition import NGRAM, repetition
 
 WINDOW: Final = 64
 """Tokens of an answer that are judged together."""
@@ -40,6 +41,9 @@ answers of GPT-4) one reaches it, a list of assertions; all others stay below 0.
 or below. Of SmolLM2-135M's greedy answers, of 224 tokens at most, 2 of 11 do by themselves. At a dose of 0.8, along the
 direction of sycophancy, 13 of 13 do, between 0.81 and 0.97, and along a random one 14 of 14.
 """
+MOST_DISTINCT: Final = math.floor((1 - THRESHOLD) * (WINDOW - NGRAM + 1)) + NGRAM - 1
+"""Tokens that a window which reaches the threshold can have, each counted once: but for the first two, a token that is
+new ends a sequence that is new. Windows with more are most, and need not be counted."""
 
 
 class Repeats(msgspec.Struct, frozen=True):
@@ -61,17 +65,27 @@ class _Watched:
 
 
 class Guard:
-    """The core's part: which answers repeat themselves. One for each scheduler."""
+    """The core's part: which answers repeat themselves. One for each scheduler.
 
-    def __init__(self) -> None:
+    Args:
+        pace: The most tokens that a step adds to an answer: a request is not looked at before it can be due.
+    """
+
+    def __init__(self, pace: int = 1) -> None:
+        self._pace = pace
+        self._step = 0
         self._watched: dict[str, _Watched] = {}
+        self._at: dict[int, list[str]] = {}
+        """Step to the requests that are looked at then."""
 
     def watch(self, key: str) -> None:
         """Judge a request's answer from now on, until it ends."""
-        self._watched.setdefault(key, _Watched())
+        if key not in self._watched:
+            self._watched[key] = _Watched()
+            self._look_in(1, key)
 
     def judge(self, requests: Mapping[str, Any]) -> list[Repeats]:
-        """Judge what has become due.
+        """Judge what has become due. To be called once a step.
 
         Args:
             requests: vLLM's, by key; one that is watched and not among them has ended.
@@ -79,9 +93,10 @@ class Guard:
         Returns:
             The answers that repeat themselves.
         """
+        self._step += 1
         found: list[Repeats] = []
-        for key, watched in list(self._watched.items()):
-            request = requests.get(key)
+        for key in self._at.pop(self._step, ()):
+            watched, request = self._watched[key], requests.get(key)
             if request is None:
                 del self._watched[key]
                 continue
@@ -90,17 +105,25 @@ class Guard:
             if count < watched.due - WINDOW:
                 # A streaming session whose answer has become part of its prompt.
                 watched.due, watched.noticed = WINDOW, -1
-            if count < watched.due:
-                continue
-            share = repetition(tokens[-WINDOW:])
-            if share < THRESHOLD:
-                watched.due, watched.noticed = count + STRIDE, -1
-                continue
-            if watched.noticed < 0:
-                watched.noticed = request.num_prompt_tokens + count - 1
-            watched.due = count + WINDOW
-            found.append(Repeats(key, share, watched.noticed))
+            if count >= watched.due and (repeats := self._judge(key, watched, request)) is not None:
+                found.append(repeats)
+            self._look_in(max(1, (watched.due - count) // self._pace), key)
         return found
+
+    def _judge(self, key: str, watched: _Watched, request: Any) -> Repeats | None:
+        tokens = request.output_token_ids
+        window, count = tokens[-WINDOW:], len(tokens)
+        share = 0.0 if len(set(window)) > MOST_DISTINCT else repetition(window)
+        if share < THRESHOLD:
+            watched.due, watched.noticed = count + STRIDE, -1
+            return None
+        if watched.noticed < 0:
+            watched.noticed = request.num_prompt_tokens + count - 1
+        watched.due = count + WINDOW
+        return Repeats(key, share, watched.noticed)
+
+    def _look_in(self, steps: int, key: str) -> None:
+        self._at.setdefault(self._step + steps, []).append(key)
 
 
 def blamed(stretches: Iterable[tuple[int, int]], noticed: int) -> bool:

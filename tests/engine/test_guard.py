@@ -53,6 +53,22 @@ def test_what_a_text_repeats_is_counted_within_its_window():
     assert repetition(range(WINDOW)) == repetition([]) == repetition([1, 2]) == 0
 
 
+@given(
+    st.lists(st.tuples(st.integers(0, 60), st.integers(1, 25), st.integers(1, 40)), min_size=1, max_size=8),
+)
+def test_it_finds_what_a_plain_count_finds(parts):
+    """Of answers made of stretches that go round and round."""
+    tokens = [first + index % period for first, period, length in parts for index in range(length)]
+    due, expected = WINDOW, []
+    for count in range(len(tokens) + 1):
+        if count < due:
+            continue
+        share = repetition(tokens[max(count - WINDOW, 0) : count])
+        due = count + (WINDOW if share >= THRESHOLD else STRIDE)
+        expected += [(count, share)] if share >= THRESHOLD else []
+    assert [(count, repeats.share) for count, repeats in judged(tokens)] == expected
+
+
 def test_a_varied_answer_is_never_told_of():
     assert judged(list(range(500))) == []
 
@@ -90,9 +106,24 @@ def test_a_session_that_goes_on_is_judged_from_its_new_answer_on():
     guard = Guard()
     guard.watch("a")
     assert guard.judge({"a": request([7] * 500)})
-    assert guard.judge({"a": request([7] * (WINDOW - 1), prompt=505)}) == []
-    (found,) = guard.judge({"a": request([7] * WINDOW, prompt=505)})
-    assert found.noticed == 505 + WINDOW - 1
+    found = []
+    for count in range(3 * WINDOW):
+        found += [(count, repeats) for repeats in guard.judge({"a": request([7] * count, prompt=505)})]
+    first, repeats = found[0]
+    # Looked at again when a window might have been added, and from then on as any answer.
+    assert WINDOW <= first < 2 * WINDOW and repeats.noticed == 505 + first - 1
+
+
+@given(st.lists(st.integers(1, 4), min_size=WINDOW, max_size=120))
+def test_an_answer_that_comes_several_tokens_at_a_time_is_judged_as_soon_as_it_is_due(steps):
+    guard = Guard(pace=4)
+    guard.watch("a")
+    count, due = 0, WINDOW
+    for tokens in steps:
+        count += tokens
+        found = guard.judge({"a": request([7] * count)})
+        assert bool(found) is (count >= due)
+        due = count + WINDOW if found else due
 
 
 @given(
