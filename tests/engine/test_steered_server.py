@@ -1,12 +1,13 @@
 """A real server over HTTP: requests that ask to be steered, orders that are refused, generations that are stopped."""
 
 import json
-import socket
+import signal
 import subprocess
 import sys
 import time
 import urllib.request
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import msgspec
@@ -15,6 +16,7 @@ import pytest
 
 from monitor.frames import Act, Admission, Arm, Disarm, Refusal, Release, Steer, Stop, Stream, encode_ack
 from probes.bundle import save_bundle
+from tests.cli.conftest import Running, free_port
 from tests.engine.conftest import Seen, Wire, random_bundle
 from tests.models import tiny_model
 
@@ -60,8 +62,8 @@ class Monitor(Wire):
 class House:
     """The server, a client, and the monitor's end."""
 
-    def __init__(self, client, monitor: Monitor, tokenizer) -> None:
-        self.client, self.monitor, self.end = client, monitor, tokenizer.eos_token_id
+    def __init__(self, client, monitor: Monitor, tokenizer, bundle: Path) -> None:
+        self.client, self.monitor, self.end, self.bundle = client, monitor, tokenizer.eos_token_id, bundle
         self._random, self._vocabulary = np.random.default_rng(3), len(tokenizer)
         self._pool = ThreadPoolExecutor(8)
 
@@ -142,9 +144,7 @@ def house(tmp_path_factory):
         ],
     )
     monitor = Monitor(f"ipc://{folder}/engine.sock")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     tap = {"bundle": str(bundle.path), "endpoint": monitor.endpoint, "admission": ["random-0"], "gates": 1}
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(path), "--port", str(port)]
     command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--enforce-eager", "--dtype", "float32"]
@@ -166,7 +166,7 @@ def house(tmp_path_factory):
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=60)
         while not monitor.engine:
             monitor.pump(1.0)
-        yield House(client, monitor, source.tokenizer)
+        yield House(client, monitor, source.tokenizer, bundle.path)
     finally:
         process.terminate()
         process.wait(30)
@@ -347,3 +347,82 @@ def test_the_engine_says_which_gates_are_armed(house):
     assert monitor.hello.armed == ["g"]
     monitor.order(Disarm("g"))
     house.until(lambda: monitor.hello.armed == [])
+
+
+POLICY = """\
+version: 1
+rules:
+  - name: at-once
+    when: {probe: random-0-0}
+    mode: enforce
+    actions:
+      - steer: {vector: random-0, dose: 1.0, gate: true, threshold: -1.0e+6, min_tokens: 1}
+"""
+
+
+def test_a_gate_outlives_its_monitor_and_the_next_one_records_what_it_decided(house, tmp_path):
+    """With ``plumbob monitor`` itself, killed and started again; the last test here, since it takes the endpoint."""
+    policy, audit = tmp_path / "policy.yaml", tmp_path / "audit.jsonl"
+    policy.write_text(POLICY)
+    prompt = house.prompt(20)
+    plain = house.one(prompt, 16)
+    house.monitor.close()
+    monitors: list[Running] = []
+
+    def start() -> Running:
+        options = ["--bundle", house.bundle, "--policy", policy, "--endpoint", house.monitor.endpoint, "--audit", audit]
+        ports = ["--metrics-port", free_port(), "--grpc-port", free_port()]
+        monitors.append(Running("monitor", *options, *ports))
+        return monitors[-1]
+
+    def answer():
+        return house.ask(prompt, 16).result()
+
+    def until(condition) -> None:
+        deadline = time.monotonic() + DEADLINE
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+    def records() -> list[dict]:
+        # The last line may be one that is just being written.
+        return [json.loads(line)["record"] for line in audit.read_text().rpartition("\n")[0].splitlines()]
+
+    def told(request: str) -> list[dict]:
+        # What gates decided is told with the frames of other requests.
+        answer()
+        return [record for record in records() if record.get("request_id") == request and "number" in record]
+
+    try:
+        first = start()
+        # Orders ride with a step.
+        until(lambda: answer().choices[0].token_ids != plain.ids)
+        first.kill()
+        assert first.process.wait(20) == -signal.SIGKILL
+        written = audit.read_text()
+
+        alone = answer()
+        assert alone.choices[0].token_ids != plain.ids
+        assert audit.read_text() == written
+        assert alone.id not in written
+
+        second = start()
+        until(lambda: len(told(alone.id)) == 2)
+        second.process.send_signal(signal.SIGTERM)
+        assert second.process.wait(20) == 0
+    finally:
+        for monitor in monitors:
+            monitor.kill()
+    opened, closed = told(alone.id)
+    assert (opened["kind"], closed["kind"]) == ("intervention", "intervention_ended")
+    decided = [opened[name] for name in ("rule", "vector", "dose", "result")]
+    assert decided == ["at-once", "random-0", 1.0, "ordered"]
+    assert opened["gate"].startswith("policy:") and opened["gate"] == closed["gate"]
+    assert closed["steered"] > 0
+    # Every decision since the engine's start is on record, once: of requests that are followed first.
+    numbers = [record["number"] for record in records() if record.get("number") is not None]
+    assert sorted(numbers) == list(range(len(numbers)))
+    kinds = [record["kind"] for record in records()]
+    assert (kinds.count("monitor_started"), kinds.count("monitor_stopped")) == (2, 1)
+    verified = Running("audit", "verify", audit).finish()
+    assert (verified.code, verified.err) == (0, "")
