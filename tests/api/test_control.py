@@ -50,8 +50,8 @@ class House:
         self.source, self.sink = MemorySource(), MemorySink()
         self.monitor = Monitor(bundle, REVIEW, self.source, sinks=[self.sink], clock=lambda: self.now)
 
-    def hello(self, engine="engine", **said):
-        message = Hello(VERSION, engine, "tiny", self.bundle.digest, "0.32.0", **said)
+    def hello(self, engine="engine", digest=None, **said):
+        message = Hello(VERSION, engine, "tiny", digest or self.bundle.digest, "0.32.0", **said)
         self.monitor.receive(Arrival(f"{engine}/core".encode(), message))
 
     def frame(self, *args, gates=(), **options):
@@ -353,6 +353,23 @@ def test_an_engine_that_ends_a_lease_first_is_believed(house):
         assert [event.result for event in house.told()] == ["sent", "expired"]
 
     run(house, scenario)
+
+
+def test_an_engine_with_another_models_vectors_is_ordered_nothing(house):
+    """It scores with another bundle: whatever its vectors are called, they are not those of the order."""
+
+    async def scenario(control, reading):
+        house.begin()
+        house.hello(digest="f" * 64)
+        code, said = await refused(control.Steer(pb.SteerRequest(request_id="user-a", act=ADD, lease_seconds=60)))
+        assert (code, said) == ("NOT_FOUND", "No request 'user-a' is in flight. Its id is that of its answer.")
+        code, _ = await refused(control.Arm(pb.ArmRequest(probe="toxicity", act=ADD, lease_seconds=60)))
+        assert code == "UNAVAILABLE"
+
+    run(house, scenario)
+    assert house.orders() == []
+    assert [event.result for event in house.told()] == ["refused", "refused"]
+    assert house.monitor.stats.orders == {("operator", "steer", "refused"): 1, ("operator", "arm", "refused"): 1}
 
 
 def test_an_order_that_the_engine_refuses_is_told_and_has_no_lease(house):
