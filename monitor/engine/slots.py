@@ -178,32 +178,43 @@ class Slots:
         return [_started(request) for request in self._by_slot.values()]
 
     def order(self, order: Steer | Release) -> None:
-        """Steer a request from its next row on, or stop steering it. A refused order leaves everything as it was.
+        """Steer a request from its next row on, or stop steering it. A refused order to steer leaves all as it was.
 
         Raises:
             OrderError: The request has ended or has no slot, the bundle has no such vector, the dose is over its cap,
-                alone or with what was ordered before, orders conflict, or more is steered than the tables hold.
+                alone or with what was ordered before, orders conflict, or more is steered than the tables hold. Where
+                what a release leaves cannot hold alone, all is released.
         """
         request = self._steerable(order.key)
-        upcoming = int(self._next_position[request.slot])
+        upcoming = self.upcoming(request.slot)
         if isinstance(order, Release):
-            pushes = [
-                replace(push, end=min(push.end, upcoming)) if order.id in ("", push.order) else push
-                for push in request.pushes
-            ]
-        elif order.id and any(push.order == order.id for push in request.pushes):
-            return
-        elif request.released:
+            return self._release(request, order.id, upcoming)
+        if order.id and any(push.order == order.id for push in request.pushes):
+            return None
+        if request.released:
             raise OrderError(
                 "guard",
                 f"Request '{request.request_id}' repeated itself while it was steered, and is steered no more.",
                 "Steer less, or end the request.",
             )
-        else:
-            start = max(upcoming, len(request.prompt_roles) - 1)
-            pushes = self._pushes(order.acts, order.id, start, start, order.tokens, order.max_dose)
-            pushes = [*request.pushes, *pushes]
-        self._steer(request, pushes)
+        start = max(upcoming, len(request.prompt_roles) - 1)
+        pushes = self._pushes(order.acts, order.id, start, start, order.tokens, order.max_dose)
+        return self._steer(request, [*request.pushes, *pushes])
+
+    def _release(self, request: Tracked, id: str, upcoming: int) -> None:
+        ended = [replace(push, end=min(push.end, upcoming)) for push in request.pushes]
+        try:
+            kept = zip(request.pushes, ended, strict=True)
+            self._steer(request, [end if id in ("", push.order) else push for push, end in kept])
+        except OrderError as error:
+            # It held another back, or the tables have no room for what is left. That a lease ends is not to be refused.
+            self._steer(request, ended)
+            raise OrderError(
+                error.cause,
+                f"All that was ordered for request '{request.request_id}' is released, since what would be left cannot "
+                f"hold alone: {error.message}",
+                error.fix,
+            ) from error
 
     def admit(self, key: str, admission: Admission) -> Started:
         """Steer a request that has just started as it asked for.

@@ -210,6 +210,19 @@ def test_what_has_ended_does_not_count(house):
     assert house.arm(arm("g", add(0.5))) == {}
 
 
+def test_what_held_another_back_takes_it_along_when_it_is_released(house):
+    """That a lease ends is not to be refused."""
+    house.start("a")
+    house.step("a")
+    for id, dose in (("one", 0.4), ("back", -0.4), ("two", 0.4)):
+        house.slots.order(Steer("a", [add(dose)], id=id))
+    with pytest.raises(OrderError, match="All that was ordered for request 'a' is released") as told:
+        house.slots.order(Release("a", "back"))
+    assert told.value.cause == "dose"
+    assert not house.slots.steers(house.slots.tracked("a"))
+    house.slots.order(Steer("a", [add(0.5)], id="anew"))
+
+
 def test_orders_alone_are_held_to_the_lowest_cap_that_one_of_them_names(house):
     house.start("a")
     house.slots.order(Steer("a", [add(0.2)], id="one", max_dose=0.3))
