@@ -20,6 +20,7 @@ from monitor.frames import (  # noqa: E402
     Act,
     Frame,
     GateEvent,
+    GuardEvent,
     Hello,
     Started,
     StateBlock,
@@ -274,4 +275,23 @@ def test_refusals_go_with_every_frame_until_one_that_had_them_is_confirmed(endpo
     wait_until(lambda: exporter._acked == header.sequence)
     offer(exporter)
     assert peer.read().header.refused == []
+    peer.close()
+
+
+def test_what_the_guard_did_goes_with_every_frame_until_one_that_had_it_is_confirmed(endpoint, exporter):
+    guarded = [
+        GuardEvent(0, "halved", "a-1", "a", 80, 0.9, 0.7, 64, [Act("v", add=0.1)], []),
+        GuardEvent(1, "released", "a-1", "a", 144, 0.95, 0.7, 64, [], ["g"]),
+    ]
+    exporter.tell([], [], guarded)
+    peer = Peer(endpoint)
+    wait_until(lambda: not exporter._away)
+    offer(exporter)
+    header = peer.read().header
+    offer(exporter)
+    assert header.guarded == peer.read().header.guarded == guarded
+    peer.socket.send_multipart([b"engine/rank0", *encode_ack(header.sequence)])
+    wait_until(lambda: exporter._acked == header.sequence)
+    offer(exporter)
+    assert peer.read().header.guarded == []
     peer.close()
