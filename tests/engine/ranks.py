@@ -71,7 +71,7 @@ def main() -> None:
         for seen in wire.requests
     }
     ranks = llm.collective_rpc("watched")
-    seen = {"ranks": ranks, "frames": frames, "tokens": tokens, "sequences": wire.sequences}
+    seen = {"ranks": ranks, "frames": frames, "tokens": tokens, "sequences": wire.sequences, "drift": wire.hello.drift}
     Path(out).write_text(json.dumps(seen))
     wire.close()
 

@@ -10,7 +10,9 @@ import pytest
 
 from tests.engine.conftest import random_bundle, settings
 from tests.engine.ranks import TOKENS
+from tests.engine.test_selftest import with_canaries
 from tests.models import tiny_model
+from tests.workers.networks import random_worker_probe
 
 pytestmark = pytest.mark.vllm
 
@@ -35,8 +37,15 @@ def source(path):
 
 @pytest.fixture(scope="module")
 def bundle(path, source, tmp_path_factory):
+    """Tested by canaries; a worker probe reads the layer that no other does."""
+    from probes.fit import record_canaries
+
     folder = tmp_path_factory.mktemp("bundle")
-    return random_bundle(folder / "random", path, source.markers, threshold=1e9, layers=LAYERS)
+    plain = random_bundle(folder / "random", path, source.markers, threshold=1e9, layers=LAYERS)
+    probes = list(zip(plain.probes, plain.weight, plain.bias.tolist(), strict=True))
+    workers = [random_worker_probe(plain.probes[0], "worker", 2, source.hidden)]
+    canaries = record_canaries(source, probes, workers=workers)
+    return with_canaries(plain, folder / "tested", canaries, workers)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +77,12 @@ def test_ranks_agree_on_every_score_and_every_steered_row(run):
         assert entries == theirs
         steered += sum(entry >= 0 for entry in entries)
     assert steered > 0
+
+
+def test_both_ranks_were_tested_by_canaries_and_one_by_what_it_streams(run):
+    """Either is refused where it drifts; no layer is without a probe that tells."""
+    _, seen = run
+    assert 0 < seen["drift"] < TOLERANCE
 
 
 def test_the_first_rank_alone_tells_the_monitor(run):
