@@ -10,6 +10,7 @@ import pytest
 from probes.concepts import load_benign
 from tests import models
 from tests.engine import test_runner_v2
+from tests.engine.test_accounting import BLOCK, CHUNK
 from tests.engine.test_gate_engine import (
     House,
     Listener,
@@ -32,6 +33,7 @@ pytestmark = pytest.mark.vllm
 
 BLOCKS = 13
 """Of the KV cache: too few for what runs at once, so that some requests are preempted."""
+REQUESTS = 10
 
 
 @pytest.fixture(scope="module")
@@ -43,21 +45,24 @@ def house(tmp_path_factory):
     path = models.tiny_model(folder / "llama", "llama")
     source = TransformersSource(path, dtype="float32")
     bundle = gated_bundle(folder, path, source, test_runner_v2.LAYERS)
-    encoded = [source.encode(request.messages, respond=True) for request in load_benign()[:60]]
+    encoded = [source.encode(request.messages, respond=True) for request in load_benign()]
+    # Each needs a fourth block in the middle of its answer, so that steered rows are among those computed again: by
+    # length, since it is the last to come that is preempted.
+    prompts = [prompt for prompt in encoded if 2.5 * BLOCK <= len(prompt) < 2.9 * BLOCK]
     wire = Listener(f"ipc://{folder}/engine.sock")
     engine = {
         "model": str(path),
         "dtype": "float32",
         "max_model_len": 384,
         "max_num_seqs": 16,
-        "max_num_batched_tokens": test_runner_v2.BATCH_TOKENS,
-        "block_size": test_runner_v2.BLOCK,
+        "max_num_batched_tokens": CHUNK,
+        "block_size": BLOCK,
         "num_gpu_blocks_override": BLOCKS,
         "enforce_eager": True,
         "additional_config": {"plumbob": {"bundle": str(bundle.path), "endpoint": wire.endpoint, "gates": 2}},
     }
     with test_runner_v2.start("gated", folder, engine) as arm:
         wire.pump(5.0)
-        house = House(arm, wire, bundle, source, sorted(encoded, key=len)[5:45:4])
+        house = House(arm, wire, bundle, source, sorted(prompts, key=len)[:REQUESTS])
         yield house
     house.wire.close()
