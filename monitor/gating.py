@@ -64,11 +64,9 @@ class Gating:
             before={engine: found.armed for engine, found in recalled.items()},
             keep=operator.keeps,
         )
-        told = {engine: found.number for engine, found in recalled.items() if found.number >= 0}
+        told = {engine: found.decisions for engine, found in recalled.items()}
         self._operator = operator
-        self._guarded = Once[GuardEvent](
-            {engine: found.guarded for engine, found in recalled.items() if found.guarded >= 0}, max_engines
-        )
+        self._guarded = Once[GuardEvent]({engine: found.guarded for engine, found in recalled.items()}, max_engines)
         self._decisions = GateDecisions(recorder, stats, self._facts, told, max_engines)
 
     def hello(self, link: Link, hello: Hello) -> None:

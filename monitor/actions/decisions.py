@@ -7,6 +7,7 @@ or, where its audit log says so, by the one before. A gap in the numbers is a lo
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Final
 
 from monitor.actions.gates import GateFacts, unknown_facts
@@ -27,7 +28,7 @@ class GateDecisions:
         recorder: Takes the events.
         stats: Where decisions, steered tokens and losses are counted.
         facts: Tells what is known of a gate; ``None``: this monitor did not arm it.
-        told: The last decision of each engine that was told by an earlier monitor.
+        told: Numbers of the decisions that an earlier monitor told, by engine.
         max_engines: Engines whose numbers are kept; beyond it the one heard longest ago is forgotten.
     """
 
@@ -36,7 +37,7 @@ class GateDecisions:
         recorder: Recorder,
         stats: Stats,
         facts: Callable[[str], GateFacts | None],
-        told: Mapping[str, int],
+        told: Mapping[str, AbstractSet[int]],
         max_engines: int,
     ) -> None:
         self._recorder, self._stats, self._facts = recorder, stats, facts

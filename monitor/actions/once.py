@@ -1,6 +1,7 @@
 """What engines repeat until it is confirmed, taken once each."""
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Generic, Protocol, TypeVar
 
 
@@ -20,24 +21,34 @@ class Once(Generic[_Told]):
     """Passes over what was told already, and counts what is missing.
 
     Args:
-        told: The last number of each engine that was told by an earlier monitor.
+        told: The numbers that an earlier monitor told, by engine. It may have been killed between two that it told in
+            another order than that of their numbers, so that the highest does not speak for those before it.
         max_engines: Engines whose numbers are kept; beyond it the one heard longest ago is forgotten.
     """
 
-    def __init__(self, told: Mapping[str, int], max_engines: int) -> None:
-        self._told, self._max_engines = dict(told), max_engines
+    def __init__(self, told: Mapping[str, AbstractSet[int]], max_engines: int) -> None:
+        self._last = {engine: max(numbers) for engine, numbers in told.items() if numbers}
+        self._earlier = {engine: (last, set(told[engine])) for engine, last in self._last.items()}
+        """The last that an earlier monitor told, and which of those up to it are told."""
+        self._max_engines = max_engines
 
     def fresh(self, engine: str, items: Sequence[_Told]) -> tuple[list[_Told], int]:
         """What was not told yet, in order, and how many before the last of it never arrived."""
         fresh: list[_Told] = []
         missing = 0
+        until, earlier = self._earlier.get(engine, (-1, set[int]()))
         for item in items:
             # What came before the first that is heard was confirmed by an earlier monitor.
-            last = self._told.pop(engine, item.number - 1)
-            self._told[engine] = max(last, item.number)
+            last = self._last.pop(engine, item.number - 1)
+            self._last[engine] = max(last, item.number)
             if item.number > last:
                 missing += item.number - last - 1
                 fresh.append(item)
-        while len(self._told) > self._max_engines:
-            del self._told[next(iter(self._told))]
+            elif item.number < until and item.number not in earlier:
+                earlier.add(item.number)
+                fresh.append(item)
+        while len(self._last) > self._max_engines:
+            engine = next(iter(self._last))
+            del self._last[engine]
+            self._earlier.pop(engine, None)
         return fresh, missing

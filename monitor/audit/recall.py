@@ -13,10 +13,10 @@ from monitor.errors import AuditError
 class Recalled:
     """One engine, as the records near the end of a log tell of it."""
 
-    number: int = -1
-    """The last decision of its gates that is on record; −1: none is."""
-    guarded: int = -1
-    """The last that its guard did and that is on record; −1: nothing is."""
+    decisions: set[int] = field(default_factory=set[int])
+    """Numbers of those decisions of its gates that are on record."""
+    guarded: set[int] = field(default_factory=set[int])
+    """Numbers of what its guard did, as far as it is on record."""
     armed: set[str] = field(default_factory=set[str])
     """Gates that it was ordered to arm, and not to disarm."""
 
@@ -74,9 +74,9 @@ def _read(raw: bytes, engines: dict[str, Recalled]) -> None:
         return
     engine = engines.setdefault(record.engine, Recalled()) if record.engine else Recalled()
     if record.number is not None and record.kind == "guarded":
-        engine.guarded = max(engine.guarded, record.number)
+        engine.guarded.add(record.number)
     elif record.number is not None:
-        engine.number = max(engine.number, record.number)
+        engine.decisions.add(record.number)
     if record.kind != "order" or record.request_id is not None:
         return
     if record.action == "arm" and record.result == "sent":
