@@ -198,6 +198,9 @@ def serve(
     probe_workers: ProbeWorkers = 1,
     allow_steering: AllowSteering = None,
     allow_control: AllowControl = False,
+    guard: Annotated[
+        bool, typer.Option("--guard/--no-guard", help="Steer an answer less, then no more, where it repeats itself.")
+    ] = True,
 ) -> None:
     """Serve a model with vLLM, tapped, with its monitor beside it. Unknown options go to vllm serve."""
     plan = Plan(
@@ -217,10 +220,12 @@ def serve(
         audit=audit_path(audit),
         trust=trust or (),
         allow_steering=allow_steering or (),
+        guard=guard,
         vllm_arguments=context.args,
     )
     try:
-        with Serving(plan, report=lambda text: err.print(f"[bold]plumbob[/] {escape(text)}")) as serving:
+        serving = Serving(plan, report=lambda text: err.print(f"[bold]plumbob[/] {escape(text)}"))
+        with serving, serving.passing_hangups():
             err.print(f"[bold]plumbob[/] API {plan.url}/v1  gRPC {plan.grpc_address}", emoji=False)
             err.print(f"[bold]plumbob[/] metrics {plan.metrics_url}", emoji=False)
             code = serving.watch()

@@ -20,7 +20,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -95,6 +95,8 @@ class Plan:
     """Public keys, one of which must have signed the bundle; none: it need not be signed."""
     allow_steering: Sequence[str] = ()
     """Vectors that a request may itself ask to be steered by."""
+    guard: bool = True
+    """Take steering back where it makes an answer repeat itself."""
     vllm_arguments: Sequence[str] = ()
     """Passed on to ``vllm serve``."""
 
@@ -131,6 +133,7 @@ class Plan:
             "endpoint": self.endpoint,
             "allow_untested": self.allow_untested,
             "drift": self.on_drift,
+            "guard": self.guard,
         }
         if self.allow_steering:
             settings["admission"] = list(self.allow_steering)
@@ -301,14 +304,9 @@ class Serving:
         self.plan = replace(self.plan, policy=policy)
         self.start_monitor()
 
-    def watch(self) -> int:
-        """Wait until the server ends, starting the monitor again when it dies, and passing SIGHUP on to it.
-
-        Returns:
-            The server's exit code.
-        """
-        if self.server is None:
-            raise RuntimeError("the server was not started")
+    @contextlib.contextmanager
+    def passing_hangups(self) -> Generator[None]:
+        """Pass SIGHUP on to the monitor, but where the terminal is gone; to be entered before anybody is told."""
         terminal, before = Terminal(), signal.getsignal(signal.SIGHUP)
 
         def hang_up(number: int, frame: FrameType | None) -> None:
@@ -320,11 +318,21 @@ class Serving:
 
         signal.signal(signal.SIGHUP, hang_up)
         try:
-            while (code := self.server.poll()) is None:
-                self.revive_monitor()
-                time.sleep(0.5)
+            yield
         finally:
             signal.signal(signal.SIGHUP, before)
+
+    def watch(self) -> int:
+        """Wait until the server ends, starting the monitor again when it dies.
+
+        Returns:
+            The server's exit code.
+        """
+        if self.server is None:
+            raise RuntimeError("the server was not started")
+        while (code := self.server.poll()) is None:
+            self.revive_monitor()
+            time.sleep(0.5)
         return code
 
     def revive_monitor(self) -> bool:
