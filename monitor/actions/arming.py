@@ -7,7 +7,8 @@
 3. An engine that is held to shadow is ordered to disarm all of them.
 4. What an engine cannot do by a gate, because it has none for it or refuses, the monitor orders itself, from the next
    step on; so it does for a request that the gate leaves out, since its orders leave no room for it under the cap.
-5. Another policy may come at any time: what it does not want is disarmed, and what it wants is armed.
+5. Another policy may come at any time: what it does not want is disarmed, and what it wants is armed. What both want
+   stays as it is, since a gate's id says what the gate does.
 """
 
 import logging
@@ -116,7 +117,9 @@ class Arming:
     def _bring_up_to_date(self, engine: str, state: _Engine, hello: Hello) -> None:
         wanted = {id: gate for id, gate in self._gates.items() if state.enforced and gate.rule.covers(hello.model)}
         self._disarm_others(engine, state, hello, wanted)
-        for index, gate in enumerate(wanted.values()):
+        # First what it has: there may be too few for all, and one that is taken away leaves its requests unsteered.
+        has = (state.sent - state.refused) | set(hello.armed or ())
+        for index, gate in enumerate(sorted(wanted.values(), key=lambda gate: gate.id not in has)):
             if gate.id in state.refused:
                 continue
             if hello.gates is not None and index >= hello.gates:

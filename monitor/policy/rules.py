@@ -1,5 +1,6 @@
 """Rules as values: a policy maps a firing to decisions, and nothing else."""
 
+import hashlib
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
@@ -80,8 +81,10 @@ class Policy:
         action = rule.actions[index]
         if rule.mode != "enforce" or not isinstance(action, SteerAction) or action.gate is None:
             return ""
-        # The digest tells the gates of one policy from those of another, which may outlive their monitor.
-        return f"{GATE_PREFIX}{self.digest[:12]}:{rule.name}:{index}"
+        # What it does is part of the id: gates may outlive their policy and their monitor, and one that the next policy
+        # has as well is to go on, with all that it has read. Which models it is for is seen to as engines are armed.
+        own = hashlib.sha256(repr((rule.probe, action, self.max_dose)).encode()).hexdigest()
+        return f"{GATE_PREFIX}{own[:12]}:{rule.name}:{index}"
 
     def decide(self, fired: ProbeFired) -> list[Decision]:
         """What to do about a firing.

@@ -45,11 +45,12 @@ RULES = (
     Rule("elsewhere", "toxicity", ("llama",), "enforce", (ADD,)),
 )
 POLICY = Policy("policy.yaml", "abcdef0123456789" * 4, RULES)
-FLATTERY, POISON = "policy:abcdef012345:flattery:0", "policy:abcdef012345:poison:0"
+FLATTERY, POISON = [id for id, gate in POLICY.gates.items() if gate.rule.name in ("flattery", "poison")]
 ARMS = [
     Arm(FLATTERY, "sycophancy", [Act("sycophancy", high=0.1)], release=0.25, release_streak=2, hold=8, budget=50),
     Arm(POISON, "toxicity", [Act("harmful_intent", -0.2)], streak=3),
 ]
+DISARMS = [Disarm(id) for id in sorted((FLATTERY, POISON))]
 
 
 def opened(number=0, gate=FLATTERY, key="a", position=5, average=0.75):
@@ -144,7 +145,7 @@ def test_nothing_is_armed_in_shadow_and_what_was_is_disarmed(desk):
     desk.hello(drift=0.01)
     assert desk.orders() == ARMS
     desk.hello(shadow=True, drift=0.9)
-    assert desk.orders() == [Disarm(FLATTERY), Disarm(POISON)]
+    assert desk.orders() == DISARMS
     desk.hello(drift=0.01)
     assert desk.orders() == ARMS
 
@@ -155,11 +156,11 @@ def test_an_idle_engine_has_not_armed_yet_what_it_was_ordered(desk):
         desk.pass_time(1)
     assert desk.orders() == ARMS
     desk.hello(armed=[], gates=8, shadow=True)
-    assert desk.orders() == [Disarm(FLATTERY), Disarm(POISON)]
+    assert desk.orders() == DISARMS
     # Neither has been applied when the third order comes, nor when it is to be disarmed again.
     desk.hello(armed=[FLATTERY, POISON], gates=8)
     desk.hello(armed=[FLATTERY, POISON], gates=8, shadow=True)
-    assert desk.orders() == [*ARMS, Disarm(FLATTERY), Disarm(POISON)]
+    assert desk.orders() == [*ARMS, *DISARMS]
 
 
 def test_what_an_earlier_policy_armed_is_disarmed_where_the_engine_says_what_it_has(desk):
@@ -327,7 +328,7 @@ def test_the_next_policy_disarms_what_is_on_record_where_the_engine_does_not_say
     second = Desk(bundle, frame, Policy("other.yaml", "f" * 64, ()), audit=AuditLog(path))
     with closing(second.monitor):
         second.hello()
-        assert second.orders() == [Disarm(FLATTERY), Disarm(POISON)]
+        assert second.orders() == DISARMS
     third = Desk(bundle, frame, POLICY, audit=AuditLog(path))
     with closing(third.monitor):
         third.hello()

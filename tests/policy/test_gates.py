@@ -1,6 +1,7 @@
 """Policies that let the engine decide, ablate, clamp, stop and escalate: what they mean, and what is wrong in them."""
 
 import math
+import re
 
 import msgspec
 import numpy as np
@@ -50,7 +51,7 @@ def load(tiny_bundle, tmp_path):
 def test_a_gate_is_armed_where_the_rule_enforces(load):
     policy = load(RULE)
     ((id, gate),) = policy.gates.items()
-    assert id == f"policy:{policy.digest[:12]}:flattery:0" and gate.rule.name == "flattery"
+    assert re.fullmatch(r"policy:[0-9a-f]{12}:flattery:0", id) and gate.rule.name == "flattery"
     # The threshold of the probe is 0.5.
     assert gate.action == SteerAction("sycophancy", -0.25, 200, gate=Gate(16, -0.5, 4, 2))
     assert not gate.action.gate.judges_as_the_probe
@@ -59,6 +60,13 @@ def test_a_gate_is_armed_where_the_rule_enforces(load):
     )
     assert policy.max_dose == 0.5
     assert load(RULE.replace("enforce", "shadow")).gates == {}
+
+
+def test_a_gate_is_named_by_what_it_does(load):
+    named = load(RULE).gates.keys()
+    assert load(RULE + "      - alert: {severity: info}\n").gates.keys() == named
+    for old, new in (("-0.25", "-0.2500001"), ("hold: 16", "hold: 17"), ("max_dose: 0.5", "max_dose: 0.4")):
+        assert not load(RULE.replace(old, new, 1)).gates.keys() & named
 
 
 def test_decisions_name_the_gate_that_the_engine_decides_by(load):

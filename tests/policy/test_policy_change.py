@@ -1,5 +1,7 @@
 """Another policy at run time: gates, rules and caps follow at once, and a bad one changes nothing."""
 
+from dataclasses import replace
+
 import pytest
 
 from monitor.events import Alert, Intervention, Ordered, PolicyChanged
@@ -20,7 +22,7 @@ SECOND = Policy(
     ),
     max_dose=0.25,
 )
-OLD, NEW = "policy:aaaaaaaaaaaa:flattery:0", "policy:bbbbbbbbbbbb:poison:0"
+(OLD,), (NEW,) = FIRST.gates, SECOND.gates
 NEW_ARM = Arm(NEW, "toxicity", [Act("harmful_intent", -0.2)], max_dose=0.25)
 
 
@@ -83,6 +85,40 @@ def test_the_new_cap_holds_for_orders_from_then_on(desk, tiny_bundle, frame):
     desk.fire()
     assert desk.orders() == [Steer("a", [Act("sycophancy", -0.2)], 5, "r:sycophancy:-0.2", max_dose=0.3)]
     assert desk.monitor.operator.max_dose == 0.3
+
+
+def test_a_gate_that_the_new_policy_has_as_well_stays_armed(desk):
+    other = Rule("told", "toxicity", (), "alert", (AlertAction("info"),))
+    desk.monitor.change_policy(Policy("policy.yaml", "c" * 64, (*FIRST.rules, other)))
+    desk.hello(gates=4, armed=[OLD])
+    assert desk.orders() == []
+    # What it does to whom is another thing than it was, or nothing.
+    for changed in (
+        Policy("policy.yaml", "d" * 64, FIRST.rules, max_dose=0.25),
+        Policy("policy.yaml", "e" * 64, (replace(FIRST.rules[0], mode="shadow"),)),
+        Policy("policy.yaml", "f" * 64, (replace(FIRST.rules[0], probe="toxicity"),)),
+    ):
+        desk.monitor.change_policy(FIRST)
+        desk.orders()
+        desk.monitor.change_policy(changed)
+        assert desk.orders()[0] == Disarm(OLD)
+
+
+def test_models_that_a_rule_gains_or_loses_leave_the_gates_of_the_others_alone(desk):
+    for models, orders in ((("tiny", "llama"), []), (("llama",), [Disarm(OLD)])):
+        desk.monitor.change_policy(Policy("p", "c" * 64, (replace(FIRST.rules[0], models=models),)))
+        assert desk.orders() == orders
+
+
+def test_gates_that_are_armed_go_before_new_ones_where_there_are_too_few(desk):
+    desk.hello(gates=1, armed=[OLD])
+    desk.monitor.change_policy(Policy("policy.yaml", "c" * 64, (*SECOND.rules, *FIRST.rules)))
+    desk.hello(gates=1, armed=[OLD])
+    assert desk.orders() == []
+    assert [(event.order, event.result) for event in of(desk, Ordered)] == [
+        (OLD, "sent"),
+        (next(iter(Policy("p", "", SECOND.rules).gates)), "refused"),
+    ]
 
 
 def test_a_gate_that_was_refused_is_tried_again(desk):
