@@ -1,8 +1,9 @@
 """What a decision does: alerts are recorded, interventions are ordered and recorded."""
 
+import itertools
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -27,6 +28,8 @@ class _Applied:
 
     rules: set[str] = field(default_factory=set[str])
     """Those that were applied."""
+    orders: set[str] = field(default_factory=set[str])
+    """Ids of the orders to steer."""
     closed: dict[str, tuple[ProbeFired, Decision]] = field(default_factory=dict[str, tuple[ProbeFired, Decision]])
     """Orders to steer, by their id, that the generation is stopped for should the engine refuse them."""
     failed: tuple[ProbeFired, Decision, str] | None = None
@@ -181,13 +184,13 @@ class Actions:
         if isinstance(action, StopAction):
             sent = enforced and self._order(request, Stop(request.key, action.message, f"{decision.rule}:stop"))
         elif enforced:
-            # The id stays the same when another monitor decides anew.
-            done = f"{action.dose:g}" if action.operation == "add" else action.operation
-            id = f"{decision.rule}:{action.vector}:{done}"
+            applied = self._applied[request.engine, request.key]
+            id = _order_id(decision.rule, action, applied.orders)
+            applied.orders.add(id)
             order = Steer(request.key, [act_of(action)], action.tokens, id, max_dose=self.max_dose)
             sent = self._order(request, order)
             if action.closed is not None and sent:
-                self._applied[request.engine, request.key].closed[id] = fired, decision
+                applied.closed[id] = fired, decision
         self._tell(fired, decision, action, sent=sent, refusal=UNREACHABLE if enforced and not sent else "")
         if isinstance(action, SteerAction) and action.closed is not None and enforced and not sent:
             self._fail_closed(fired, decision, UNREACHABLE)
@@ -262,3 +265,18 @@ def _hold(decision: Decision, why: str) -> Decision:
     if decision.mode == "shadow":
         return decision
     return replace(decision, mode="shadow", reason=f"{decision.reason}; held to shadow: {why}")
+
+
+def _order_id(rule: str, action: SteerAction, taken: Collection[str]) -> str:
+    """All that an order says, since an engine takes an id once a request, and the same when another monitor decides."""
+    match action.operation:
+        case "add":
+            done = repr(action.dose)
+        case "clamp":
+            done = f"clamp:{action.low!r}..{action.high!r}"
+        case _:
+            done = action.operation
+    tokens = "" if action.tokens is None else f":{action.tokens}"
+    first = f"{rule}:{action.vector}:{done}{tokens}"
+    ids = (first if count == 1 else f"{first}#{count}" for count in itertools.count(1))
+    return next(id for id in ids if id not in taken)

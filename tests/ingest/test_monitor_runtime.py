@@ -25,7 +25,7 @@ from monitor.policy import AlertAction, Policy, Rule, SteerAction, default_polic
 from monitor.runtime import Limits, Monitor
 from probes.roles import Role
 
-STEER_ID = "rule:sycophancy:-0.2"
+STEER_ID = "rule:sycophancy:-0.2:50"
 STEERING = Policy(
     "test",
     "",

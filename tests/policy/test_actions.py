@@ -51,7 +51,7 @@ def actions(engine, sink, stats):
 
 def test_enforcing_sends_an_order_and_records_it(actions, engine, sink, stats):
     actions.apply(fired(), [decision()])
-    assert engine.orders == [("engine", Steer("a", [Act("toxicity", add=-0.2)], 50, "rule:toxicity:-0.2"))]
+    assert engine.orders == [("engine", Steer("a", [Act("toxicity", add=-0.2)], 50, "rule:toxicity:-0.2:50"))]
     (event,) = sink.events
     assert isinstance(event, Intervention) and event.sent and (event.vector, event.dose) == ("toxicity", -0.2)
     assert stats.interventions == {("tiny", "rule", "toxicity", "enforce", True): 1}
@@ -95,6 +95,27 @@ def test_a_rule_applies_once_a_request_with_all_its_actions(actions, engine, sin
     actions.forget(fired().request)
     actions.apply(fired(), both)
     assert len(engine.orders) == 4
+
+
+def test_no_two_orders_of_a_rule_share_an_id_and_each_keeps_its_own(actions, engine):
+    several = (
+        SteerAction("toxicity", 0.1, None),
+        SteerAction("toxicity", 0.1000000001, None),
+        SteerAction("toxicity", 0.1, 5),
+        SteerAction("toxicity", 0.0, None, "clamp", high=0.2),
+        SteerAction("toxicity", 0.0, None, "clamp", high=0.1),
+        SteerAction("toxicity", 0.0, None, "clamp", low=0.1),
+        SteerAction("toxicity", 0.0, None, "ablate"),
+        SteerAction("toxicity", 0.1, None),
+        SteerAction("toxicity", 0.1, None),
+    )
+    actions.apply(fired(), [decision(action=action) for action in several])
+    first = [order.id for _, order in engine.orders]
+    assert len(set(first)) == len(several)
+    # An engine takes an id once: a monitor that is started again orders the same by the same.
+    actions.forget(fired().request)
+    actions.apply(fired(), [decision(action=action) for action in several])
+    assert [order.id for _, order in engine.orders[len(several) :]] == first
 
 
 def test_what_was_applied_is_remembered_for_a_bounded_number_of_requests(actions, engine):
