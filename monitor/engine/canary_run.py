@@ -55,7 +55,8 @@ def run_canaries(worker: Any) -> NDArray[np.float64]:
     tap.exporter = cast(Any, _Silence())
     tap.resume()
     try:
-        with tap.streams.sampled() as read:
+        # Gates of before the weights were loaded anew are armed still.
+        with tap.ungated(), tap.streams.sampled() as read:
             for index, prompt in enumerate(canaries.prompts):
                 for rows in _compute(worker, f"plumbob-canary-{index}", prompt.tolist()):
                     # The only request of its step, so that its rows are the first.
@@ -96,7 +97,7 @@ class _Silence:
         """Send nothing."""
 
     def tell(self, decided: object, refused: object = (), guarded: object = ()) -> None:
-        """Canaries open no gate, no order comes with them, and nothing steers them."""
+        """Canaries meet no gate, no order comes with them, and nothing steers them."""
 
     def close(self) -> None:
         """Nothing to close: the exporter itself comes back."""

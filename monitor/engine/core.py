@@ -108,7 +108,8 @@ def _schedule(method: Method) -> Method:
             # Blocks registered so far hold only tokens scheduled before this step, and this order begins with it.
             if isinstance(order, Steer) and (request := self.requests.get(order.key)) is not None:
                 _keep_private(self, request, request.num_computed_tokens)
-        _note_gates(self, orders)
+        orders, unarmed = _note_gates(self, orders)
+        refusals += unarmed
         if orders and inbox is not None:
             inbox.hello = msgspec.structs.replace(inbox.hello, armed=sorted(self.__dict__.get("plumbob_gates", ())))
         output = method(self, *args, **kwargs)
@@ -153,39 +154,46 @@ def _keep_private(scheduler: Any, request: Any, clean_tokens: int) -> None:
     request.plumbob_clean_tokens = min(getattr(request, "plumbob_clean_tokens", clean_tokens), clean_tokens)
 
 
-def _note_gates(scheduler: Any, orders: list[Order]) -> None:
-    """Keep private what gates may steer from this step on, and remember those that judge every request that comes."""
+def _note_gates(scheduler: Any, orders: list[Order]) -> tuple[list[Order], list[Refusal]]:
+    """Keep private what gates may steer from this step on, and remember those that judge every request that comes.
+
+    Returns:
+        The orders without gates that cannot be armed, and why they cannot. The workers never see these: they would arm
+        what nobody here ends when its lease does, and whose answers nobody keeps private.
+    """
     gates: dict[str, Arm] | None = scheduler.__dict__.get("plumbob_gates")
     if gates is None:
-        return
+        return orders, []
+    kept, refusals = list[Order](), list[Refusal]()
     for order in orders:
-        if isinstance(order, Disarm):
+        if isinstance(order, Arm):
+            try:
+                _require_armable(scheduler, gates, order)
+            except OrderError as error:
+                scheduler.plumbob_leases.forget(order)
+                refusals.append(refusal(order, error))
+                continue
             gates.pop(order.id, None)
-        if not isinstance(order, Arm):
-            continue
-        if not _can_be_armed(scheduler, gates, order):
-            scheduler.plumbob_leases.forget(order)
-            continue
-        gates.pop(order.id, None)
-        if order.key is None:
-            gates[order.id] = order
-        for request in scheduler.requests.values():
-            if order.key in (None, request.request_id):
-                _keep_private(scheduler, request, max(request.num_computed_tokens, request.num_prompt_tokens - 1))
+            if order.key is None:
+                gates[order.id] = order
+            for request in scheduler.requests.values():
+                if order.key in (None, request.request_id):
+                    _keep_private(scheduler, request, max(request.num_computed_tokens, request.num_prompt_tokens - 1))
+        elif isinstance(order, Disarm):
+            gates.pop(order.id, None)
+        kept.append(order)
+    return kept, refusals
 
 
-def _can_be_armed(scheduler: Any, gates: dict[str, Arm], order: Arm) -> bool:
-    """Whether there is a place and the bundle allows it; the workers refuse the rest, and say why."""
-    if order.key is None and order.id not in gates and len(gates) >= (scheduler.plumbob_inbox.hello.gates or 0):
-        return False
+def _require_armable(scheduler: Any, gates: dict[str, Arm], order: Arm) -> None:
+    """Check that there is a place, and that the bundle allows it; what only the workers know, they refuse."""
+    most = scheduler.plumbob_inbox.hello.gates or 0
+    if order.key is None and order.id not in gates and len(gates) >= most:
+        raise OrderError("gate", f"All {most} gates are in use.", "Disarm one, or start the engine with more.")
+    judgement(scheduler.plumbob_bundle, order)
+    gate_entries(scheduler.plumbob_bundle, order)
     others = [gate for gate in gates.values() if gate.id != order.id]
-    try:
-        judgement(scheduler.plumbob_bundle, order)
-        gate_entries(scheduler.plumbob_bundle, order)
-        require_together(scheduler.plumbob_bundle, {}, [*others, order])
-    except OrderError:
-        return False
-    return True
+    require_together(scheduler.plumbob_bundle, {}, [*others, order])
 
 
 def _add_request(method: Method) -> Method:

@@ -109,6 +109,10 @@ class Gates:
                 self.disarm(gate)
         self._reclaim()
 
+    def settle(self) -> None:
+        """Learn everything that has been decided; for when nothing is computed, so that nothing waits for it."""
+        self._collect(wait=True)
+
     def steered(self, slot: int) -> list[Steered]:
         """What each gate did to a slot's request, up to the last row; waits for copies still under way."""
         self._collect(wait=True)
@@ -152,6 +156,8 @@ class Gates:
                 request has ended, the dose is over the cap, alone or together with other gates, or what is to be done
                 makes no sense.
         """
+        # Which places are free depends on what was learnt: all of it, here, or ranks would not agree.
+        self._collect(wait=True)
         rule, limit = judgement(self._bundle, order)
         entries = gate_entries(self._bundle, order)
         others = [gate for _, gate in self._armed.values() if gate.id != order.id]
@@ -356,7 +362,11 @@ class Gates:
     def _reclaim(self) -> None:
         """Free the places of gates that are armed no more and have steered nobody who is still there."""
         oldest = self._reports[0].step if self._reports else self._step + 1
-        held = {index for request in self._requests.values() for index in request.gates} if self._retired else set()
+        held = set[int]()
+        if self._retired:
+            # Those that have ended, too, as long as what became of them is under way.
+            owners = [owner for report in self._reports for owner in report.owners.values()]
+            held = {index for request in [*self._requests.values(), *owners] for index in request.gates}
         for index in [i for i, step in self._retired.items() if step < oldest and i not in held]:
             del self._retired[index], self._ids[index]
             self._buffers.rules[index, Rule.LAYER] = -1

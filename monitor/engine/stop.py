@@ -6,6 +6,7 @@ model gets out, not even of steps that were scheduled ahead or of drafts that ar
 end as of any other.
 """
 
+import logging
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +18,8 @@ MESSAGE_CHARACTERS: Final = 4096
 """The longest message."""
 REASON: Final = "plumbob"
 """The ``stop_reason`` that the user of the API sees; ``finish_reason`` is ``stop``."""
+
+logger = logging.getLogger("vllm.plumbob")
 
 
 def stop(scheduler: Any, order: Stop) -> tuple[int, Any]:
@@ -84,11 +87,9 @@ def _tokens(tokenizer: Any, message: str) -> list[int]:
             "stop", f"A message of {len(message)} characters is too long.", f"Use at most {MESSAGE_CHARACTERS}."
         )
     if tokenizer is None:
-        raise OrderError(
-            "stop",
-            "This engine has no tokenizer to say a message with.",
-            "Stop without one, or let it have a tokenizer.",
-        )
+        # To end matters more than what is said.
+        logger.warning("Plumbob stops a generation without a message: this engine has no tokenizer to say one with")
+        return []
     return list(tokenizer.encode(message, add_special_tokens=False))
 
 

@@ -7,7 +7,8 @@ logged once, and serving goes on (:func:`guarded`).
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -331,6 +332,15 @@ class RunnerTap:
         self._started, self._finished = [], []
         return self.exporter.offer(step)
 
+    @contextmanager
+    def ungated(self) -> Generator[None]:
+        """Have no gate judge or steer meanwhile; to be entered and left while no request is in flight."""
+        gates, self._gates = self._gates, None
+        try:
+            yield
+        finally:
+            self._gates = gates
+
     def suspend(self) -> None:
         """Score nothing from the next step on: the weights are not those that the taps were tested with."""
         self._suspended = True
@@ -357,6 +367,8 @@ class RunnerTap:
 
     def _offer_nothing_computed(self) -> None:
         to_tell = bool(self._started or self._finished or self._refusals or self._guarded)
+        if self._gates is not None:
+            self._gates.settle()
         self._tell_events()
         if self.exporter is not None and to_tell:
             step = Step(unscored=self.slots.unscored, finished=self._finished, started=self._started)

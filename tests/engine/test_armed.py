@@ -4,6 +4,7 @@ import asyncio
 import tempfile
 import time
 from contextlib import closing, contextmanager
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -11,10 +12,11 @@ import pytest
 pytest.importorskip("torch")
 
 from monitor.actions import MemorySink
+from monitor.engine import core
 from monitor.engine.leases import Arrived, Leases
 from monitor.engine.link import OrderInbox
 from monitor.events import Ordered
-from monitor.frames import VERSION, Act, Arm, Disarm, Hello
+from monitor.frames import VERSION, Act, Arm, Disarm, Hello, Stream
 from monitor.ingest import LocalSource
 from monitor.policy import Gate, Policy, Rule, SteerAction
 from monitor.runtime import Monitor
@@ -22,7 +24,8 @@ from tests.conftest import make_bundle
 
 STEER = SteerAction("sycophancy", -0.2, None, gate=Gate())
 OURS = Policy("policy.yaml", "b" * 64, (Rule("flattery", "sycophancy", (), "enforce", (STEER,)),))
-OUR_ARM = Arm("policy:bbbbbbbbbbbb:flattery:0", "sycophancy", [Act("sycophancy", -0.2)])
+(OUR_GATE,) = OURS.gates
+OUR_ARM = Arm(OUR_GATE, "sycophancy", [Act("sycophancy", -0.2)])
 FOREIGN = ["order:1234abcd", "policy:aaaaaaaaaaaa:flattery:0"]
 SECONDS = 20.0
 
@@ -82,35 +85,59 @@ def run(bundle, policy: Policy, endpoint: str, condition) -> list[Ordered]:
 
 
 def test_a_monitor_disarms_what_others_left_and_arms_its_own(bundle, endpoint):
-    with engine(endpoint, bundle, [*FOREIGN, "somebody-elses"]) as core:
+    with engine(endpoint, bundle, [*FOREIGN, "somebody-elses"]) as side:
         orders = []
-        told = run(bundle, OURS, endpoint, lambda: orders.extend(core.step()) or len(orders) == 3)
+        told = run(bundle, OURS, endpoint, lambda: orders.extend(side.step()) or len(orders) == 3)
         assert orders == [Disarm(FOREIGN[0]), Disarm(FOREIGN[1]), OUR_ARM]
         assert [(event.kind, event.order) for event in told] == [
             ("disarm", FOREIGN[0]),
             ("disarm", FOREIGN[1]),
             ("arm", OUR_ARM.id),
         ]
-        assert core.armed == {"somebody-elses", OUR_ARM.id}
+        assert side.armed == {"somebody-elses", OUR_ARM.id}
         # The next one, of the same policy, finds its gate there and tunes it; another disarms it.
         for policy, expected in ((OURS, [OUR_ARM]), (Policy("other.yaml", "c" * 64, ()), [Disarm(OUR_ARM.id)])):
             orders.clear()
-            run(bundle, policy, endpoint, lambda: orders.extend(core.step()) or orders)
+            run(bundle, policy, endpoint, lambda: orders.extend(side.step()) or orders)
             assert orders == expected
-        assert core.armed == {"somebody-elses"}
+        assert side.armed == {"somebody-elses"}
 
 
 def test_what_is_armed_stays_while_no_monitor_is_there_and_a_lease_ends_all_the_same(bundle, endpoint):
-    with engine(endpoint, bundle, []) as core:
+    with engine(endpoint, bundle, []) as side:
         orders = []
-        run(bundle, OURS, endpoint, lambda: orders.extend(core.step()) or orders)
+        run(bundle, OURS, endpoint, lambda: orders.extend(side.step()) or orders)
         # As a monitor that was killed right behind its order left it.
         begun = time.monotonic()
-        core.leases.take([Arrived(Arm("order:1", "toxicity", [Act("sycophancy", 0.1)], lease=0.3), begun)], begun, ())
-        core.armed.add("order:1")
-        assert core.armed == {OUR_ARM.id, "order:1"}
-        while not core.step():
+        side.leases.take([Arrived(Arm("order:1", "toxicity", [Act("sycophancy", 0.1)], lease=0.3), begun)], begun, ())
+        side.armed.add("order:1")
+        assert side.armed == {OUR_ARM.id, "order:1"}
+        while not side.step():
             assert time.monotonic() < begun + SECONDS
             time.sleep(0.01)
         assert time.monotonic() >= begun + 0.3
-        assert core.armed == {OUR_ARM.id}
+        assert side.armed == {OUR_ARM.id}
+
+
+def test_workers_never_see_a_gate_that_the_core_cannot_keep_a_lease_for(bundle):
+    """They know other things of what is in use: they would arm it, and nobody would end it."""
+    hello = Hello(VERSION, "engine", "tiny", bundle.digest, "0.32.0", gates=1, armed=[])
+    leases, first = Leases(), Arm("order:1", "toxicity", [Act("sycophancy", 0.1)])
+    scheduler = SimpleNamespace(
+        requests={},
+        plumbob_gates={first.id: first},
+        plumbob_leases=leases,
+        plumbob_inbox=SimpleNamespace(hello=hello),
+        plumbob_bundle=bundle,
+    )
+    second = Arm("order:2", "toxicity", [Act("sycophancy", 0.1)], lease=0.3)
+    orders, _ = leases.take([Arrived(second, 1.0), Arrived(Stream(1, "all"), 1.0)], 1.0, ())
+    kept, refusals = core._note_gates(scheduler, orders)
+    assert kept == [Stream(1, "all")]
+    assert [(refused.order, refused.id, refused.cause) for refused in refusals] == [("arm", "order:2", "gate")]
+    assert "All 1 gates are in use" in refusals[0].reason
+    assert list(scheduler.plumbob_gates) == ["order:1"]
+    assert leases.take([], 2.0, ()) == ([], []), "its lease ends nothing"
+    # Once there is room, it goes through, and so does what undoes it.
+    kept, refusals = core._note_gates(scheduler, [Disarm("order:1"), second])
+    assert (kept, refusals, list(scheduler.plumbob_gates)) == ([Disarm("order:1"), second], [], ["order:2"])

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from monitor.engine.compat import require_features  # noqa: E402
 from monitor.engine.gate import MAX_GATES, Flag  # noqa: E402
-from monitor.engine.gates import Gates  # noqa: E402
+from monitor.engine.gates import Gates, Report  # noqa: E402
 from monitor.engine.rows import map_rows  # noqa: E402
 from monitor.engine.settings import ENVIRONMENT, KEY, inherited, read_wanted, take_over  # noqa: E402
 from monitor.engine.slots import Slots  # noqa: E402
@@ -275,6 +275,56 @@ def test_a_place_is_free_when_nobody_is_left_that_its_gate_steered(shared):
     house.arm(id="h")
     assert not house.step(0.0, b=(0, 8)).any()
     assert house.step(9.0, b=(8, 1))[1].any()
+
+
+class UnderWay:
+    """A copy to the host that has not arrived, and does so when somebody waits for it."""
+
+    def query(self) -> bool:
+        return False
+
+    def synchronize(self) -> None:
+        pass
+
+
+@pytest.fixture
+def late(house, monkeypatch):
+    """As on a GPU: what a step's gates said is under way when the next one begins."""
+    gates = house.gates
+
+    def report(*parts, rows):
+        host = tuple(part[:rows].clone() for part in parts)
+        gates._reports.append(Report(gates._step, dict(gates._requests), host, UnderWay()))
+
+    monkeypatch.setattr(gates, "_report", report)
+    return house
+
+
+def test_a_gate_takes_the_place_of_one_that_is_disarmed_in_the_same_step(late):
+    late.start("a")
+    late.arm(id="one")
+    late.arm(id="two")
+    late.step(0.0, a=(0, 8))
+    late.gates.disarm("one")
+    late.arm(id="three")
+    assert late.step(9.0, a=(8, 2))[1].any(axis=0).sum() == 2
+
+
+def test_the_end_of_a_gate_is_told_that_was_disarmed_before_its_request_ended(late):
+    late.start("a")
+    late.arm()
+    late.step(9.0, a=(0, 8))
+    late.gates.settle()
+    late.gates.disarm("g")
+    late.step(9.0, a=(8, 1))
+    late.finish("a")
+    assert [kind for kind, *_ in late.told()] == ["opened"], "the last step's copy is under way"
+    assert late.gates.active, "or nobody would look for it"
+    late.gates.settle()
+    late.events += late.gates.take_events()
+    assert [kind for kind, *_ in late.told()] == ["opened", "closed"]
+    late.gates.settle()
+    assert not late.gates.active
 
 
 def test_a_gate_that_is_armed_later_reads_from_the_next_row_on(house):
