@@ -138,7 +138,9 @@ class Operator:
             for link in list(self._links.values()):
                 self._arm(lease, link)
             if not lease.engines:
-                raise LeaseError("unreachable", "No engine is connected that is not held to shadow.", "See GetStatus.")
+                raise LeaseError(
+                    "unreachable", "No engine is connected that has gates and is not held to shadow.", "See GetStatus."
+                )
             self._leases[lease.id] = lease
             for engine in lease.engines:
                 self._tell(lease, "sent", engine)
@@ -168,7 +170,7 @@ class Operator:
     def hello(self, link: Link) -> None:
         """An engine said who it is: arm what is leased."""
         for lease in self._leases.values():
-            if link.engine not in lease.engines and self._arm(lease, link):
+            if link.engine not in lease.engines and link.engine not in lease.refused and self._arm(lease, link):
                 self._tell(lease, "sent", link.engine)
 
     def lost(self, engine: str) -> None:
@@ -176,12 +178,15 @@ class Operator:
         for lease in self._leases.values():
             if engine in lease.engines:
                 lease.engines.remove(engine)
+            lease.refused.discard(engine)
 
     def refused(self, engine: str, id: str, key: str) -> None:
         """An engine does not carry out an order: there is nothing to undo there."""
         if (lease := self._leases.get(id)) is None:
             return
-        lease.engines = [other for other in lease.engines if other != engine]
+        if engine in lease.engines:
+            lease.engines.remove(engine)
+            lease.refused.add(engine)
         lease.requests = [request for request in lease.requests if (request.engine, request.key) != (engine, key)]
         if not lease.engines and not lease.requests:
             self._end(lease)
@@ -275,7 +280,9 @@ class Operator:
         return Lease(OPERATOR_PREFIX + secrets.token_hex(4), kind, who, detail, self._clock() + seconds, seconds)
 
     def _arm(self, lease: Lease, link: Link) -> bool:
-        if lease.arm is None or link.state != "connected" or (left := lease.ends - self._clock()) <= 0:
+        if lease.arm is None or link.state != "connected" or link.gates == 0:
+            return False
+        if (left := lease.ends - self._clock()) <= 0:
             return False
         if not self._send(link.engine, msgspec.structs.replace(lease.arm, lease=left)):
             return False

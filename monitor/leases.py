@@ -59,6 +59,8 @@ class Lease:
     """Of ``steer``: those in flight that it steers."""
     engines: list[str] = field(default_factory=list[str])
     """Of ``arm``: those that have the gate."""
+    refused: set[str] = field(default_factory=set[str])
+    """Of ``arm``: those that said that they do not arm it, and were not lost since; they are not asked again."""
     arm: Arm | None = None
     """The order, which goes out with what is left of the lease."""
     facts: GateFacts | None = None

@@ -255,7 +255,7 @@ class Monitor:
             return
         before = link.fits, link.shadow, link.drift
         link.model, link.vllm, link.fits = hello.model, hello.vllm, hello.bundle == self.bundle.digest
-        link.shadow, link.drift = hello.shadow, hello.drift
+        link.shadow, link.drift, link.gates = hello.shadow, hello.drift, hello.gates
         if link.fits and not link.streams and self._workers is not None:
             # Where one is not sent, all are with the next HELLO: an engine that streams already just goes on.
             link.streams = all(self._send_order(link.engine, Stream(layer, "all")) for layer in self._workers.layers)

@@ -23,6 +23,8 @@ class Link:
     """The largest that its self-test found; ``None``: it was not tested, or not since its weights changed."""
     shadow: bool = False
     """Whether nothing may be enforced on what its scores say."""
+    gates: int | None = None
+    """Gates that may be armed at once; ``None``: it does not say."""
     lost: bool = False
     """Whether it has been silent for too long."""
     exporter: bytes | None = None

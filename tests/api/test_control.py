@@ -392,6 +392,42 @@ def test_an_order_that_the_engine_refuses_is_told_and_has_no_lease(house):
     run(house, scenario)
 
 
+def test_an_engine_that_refuses_a_gate_is_asked_again_only_after_it_was_lost(house):
+    async def scenario(control, reading):
+        house.begin()
+        house.hello("second")
+        id = (await control.Arm(pb.ArmRequest(probe="toxicity", act=ADD, lease_seconds=60))).order.id
+        house.orders()
+        house.refuse(Refusal(0, "arm", id, "", "gate", "All 1 gates are in use."))
+        for _ in range(3):
+            house.hello(gates=1, armed=["somebody-elses"])
+        assert house.orders() == []
+        assert [event.result for event in house.told()] == ["sent", "sent", "refused"]
+        # It may be another's then.
+        house.now += 6
+        house.monitor.tick()
+        house.hello(gates=1, armed=[])
+        (arm,) = house.orders()
+        assert arm.id == id
+
+    run(house, scenario)
+
+
+def test_an_engine_without_gates_is_not_asked_to_arm_any(house):
+    async def scenario(control, reading):
+        house.hello(gates=0, armed=[])
+        wanted = pb.ArmRequest(probe="toxicity", act=ADD, lease_seconds=60)
+        code, said = await refused(control.Arm(wanted))
+        assert (code, "No engine is connected that has gates" in said) == ("UNAVAILABLE", True)
+        house.hello("second", gates=4, armed=[])
+        assert (await control.Arm(wanted)).engines == 1
+        house.orders()
+        house.hello(gates=0, armed=[])
+        assert house.orders() == []
+
+    run(house, scenario)
+
+
 def test_leases_are_bounded(house):
     async def scenario(control, reading):
         house.begin()
