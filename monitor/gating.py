@@ -63,6 +63,7 @@ class Gating:
             send_order,
             before={engine: found.armed for engine, found in recalled.items()},
             keep=operator.keeps,
+            in_flight=verdicts.in_flight,
         )
         told = {engine: found.decisions for engine, found in recalled.items()}
         self._operator = operator
@@ -106,10 +107,11 @@ class Gating:
                 continue
             self._tell_refusal(link, refusal, request, "refused")
             if refusal.order == "arm" and refusal.key:
-                if request is not None:
-                    self.arming.left_out(request, refusal.id)
+                if request is not None and self.arming.left_out(request, refusal.id) and not link.held:
+                    actions.follow(link.engine, refusal.id, refusal.key)
                 continue
-            self.arming.refused(link.engine, refusal.id)
+            if self.arming.refused(link.engine, refusal.id) and not link.held:
+                actions.follow(link.engine, refusal.id)
             self._operator.refused(link.engine, refusal.id, refusal.key)
             # Where an order came too late, there is nothing left to stop.
             if refusal.order == "steer" and refusal.cause != "request" and request is not None and not link.held:
@@ -202,6 +204,9 @@ class Gating:
     def _tell(self, link: Link, event: GateEvent, request: Request, actions: Actions, *, ended: bool) -> None:
         self.arming.heard_of(link.engine, event.gate)
         facts = self._decisions.facts(event)
+        if event.kind == "opened" and facts.rule and not ended:
+            self.arming.opened(request, event.gate)
+            actions.opened(request, event.gate)
         if event.kind == "closed" or not facts.rule or event.average is None:
             return self._decisions.tell(event, request)
         fired = ProbeFired(

@@ -9,8 +9,8 @@ from typing import Final
 
 from monitor.actions.gates import act_of, finite
 from monitor.actions.recorder import Recorder
-from monitor.events import Alert, Escalated, Intervention, ProbeFired, Request
-from monitor.frames import Order, Steer, Stop
+from monitor.events import Alert, Escalated, Intervention, Ordered, ProbeFired, Request
+from monitor.frames import Order, Release, Steer, Stop
 from monitor.policy import AlertAction, Decision, EscalateAction, SteerAction, StopAction
 from monitor.stats import Stats
 
@@ -32,6 +32,12 @@ class _Applied:
     """Ids of the orders to steer."""
     closed: dict[str, tuple[ProbeFired, Decision]] = field(default_factory=dict[str, tuple[ProbeFired, Decision]])
     """Orders to steer, by their id, that the generation is stopped for should the engine refuse them."""
+    left: dict[str, tuple[ProbeFired, Decision] | None] = field(
+        default_factory=dict[str, tuple[ProbeFired, Decision] | None]
+    )
+    """What was left to gates, by their id; ``None``: the gate has opened."""
+    instead: dict[str, str] = field(default_factory=dict[str, str])
+    """Ids of orders to steer, by the gate that does the same where it can."""
     failed: tuple[ProbeFired, Decision, str] | None = None
     """One of these that was refused, and why: the generation is stopped for it, or will be."""
 
@@ -87,8 +93,9 @@ class Actions:
             held: Why they are carried out in ``shadow``, whatever their mode; empty: they are not.
             ended: The request had ended when its probe fired: there is nothing left to change, but much to tell.
         """
-        # What an engine decides by a gate it has decided already, or will with a later token; it is told as it arrives.
-        decisions = [d for d in decisions if held or not self._gated(fired.request, d.gate)]
+        decisions = list(decisions)
+        if not held:
+            decisions = self._leave_to_gates(fired, decisions, ended)
         decisions = [_hold(decision, held) if held else decision for decision in decisions]
         if ended:
             decisions = [
@@ -118,6 +125,37 @@ class Actions:
         if applied is not None and (found := applied.closed.pop(id, None)) is not None:
             self._fail_closed(*found, why)
 
+    def opened(self, request: Request, gate: str) -> None:
+        """An engine's gate steers a request in flight: what was ordered in its stead is undone."""
+        applied = self._remember(request)
+        applied.left[gate] = None
+        if (id := applied.instead.pop(gate, None)) is None:
+            return
+        applied.closed.pop(id, None)
+        if self._order(request, Release(request.key, id)):
+            self._stats.orders["policy", "release", "sent"] += 1
+            detail = f"release {id}: gate {gate} steers instead"
+            self._recorder.record(
+                Ordered(id, "release", "sent", request.engine, request.model, request, "policy", None, detail, "")
+            )
+
+    def follow(self, engine: str, gate: str, key: str | None = None) -> None:
+        """Order what was left to a gate that does not decide it after all.
+
+        Args:
+            engine: Whose gate it is.
+            gate: Its id.
+            key: Of the one request that it leaves out; ``None``: it decides on none.
+        """
+        for identity in [
+            identity for identity in self._applied if identity[0] == engine and key in (None, identity[1])
+        ]:
+            applied = self._applied[identity]
+            if (found := applied.left.get(gate)) is not None:
+                del applied.left[gate]
+                self._carry_out(*found)
+                applied.rules.add(found[1].rule)
+
     def tick(self) -> None:
         """Stop what could not be stopped before."""
         for engine, key in list(self._unstopped):
@@ -135,6 +173,19 @@ class Actions:
         """An engine is gone."""
         for identity in [identity for identity in self._unstopped if identity[0] == engine]:
             del self._unstopped[identity]
+
+    def _leave_to_gates(self, fired: ProbeFired, decisions: list[Decision], ended: bool) -> list[Decision]:
+        """The decisions that no gate takes.
+
+        What an engine decides by a gate it has decided already, or will with a later token; it is told as it arrives.
+        Since the engine may still refuse the gate, the rest is kept until the request ends.
+        """
+        left = [decision for decision in decisions if self._gated(fired.request, decision.gate)]
+        if left and not ended:
+            waiting = self._remember(fired.request).left
+            for decision in left:
+                waiting.setdefault(decision.gate, (fired, decision))
+        return [decision for decision in decisions if decision not in left]
 
     def _remember(self, request: Request) -> _Applied:
         identity = (request.engine, request.key)
@@ -189,6 +240,8 @@ class Actions:
             applied.orders.add(id)
             order = Steer(request.key, [act_of(action)], action.tokens, id, max_dose=self.max_dose)
             sent = self._order(request, order)
+            if decision.gate and sent:
+                applied.instead[decision.gate] = id
             if action.closed is not None and sent:
                 applied.closed[id] = fired, decision
         self._tell(fired, decision, action, sent=sent, refusal=UNREACHABLE if enforced and not sent else "")

@@ -6,13 +6,16 @@
    audit log says an earlier monitor armed, and any that is heard of by what it decides.
 3. An engine that is held to shadow is ordered to disarm all of them.
 4. What an engine cannot do by a gate, because it has none for it or refuses, the monitor orders itself, from the next
-   step on; so it does for a request that the gate leaves out, since its orders leave no room for it under the cap.
+   step on; so it does for a request that the gate leaves out, since its orders leave no room for it under the cap, and
+   for one that was in flight before the gate was ordered, which may have read past what the gate should see. Until the
+   gate is heard to open there all the same, that request may be steered twice for a few steps, within the caps: less
+   of a risk than a firing that nobody acts on.
 5. Another policy may come at any time: what it does not want is disarmed, and what it wants is armed. What both want
    stays as it is, since a gate's id says what the gate does.
 """
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from monitor.actions.gates import OPERATOR_PREFIX, GateFacts, arm_order, policy_facts
@@ -40,7 +43,7 @@ class _Engine:
     disarmed: set[str] = field(default_factory=set[str])
     """Gates that it was ordered to disarm, so that each is told once."""
     left_out: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
-    """Gates, each with the key of a request in flight that it does not steer."""
+    """Gates, each with the key of a request in flight that it does not steer, or may have come too late for."""
     said: Hello | None = None
     """What it said last, and whether it scores with the bundle and is not held to shadow."""
     enforced: bool = False
@@ -57,6 +60,7 @@ class Arming:
         send_order: Sends orders.
         before: Gates that an earlier monitor armed, by engine, as far as its audit log says.
         keep: Tells whether a gate is an operator's whose lease still runs.
+        in_flight: Keys of the requests in flight of an engine.
     """
 
     def __init__(
@@ -69,12 +73,13 @@ class Arming:
         *,
         before: Mapping[str, Collection[str]],
         keep: Callable[[str], bool],
+        in_flight: Callable[[str], Iterable[str]],
     ) -> None:
         self._bundle = bundle
         self._facts: dict[str, GateFacts] = {}
         self._take(policy)
         self._recorder, self._stats, self._send, self._keep = recorder, stats, send_order, keep
-        self._before = before
+        self._before, self._in_flight = before, in_flight
         self._engines: dict[str, _Engine] = {}
 
     def change_policy(self, policy: Policy) -> None:
@@ -126,7 +131,7 @@ class Arming:
                 why = f"it has {hello.gates} gates" if hello.gates else "it was started without gates"
                 self._refuse(engine, state, gate, f"{why}; the monitor orders this itself, from the next step on")
             elif gate.id not in state.sent:
-                self._arm(engine, state, gate)
+                self._arm(engine, state, gate, hello)
 
     def lost(self, engine: str) -> None:
         """An engine fell silent: when it is heard again, its gates are armed again."""
@@ -142,15 +147,28 @@ class Arming:
         """An engine is gone."""
         self._engines.pop(engine, None)
 
-    def refused(self, engine: str, gate: str) -> None:
-        """An engine says that it does not arm a gate; what it would decide, the monitor orders."""
-        if (state := self._engines.get(engine)) is not None and gate in state.sent:
-            state.refused.add(gate)
+    def refused(self, engine: str, gate: str) -> bool:
+        """An engine says that it does not arm a gate; what it would decide, the monitor orders.
 
-    def left_out(self, request: Request, gate: str) -> None:
-        """A gate does not steer a request in flight; what it would decide, the monitor orders."""
-        if (state := self._engines.get(request.engine)) is not None and gate in state.sent:
-            state.left_out.add((gate, request.key))
+        Returns:
+            Whether it was ordered to, and is to have it still.
+        """
+        if (state := self._engines.get(engine)) is None or gate not in state.sent:
+            return False
+        state.refused.add(gate)
+        return True
+
+    def left_out(self, request: Request, gate: str) -> bool:
+        """The same of one request in flight, which a gate does not steer."""
+        if (state := self._engines.get(request.engine)) is None or gate not in state.sent:
+            return False
+        state.left_out.add((gate, request.key))
+        return True
+
+    def opened(self, request: Request, gate: str) -> None:
+        """A gate steers a request in flight: it came early enough."""
+        if (state := self._engines.get(request.engine)) is not None:
+            state.left_out.discard((gate, request.key))
 
     def finish(self, request: Request) -> None:
         """A request ended."""
@@ -182,12 +200,14 @@ class Arming:
                 self._disarm(engine, state, gate)
         state.before.clear()
 
-    def _arm(self, engine: str, state: _Engine, gate: PolicyGate) -> None:
+    def _arm(self, engine: str, state: _Engine, gate: PolicyGate, hello: Hello) -> None:
         order: Arm = arm_order(gate, self._max_dose)
         if not self._send(engine, order):
             # Tried again with the next HELLO, which is what says that it can be reached.
             logger.warning("The order to arm %s did not reach engine %s.", gate.id, engine)
             return
+        if gate.id in state.disarmed or gate.id not in (hello.armed or ()):
+            state.left_out |= {(gate.id, key) for key in self._in_flight(engine)}
         state.sent.add(gate.id)
         state.disarmed.discard(gate.id)
         self._tell(engine, state, gate.id, "arm", f"rule '{gate.rule.name}' enforces: {gate.action}")

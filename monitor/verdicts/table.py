@@ -92,6 +92,11 @@ class VerdictTable:
         slots = self._slots.get(engine)
         return len(slots.rows()) if slots else 0
 
+    def in_flight(self, engine: str) -> list[str]:
+        """Keys of the requests in flight of one engine."""
+        slots = self._slots.get(engine)
+        return [self._rows[int(row)].started.key for row in slots.rows()] if slots else []
+
     def steered(self, request: Request) -> int:
         """Positions of a request in flight that were downstream of steering; 0 for one that has ended."""
         slots = self._slots.get(request.engine)

@@ -26,6 +26,7 @@ from monitor.frames import (
     GateEvent,
     Hello,
     Refusal,
+    Release,
     Started,
     Steer,
     decode_order,
@@ -207,6 +208,89 @@ def test_so_is_one_that_refused_to_arm_it(desk):
     assert [type(order) for order in steered] == [Steer] * len(steered)
     # The refusal came with the frame in which a fired, and was read behind its verdict or before: b is ordered surely.
     assert Steer("b", [Act("harmful_intent", -0.2)], None, "poison:harmful_intent:-0.2") in steered
+
+
+STEER = Steer("a", [Act("sycophancy", high=0.1)], 50, "flattery:sycophancy:clamp:-inf..0.1:50")
+REFUSED = Refusal(0, "arm", FLATTERY, "", "gate", "All 4 gates are in use.")
+
+
+def flattered(slot=0):
+    return rows([4], slot), [[0.0, 0.0, 0.9]]
+
+
+def test_a_request_that_was_in_flight_before_its_gate_is_ordered_to_be_steered(desk):
+    desk.hello(armed=[], gates=0, shadow=True, drift=0.9)
+    desk.frame(0, rows([3], role=Role.USER), started=[started()])
+    desk.hello(armed=[], gates=4)
+    assert desk.orders() == ARMS
+    # The gate takes effect behind what it should have read.
+    desk.frame(1, *flattered())
+    assert desk.orders() == [STEER]
+    desk.frame(2, *flattered(1), started=[started(1, "b")])
+    assert desk.orders() == []
+
+
+def test_an_order_makes_way_for_the_gate_that_it_stood_in_for(desk):
+    desk.frame(0, rows([3], role=Role.USER), started=[started()])
+    desk.hello(armed=[], gates=4)
+    desk.frame(1, *flattered())
+    desk.orders()
+    desk.frame(2, gates=[opened()])
+    assert desk.orders() == [Release("a", STEER.id)]
+    desk.frame(3, gates=[closed(), opened(2, position=30)])
+    assert desk.orders() == []
+
+
+def test_a_gate_that_opened_first_is_not_joined_by_an_order(desk):
+    desk.frame(0, rows([3], role=Role.USER), started=[started()])
+    desk.hello(armed=[], gates=4)
+    desk.orders()
+    # It judges otherwise than its probe, which fires later.
+    desk.frame(1, gates=[opened(gate=POISON, average=1.25)])
+    desk.frame(2, rows([6]), [[0.0, 1.5, 0.0]])
+    desk.frame(3, refused=[msgspec.structs.replace(REFUSED, id=POISON)])
+    assert desk.orders() == []
+
+
+def test_requests_in_flight_are_the_gates_that_an_engine_has_armed_already(desk):
+    desk.frame(0, rows([3], role=Role.USER), started=[started()])
+    desk.hello(armed=[FLATTERY, POISON], gates=4)
+    desk.orders()
+    desk.frame(1, *flattered())
+    assert desk.orders() == []
+
+
+def test_what_was_left_to_a_gate_that_is_refused_is_ordered_then(desk):
+    desk.hello()
+    desk.orders()
+    for number, key in enumerate("abc"):
+        desk.frame(number, *flattered(number), started=[started(number, key)])
+    desk.frame(3, finished=[1], gates=[opened(key="c", position=4, average=0.9)])
+    assert desk.orders() == []
+    # b has ended, and c is steered by it.
+    desk.frame(4, refused=[REFUSED])
+    assert desk.orders() == [STEER]
+    assert [event.sent for event in desk.events(Intervention) if event.request.key == "a"] == [True]
+    desk.frame(5, refused=[msgspec.structs.replace(REFUSED, number=1)])
+    assert desk.orders() == []
+
+
+def test_what_was_left_to_a_gate_that_leaves_the_request_out_is_ordered_then(desk):
+    desk.hello()
+    desk.orders()
+    for number, key in enumerate("ab"):
+        desk.frame(number, *flattered(number), started=[started(number, key)])
+    desk.frame(2, refused=[msgspec.structs.replace(REFUSED, key="a", cause="cap")])
+    assert desk.orders() == [STEER]
+
+
+def test_nothing_follows_a_refusal_of_what_is_not_wanted_any_more(desk):
+    desk.hello()
+    desk.frame(0, *flattered(), started=[started()])
+    desk.monitor.change_policy(Policy("other.yaml", "f" * 64, ()))
+    desk.orders()
+    desk.frame(1, refused=[REFUSED])
+    assert desk.orders() == []
 
 
 def test_a_gate_that_opens_is_an_intervention_with_all_that_is_known_of_it(desk):
