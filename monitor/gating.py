@@ -5,6 +5,7 @@ part of a verdict. So where the gate judges as the probe does, its opening is th
 over, and every rule about the probe decides. Where it judges otherwise, the other actions of its own rule follow.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, get_args
 
@@ -23,6 +24,8 @@ from probes.bundle import Bundle
 
 ORDER_KINDS: Final[dict[str, OrderKind]] = {kind: kind for kind in get_args(OrderKind)}
 """What an engine may refuse; a later release may have more."""
+MAX_ADMITTED: Final = 65_536
+"""Requests that are remembered to have asked to be steered; as many as are followed at once."""
 
 
 class Gating:
@@ -68,6 +71,10 @@ class Gating:
         told = {engine: found.decisions for engine, found in recalled.items()}
         self._operator = operator
         self._guarded = Once[GuardEvent]({engine: found.guarded for engine, found in recalled.items()}, max_engines)
+        self._admitted = OrderedDict.fromkeys(
+            (engine, key) for engine, found in recalled.items() for key in found.admitted
+        )
+        """Requests whose admission is told: they are heard of again after a loss."""
         self._decisions = GateDecisions(recorder, stats, self._facts, told, max_engines)
 
     def hello(self, link: Link, hello: Hello) -> None:
@@ -82,6 +89,7 @@ class Gating:
 
     def finish(self, request: Request) -> None:
         """A request ended."""
+        self._admitted.pop((request.engine, request.key), None)
         self.arming.finish(request)
         self._operator.finish(request)
 
@@ -166,10 +174,13 @@ class Gating:
             )
 
     def admitted(self, link: Link, started: Sequence[Started]) -> None:
-        """Tell what requests that begin asked to be steered by; to be called before the verdict table has them."""
+        """Tell what requests that begin asked to be steered by, each once."""
         for new in started:
-            if new.admitted is None or self._verdicts.find(link.engine, new.key, link.model) is not None:
+            if new.admitted is None or (link.engine, new.key) in self._admitted:
                 continue
+            self._admitted[link.engine, new.key] = None
+            if len(self._admitted) > MAX_ADMITTED:
+                self._admitted.popitem(last=False)
             request = Request(link.engine, link.model, new.request_id, new.key, new.prompt_tokens)
             acts = " and ".join(map(act_words, new.admitted.acts))
             until = "" if new.admitted.tokens is None else f" for {new.admitted.tokens} tokens"

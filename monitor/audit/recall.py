@@ -19,6 +19,8 @@ class Recalled:
     """Numbers of what its guard did, as far as it is on record."""
     armed: set[str] = field(default_factory=set[str])
     """Gates that it was ordered to arm, and not to disarm."""
+    admitted: set[str] = field(default_factory=set[str])
+    """Keys of requests whose admission is on record."""
 
 
 class _Record(msgspec.Struct):
@@ -31,6 +33,7 @@ class _Record(msgspec.Struct):
     action: str = ""
     result: str = ""
     request_id: str | None = None
+    key: str | None = None
 
 
 class _Line(msgspec.Struct):
@@ -77,6 +80,8 @@ def _read(raw: bytes, engines: dict[str, Recalled]) -> None:
         engine.guarded.add(record.number)
     elif record.number is not None:
         engine.decisions.add(record.number)
+    if record.kind == "order" and record.action == "admission" and record.key is not None:
+        engine.admitted.add(record.key)
     if record.kind != "order" or record.request_id is not None:
         return
     if record.action == "arm" and record.result == "sent":

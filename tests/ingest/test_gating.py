@@ -450,3 +450,23 @@ def test_what_a_request_asked_to_be_steered_by_is_told_once(desk):
     assert (told.who, told.result, told.request.key) == ("request", "sent", "a")
     assert told.detail == "sycophancy: add -0.2 and harmful_intent: scale by 0, at most 0.5 for 20 tokens"
     assert desk.stats.orders["request", "admission", "sent"] == 1
+
+
+def test_what_a_request_asked_for_is_told_once_though_its_engine_was_lost_and_the_monitor_is_another(
+    tiny_bundle, frame, tmp_path
+):
+    bundle, path = tiny_bundle(), tmp_path / "audit.jsonl"
+    begun = msgspec.structs.replace(started(), admitted=Admission([Act("sycophancy", -0.2)]))
+    first = Desk(bundle, frame, audit=AuditLog(path))
+    with closing(first.monitor):
+        first.hello()
+        first.frame(0, started=[begun])
+        first.pass_time(6)
+        first.hello()
+        first.frame(1, started=[begun], complete=True)
+    second = Desk(bundle, frame, audit=AuditLog(path))
+    with closing(second.monitor):
+        second.hello()
+        second.frame(2, started=[begun, msgspec.structs.replace(begun, slot=1, key="b")], complete=True)
+    told = [record["key"] for record in records(path) if record.get("action") == "admission"]
+    assert told == ["a", "b"]
