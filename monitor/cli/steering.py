@@ -52,6 +52,10 @@ _Benign = Annotated[
     Path | None,
     typer.Option("--benign", help="Ordinary conversations that end with an answer, one a line; else what ships."),
 ]
+_Data = Annotated[
+    Path | None,
+    typer.Option("--data", help="Public data sets: the classifier of words learns these as well, and judges better."),
+]
 _Tokens = Annotated[int, typer.Option("--tokens", min=4, max=2048, help="Of each answer at most.")]
 
 
@@ -79,6 +83,7 @@ def calibrate_vector(
     concept: _ConceptName = None,
     prompts: _Prompts = None,
     benign: _Benign = None,
+    data: _Data = None,
     tokens: _Tokens = 32,
     model: Model = None,
     trust: _Trust = None,
@@ -89,7 +94,7 @@ def calibrate_vector(
     from probes.steering.rewrite import with_vector
     from probes.steering.sweep import DOSES, both_ways, parse_doses
 
-    loaded, subject = _subject(bundle, trust, vector, concept, prompts, benign, tokens)
+    loaded, subject = _subject(bundle, trust, vector, concept, prompts, benign, data, tokens)
     wanted = both_ways(DOSES) if doses is None else parse_doses(doses)
     target = require_destination(made or bundle)
     directory = _directory(report_in)
@@ -123,6 +128,7 @@ def evaluate_vector(
     concept: _ConceptName = None,
     prompts: _Prompts = None,
     benign: _Benign = None,
+    data: _Data = None,
     tokens: _Tokens = 32,
     texts: Annotated[
         bool, typer.Option("--texts", help="Also write answers.jsonl, which holds the text of all answers.")
@@ -137,7 +143,7 @@ def evaluate_vector(
     from probes.steering.operation import add
     from probes.steering.page import HTML, write
 
-    loaded, subject = _subject(bundle, trust, vector, concept, prompts, benign, tokens)
+    loaded, subject = _subject(bundle, trust, vector, concept, prompts, benign, data, tokens)
     size = _dose(subject.vector) if dose is None else dose
     if size == 0:
         raise SteeringError("A dose of 0 changes nothing.", "Give one with --dose, such as 0.1 or -0.1.")
@@ -177,17 +183,20 @@ def _subject(
     concept: str | None,
     prompts: Path | None,
     benign: Path | None,
+    data: Path | None,
     tokens: int,
 ) -> "tuple[Bundle, Subject]":
     """What is evaluated, with all files read."""
     from probes.report import require_figures
+    from probes.sources import load
     from probes.steering.evaluation import Subject
 
     _quiet()
     require_figures()
     loaded = _load(bundle, trust)
     of = find_concept(concept) if concept is not None else namesake(vector)
-    subject = Subject(loaded, loaded.vector(vector), of, _requests(prompts), _requests(benign), tokens)
+    learnt = load(of.name, data) if of is not None and data is not None else []
+    subject = Subject(loaded, loaded.vector(vector), of, _requests(prompts), _requests(benign), tokens, learnt)
     return loaded, subject
 
 

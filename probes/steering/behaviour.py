@@ -4,8 +4,9 @@
    averaged. The scores of the steered pass itself would show little but the vector that was added. It is not
    independent of a vector made from the same pairs.
 2. **Words.** A logistic regression on TF-IDF of words and pairs of words (:mod:`probes.baselines`), learnt on the last
-   messages of the concept's own contrast pairs. It knows nothing of the model. How well it tells such pairs apart that
-   it has not seen, topics left out, is reported beside it: near 0.5 it is no witness.
+   messages of the concept's own contrast pairs, and of public data sets where there are some. It knows nothing of the
+   model. How well it tells such texts apart that it has not seen, topics left out, is reported beside it: near 0.5 it
+   is no witness.
 3. **Rule.** Whether an answer refuses, by phrases.
 4. **Repetition.** The share of an answer's sequences of three tokens that occurred in it before
    (:mod:`probes.steering.repetition`).
@@ -23,6 +24,7 @@ from probes.activations import TransformersSource
 from probes.aggregate import running
 from probes.baselines import text_scores
 from probes.concepts import Concept
+from probes.examples import Example
 from probes.metrics import MIN_GROUPS, auroc
 from probes.models import Progress, no_progress
 from probes.roles import Role
@@ -75,20 +77,23 @@ class Words:
 
     Args:
         concept: Its contrast pairs are learnt.
+        examples: So are these. Their topics are wide where they have any, so that their groups stand for them.
     """
 
-    def __init__(self, concept: Concept) -> None:
+    def __init__(self, concept: Concept, examples: Sequence[Example] = ()) -> None:
         pairs = concept.pairs
         self._texts = [side[-1].content for pair in pairs for side in (pair.positive, pair.negative)]
-        self._labels = np.tile([True, False], len(pairs))
-        self._topics = np.repeat([pair.topic for pair in pairs], 2)
+        self._texts += [example.messages[-1].content for example in examples]
+        self._labels = np.array([True, False] * len(pairs) + [example.label for example in examples])
+        topics = [topic for pair in pairs for topic in (pair.topic, pair.topic)]
+        self._topics = np.array(topics + [example.group for example in examples])
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Logits, higher of more of the concept, shape ``(texts,)``."""
         return self._learnt(np.ones(len(self._texts), bool), texts)
 
     def auroc(self) -> float | None:
-        """On its own pairs, topics left out by turns; ``None`` where there are too few topics."""
+        """On what it learns, topics left out by turns; ``None`` where there are too few topics."""
         topics = sorted(set(self._topics.tolist()))
         if len(topics) < MIN_GROUPS:
             return None

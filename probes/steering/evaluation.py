@@ -12,6 +12,7 @@ from probes.activations import TransformersSource
 from probes.bundle import Bundle, Vector
 from probes.concepts import Concept
 from probes.errors import SteeringError
+from probes.examples import Example
 from probes.models import Progress, identify, no_progress, resolve_model
 from probes.requests import Request
 from probes.roles import Role
@@ -43,6 +44,8 @@ class Subject:
     benign: Sequence[Request] | None = None
     """Ordinary conversations; ``None`` for those that ship."""
     max_tokens: int = ANSWER_TOKENS
+    learnt: Sequence[Example] = ()
+    """What the classifier of words learns beside the concept's pairs."""
 
     def __post_init__(self) -> None:
         if self.concept is None and self.prompts is None:
@@ -186,7 +189,7 @@ def _run(subject: Subject, source: TransformersSource, ways: Sequence[Way], prog
         ordinary_of(subject.benign) if subject.benign is not None else ordinary(concept.name if concept else "")
     )
     known = facts(concept)
-    words = None if concept is None else Words(concept)
+    words = None if concept is None else Words(concept, subject.learnt)
     found = compare(
         source,
         questions,
@@ -246,6 +249,9 @@ def _notes(subject: Subject) -> list[str]:
         notes.append(
             "Ordinary answers are those that ship with Plumbob, of few authors: give your own traffic with --benign."
         )
+    if subject.learnt:
+        sources = ", ".join(sorted({example.source for example in subject.learnt}))
+        notes.append(f"The words were learnt on {len(subject.learnt):,} labelled texts of {sources} as well.")
     if subject.reader is None:
         notes.append("No probe of the bundle reads answers for this concept: they are judged by words and rule alone.")
     return notes

@@ -90,7 +90,8 @@ def _witness(report: SteeringReport) -> list[str]:
         return []
     weak = " They are no witness." if report.words_auroc < 0.6 else ""
     return [
-        f"Words tell the concept's own pairs apart, topics left out, with an AUROC of {report.words_auroc:.3f}.{weak}"
+        "Words tell labelled texts apart, of whose topics they have learnt nothing, with an AUROC of "
+        f"{report.words_auroc:.3f}.{weak}"
     ]
 
 

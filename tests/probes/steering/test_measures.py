@@ -10,6 +10,7 @@ from probes.activations import TransformersSource
 from probes.chat import Message
 from probes.concepts import CONCEPTS
 from probes.errors import SteeringError
+from probes.examples import Example
 from probes.forcing import Prompt, log_likelihoods
 from probes.metrics import Interval
 from probes.report import ReportError
@@ -94,6 +95,22 @@ def test_words_know_their_concept_and_say_how_well():
     insult, kind = words.score(["You are a stupid, pathetic idiot, shut up.", "Thank you, that was helpful."])
     assert insult > kind
     assert 0.55 < words.auroc() < 1, "on topics that it has not seen"
+
+
+def test_words_learn_what_they_are_given_beside_the_pairs():
+    """Texts of another kind, which the pairs say nothing about."""
+    told = [
+        Example(
+            f"{n}{label}", "set", f"g{n}", "any", label, [Message("user", f"{'glorp' if label else 'marn'} {thing}")]
+        )
+        for n, thing in enumerate(("tree", "boat", "lamp", "coat", "fork", "hill", "ship", "door"))
+        for label in (True, False)
+    ]
+    alone, taught = Words(BY_NAME["toxicity"]), Words(BY_NAME["toxicity"], told)
+    texts = ["glorp river", "marn river"]
+    assert np.diff(alone.score(texts)) == 0
+    assert np.diff(taught.score(texts)) < 0
+    assert taught.auroc() > alone.auroc()
 
 
 def test_answers_are_read_without_steering(source):
