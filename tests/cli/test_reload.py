@@ -133,7 +133,7 @@ def test_a_terminal_that_is_gone_ends_the_monitor(world):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=_take_terminal,
     )
     try:
         os.close(follower)
@@ -147,6 +147,12 @@ def test_a_terminal_that_is_gone_ends_the_monitor(world):
     finally:
         process.kill()
         process.wait()
+
+
+def _take_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    # These tests may be run under nohup, which children inherit, and which makes a terminal that is gone mean nothing.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _serves(port: int) -> bool:
