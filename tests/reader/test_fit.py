@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from monitor.reader import VllmSource
-from probes import fit as fitting
+from probes import concept_fit
 from probes.activations import TransformersSource
 from probes.errors import ModelError
 from tests.models import tiny_model
@@ -90,7 +90,7 @@ def test_what_another_reader_has_read_is_not_gone_on_with(model, quick, tmp_path
     reads, counts = Reads(monkeypatch), []
     for reader in (opened, None, None):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(fitting, "evaluate", interrupted)
+            patch.setattr(concept_fit, "evaluate", interrupted)
             fit(model, tmp_path / "bundle", quick, reader=reader)
         counts.append(len(reads.read))
     assert counts == [counts[0], 2 * counts[0], 2 * counts[0]]
