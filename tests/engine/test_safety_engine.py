@@ -194,13 +194,19 @@ def test_a_rule_that_fails_closed_stops_the_generation_that_the_engine_does_not_
             if len(stops(sink)) > told and len(tokens) < LONG:
                 break
         else:
+            # Frames of the first answer may be lost while the engine connects to this monitor; not those of five.
+            assert stops(sink), "none of five generations was stopped"
             pytest.skip("this machine generates faster than it tells: no order came before the answer's end")
     assert house.tokenizer.decode(tokens, skip_special_tokens=True).endswith(MESSAGE)
     assert {event.rule for event in stops(sink)} == {"ordered"}
     assert all(event.sent and "fails closed" in event.reason for event in stops(sink))
     refused = [event for event in sink.events if isinstance(event, Ordered) and event.result == "refused"]
-    steered = [event.reason for event in refused if event.kind == "steer"]
-    assert steered and all("over the cap of 1.2" in reason for reason in steered)
+    steered = [event for event in refused if event.kind == "steer"]
+    ended = [event for event in steered if event.reason.endswith("has ended.")]
+    # Orders that came too late stopped nothing; every other was refused for the cap.
+    assert not {event.request.key for event in ended} & {event.request.key for event in stops(sink)}
+    capped = [event.reason for event in steered if event not in ended]
+    assert capped and all("over the cap of 1.2" in reason for reason in capped)
 
 
 def stops(sink: MemorySink) -> list[Intervention]:
