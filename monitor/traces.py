@@ -51,7 +51,7 @@ class Trace:
 
 
 class Traces:
-    """Keeps traces; a :class:`monitor.actions.Sink`.
+    """Keeps traces; a :class:`monitor.sinks.Sink`.
 
     Args:
         events: The log, for what was said of a request before it was escalated.

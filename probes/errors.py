@@ -5,7 +5,7 @@
     ├── BundleError             a bundle that is damaged, or of another model
     ├── ConceptError            contrast data that cannot be used
     ├── SteeringError           a direction, a dose or an operation that cannot be used
-    ├── (probes.requests)       RequestError, a file of requests that cannot be used
+    ├── (probes.data.requests)       RequestError, a file of requests that cannot be used
     ├── (probes.report)         ReportError, a report that is damaged or cannot be written
     └── (monitor.errors)        PolicyError, PrerequisiteError, PortError, EngineError
 

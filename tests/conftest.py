@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from monitor.frames import ROW, VERSION, Frame, FrameHeader, Started
-from probes.aggregate import Aggregate
+from monitor.wire.frames import ROW, VERSION, Frame, FrameHeader, Started
 from probes.bundle import Bundle, Calibration, Evaluation, ModelIdentity, Probe, Vector, save_bundle
-from probes.roles import Markers
+from probes.scoring.aggregate import Aggregate
+from probes.scoring.roles import Markers
 
 # Whoever runs the tests in the background has SIGINT ignored, and so would have every process that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.aggregate import Aggregate, Aggregates, running, running_mean
+from probes.scoring.aggregate import Aggregate, Aggregates, running, running_mean
 
 
 class Reference:

@@ -2,19 +2,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from probes.bundle import (
-    MANIFEST,
-    MAX_WORKER_PROBES,
-    TENSORS,
-    ModelIdentity,
-    WorkerProbe,
-    load_bundle,
-    save_bundle,
-)
-from probes.canaries import Canaries
+from probes.bundle import MANIFEST, MAX_WORKER_PROBES, TENSORS, ModelIdentity, WorkerProbe, load_bundle, save_bundle
+from probes.bundle.canaries import Canaries
 from probes.errors import BundleError
-from probes.multimax import MultiMax
-from probes.roles import Role
+from probes.scoring.multimax import MultiMax
+from probes.scoring.roles import Role
 
 
 def edit(bundle, change):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monitor.errors import FrameError, FrameVersionError
-from monitor.frames import (
+from monitor.wire.frames import (
     FRAME,
     HELLO,
     ORDER,

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.roles import Markers, Role, RoleReader
+from probes.scoring.roles import Markers, Role, RoleReader
 
 # <s>=1 system=2 user=3 assistant=4 newline=5 <e>=6; content is 10 and above.
 MARKERS = Markers(headers={"system": [1, 2, 5], "user": [1, 3, 5], "assistant": [1, 4, 5]}, terminator=[6])

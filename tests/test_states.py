@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor import states
 from monitor.errors import FrameError, FrameVersionError
-from monitor.states import (
+from monitor.wire import ring as states
+from monitor.wire.ring import (
     BODY_OFFSET,
     DIRECTORY,
     HEADER,
@@ -164,7 +164,7 @@ def test_rows_begin_on_a_page_and_a_ring_says_what_it_is(directory):
 READER = """
 import struct, sys
 from pathlib import Path
-from monitor.states import StateReader
+from monitor.wire.ring import StateReader
 
 reader = StateReader(Path(sys.argv[1]))
 while block := sys.stdin.buffer.read(16):
@@ -202,7 +202,7 @@ WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from monitor.states import StateWriter
+from monitor.wire.ring import StateWriter
 from tests.test_states import write
 
 writer = StateWriter(sys.argv[1], 3, 2048, "bfloat16", 256, Path(sys.argv[2]))
@@ -317,7 +317,7 @@ def test_rows_that_were_never_reserved_are_refused(directory, offset, rows):
 DYING = """
 import os, subprocess, sys, time
 from pathlib import Path
-from monitor.states import StateWriter
+from monitor.wire.ring import StateWriter
 
 writer = StateWriter(sys.argv[1], 3, 2, "bfloat16", 4, Path(sys.argv[2]))
 if sys.argv[3] == "fork":
@@ -361,7 +361,7 @@ def test_a_forked_child_that_exits_leaves_the_ring_to_its_parent(directory):
     code = """
 import os, sys
 from pathlib import Path
-from monitor.states import StateReader, StateWriter
+from monitor.wire.ring import StateReader, StateWriter
 writer = StateWriter(sys.argv[1], 3, 2, "bfloat16", 4, Path(sys.argv[2]))
 child = os.fork()
 if not child:
@@ -546,5 +546,5 @@ def test_what_cannot_be_opened_as_a_file_is_refused(tmp_path):
 
 
 def test_neither_side_needs_torch():
-    code = "import sys, monitor.states; print([name for name in ('torch', 'vllm') if name in sys.modules])"
+    code = "import sys, monitor.wire.ring; print([name for name in ('torch', 'vllm') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -5,8 +5,8 @@ from typing import Any, Final, NoReturn
 import grpc
 import grpc.aio
 
-from monitor.control import Operator
-from monitor.leases import Lease, LeaseError, Why, Wish
+from monitor.interventions.leases import Lease, LeaseError, Why, Wish
+from monitor.interventions.operator import Operator
 from monitor.v1 import control_service_pb2 as pb
 from monitor.v1 import event_pb2
 from monitor.v1.control_service_pb2_grpc import ControlServiceServicer

@@ -10,7 +10,8 @@ from typing import assert_never
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from monitor import events, stats
+from monitor import events
+from monitor.telemetry import stats
 from monitor.traces import Point, Trace
 from monitor.v1 import event_pb2, probe_pb2, status_pb2, trace_pb2
 from probes import bundle

@@ -17,13 +17,13 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from monitor.api.address import join_address, require_free
+from monitor.addresses import join_address, require_free
 from monitor.api.control import ControlService
 from monitor.api.service import MonitorService
-from monitor.control import Operator
 from monitor.errors import PortError
 from monitor.events import EventLog
-from monitor.stats import Status
+from monitor.interventions.operator import Operator
+from monitor.telemetry.stats import Status
 from monitor.traces import Traces
 from monitor.v1 import control_service_pb2
 from monitor.v1.control_service_pb2_grpc import add_ControlServiceServicer_to_server

@@ -7,16 +7,9 @@ import grpc
 import grpc.aio
 
 from monitor import __version__
-from monitor.api.convert import (
-    event_message,
-    kind_of,
-    probe_message,
-    status_message,
-    trace_message,
-    vector_message,
-)
+from monitor.api.convert import event_message, kind_of, probe_message, status_message, trace_message, vector_message
 from monitor.events import Event, EventLog
-from monitor.stats import Status
+from monitor.telemetry.stats import Status
 from monitor.traces import Traces
 from monitor.v1 import event_pb2, trace_pb2
 from monitor.v1.monitor_service_pb2 import (

@@ -16,10 +16,10 @@ import msgspec
 
 from monitor.bench.bundle import idle_policy, steering_policy, streamed_layer
 from monitor.errors import EngineError
-from monitor.frames import Frame, Hello, StateBlock, Stream, encode_order
 from monitor.ingest import Arrival, LocalSource, Source, core_identity
-from monitor.runtime import Monitor
-from monitor.states import StateReader
+from monitor.service.monitor import Monitor
+from monitor.wire.frames import Frame, Hello, StateBlock, Stream, encode_order
+from monitor.wire.ring import StateReader
 from probes.bundle import Bundle, load_bundle
 
 

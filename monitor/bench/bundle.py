@@ -15,7 +15,6 @@ import numpy as np
 
 from monitor import __version__
 from monitor.policy import Policy, Rule, SteerAction
-from probes.aggregate import Aggregate
 from probes.bundle import (
     MAX_PROBES_PER_LAYER,
     Bundle,
@@ -27,7 +26,8 @@ from probes.bundle import (
     save_bundle,
 )
 from probes.errors import BundleError
-from probes.roles import Markers, Role
+from probes.scoring.aggregate import Aggregate
+from probes.scoring.roles import Markers, Role
 
 _ALL_ROLES: Final = [role.name.lower() for role in Role]
 _OUT_OF_REACH: Final = 1e9

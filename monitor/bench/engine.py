@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from monitor.bench.beside import Counters
-from monitor.bench.lab import SETUPS, Lab, Setup, Subject, counted
+from monitor.bench.engines import SETUPS, Lab, Setup, Subject, counted
 from monitor.bench.profile import read_trace, step_profile
 from monitor.bench.result import FORMAT, STOCK, BundleShape, Result, StepProfile, Traffic, now, summarise, versions
 from monitor.bench.workload import Metric, Workload

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from monitor.bench.engine import PROMPT_TOKENS, Plan
-from monitor.bench.lab import SETUPS, Lab, Subject, count_layers, counted
+from monitor.bench.engines import SETUPS, Lab, Subject, count_layers, counted
 from monitor.bench.profile import read_trace, step_profile
 from monitor.bench.result import FORMAT, Facts, StepProfile, now, versions
 from monitor.bench.workload import Workload

@@ -14,8 +14,8 @@ import msgspec
 import numpy as np
 
 from monitor import __version__
-from monitor.engine.arm import Facts
-from monitor.engine.compat import vllm_version
+from monitor.engine.offline import Facts
+from monitor.engine.vllm.versions import vllm_version
 from probes.bundle import Bundle
 
 FORMAT: Final = 1

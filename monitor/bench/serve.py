@@ -21,13 +21,13 @@ from typing import Final, Self
 
 import msgspec
 
-from monitor.bench.arm import last_error
 from monitor.bench.bundle import default_layers, synthetic_bundle
-from monitor.bench.lab import MEMORY_SHARE, SETTLE_SECONDS, Subject, counted, kv_cache_bytes
+from monitor.bench.engines import MEMORY_SHARE, SETTLE_SECONDS, Subject, counted, kv_cache_bytes
 from monitor.bench.result import FORMAT, STOCK, BundleShape, Result, now, summarise, versions
 from monitor.bench.workload import Workload
-from monitor.cli.serving import START_SECONDS, STOP_SECONDS, require_compiler, require_vllm
 from monitor.errors import EngineError
+from monitor.offline.engine_process import last_error
+from monitor.supervisor.serving import START_SECONDS, STOP_SECONDS, require_compiler, require_vllm
 from probes.bundle import Bundle, load_bundle
 from probes.errors import PlumbobError
 from probes.models import Progress, identify, resolve_model
@@ -238,7 +238,7 @@ def _load(plan: ServePlan, server: Server, model: Path, seed: int, directory: Pa
         EngineError: The generator failed, or a request did.
     """
     result = directory / "load.json"
-    command = [sys.executable, "-m", "monitor.engine.load", "--backend", "openai", "--base-url", server.url]
+    command = [sys.executable, "-m", "monitor.engine.vllm.load", "--backend", "openai", "--base-url", server.url]
     command += [
         "--model",
         str(model),

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from monitor.engine.arm import Answer
+from monitor.engine.offline import Answer
 from monitor.errors import EngineError
 
 FIRST_TOKEN_ID: Final = 100

@@ -18,9 +18,9 @@ from monitor.cli.console import err, fail, out, print_table, progress
 from monitor.cli.offline import ReadBy, calibrate, evaluate, open_reader, score
 from monitor.cli.order import order, trace
 from monitor.cli.policy import policy_commands
-from monitor.cli.serving import API_PORT, GRPC_PORT, METRICS_PORT, Drift, Plan, Serving, default_endpoint
 from monitor.cli.signing import keygen, sign, verify
 from monitor.cli.steering import steer
+from monitor.supervisor.serving import API_PORT, GRPC_PORT, METRICS_PORT, Drift, Plan, Serving, default_endpoint
 from probes.errors import PlumbobError
 
 if TYPE_CHECKING:
@@ -151,8 +151,8 @@ def fit(
     What was read is kept beside the bundle until it is written: interrupted, the same command goes on where it was.
     """
     from monitor.cli.report import bundle_table
-    from probes.concepts import CONCEPTS, load_concept
-    from probes.fit import TOKENS, fit_bundle
+    from probes.data.concepts import CONCEPTS, load_concept
+    from probes.fit.bundle_fit import TOKENS, fit_bundle
 
     # Its warnings would stand between the progress and the error that says the same in one line.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -249,7 +249,7 @@ def monitor(
     allow_control: AllowControl = False,
 ) -> None:
     """Run the monitor alone, beside an engine that is already running."""
-    from monitor.cli.process import run_monitor
+    from monitor.service.process import run_monitor
 
     run_monitor(
         bundle,
@@ -340,8 +340,8 @@ def bench_engine(
 ) -> None:
     """What each way to run Plumbob costs, against stock vLLM in the same run."""
     from monitor.bench.engine import DEFAULT_ARMS, Plan, run
+    from monitor.bench.engines import Subject
     from monitor.bench.growth import read_by, run_growth
-    from monitor.bench.lab import Subject
 
     by = None if growth is None else read_by(growth)
     plan = Plan(
@@ -385,7 +385,7 @@ def bench_serve(
     plot_path: Annotated[Path | None, typer.Option("--plot", help="Draw it here (.png, .svg, .pdf).")] = None,
 ) -> None:
     """A real server, plumbob serve against vLLM's own, under vllm bench serve. Unknown options go to both servers."""
-    from monitor.bench.lab import Subject
+    from monitor.bench.engines import Subject
     from monitor.bench.serve import ServePlan, run_serve
 
     plan = ServePlan(

@@ -34,7 +34,7 @@ def verify(
     ] = None,
 ) -> None:
     """Check that no line of an audit log was altered, inserted, moved or removed: exit code 0, else 2."""
-    from monitor.audit import verify as verify_file
+    from monitor.sinks.audit import verify as verify_file
 
     found = verify_file(file, head)
     torn = f", {found.torn} of them torn by a crash, as is recorded" if found.torn else ""

@@ -21,10 +21,10 @@ from monitor import __version__
 from monitor.cli.console import err, out, print_table, progress
 from monitor.cli.listener import Listener
 from monitor.cli.report import bundle_table
-from monitor.cli.serving import Plan, Serving, require_ports, require_vllm
 from monitor.errors import EngineError, PrerequisiteError
+from monitor.supervisor.serving import Plan, Serving, require_ports, require_vllm
 from monitor.v1.event_pb2 import RequestFinished
-from probes.demo import demo_bundle
+from probes.fit.demo import demo_bundle
 from probes.models import DEMO, cache_directory
 
 Kind = Literal["benign", "harmful", "toxic", "sycophancy"]

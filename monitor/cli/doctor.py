@@ -12,16 +12,9 @@ from typing import Literal
 from rich.table import Table
 from rich.text import Text
 
-from monitor.api.address import require_free
-from monitor.cli.serving import (
-    API_PORT,
-    GRPC_PORT,
-    METRICS_PORT,
-    check_policy,
-    require_compiler,
-    require_vllm,
-)
+from monitor.addresses import require_free
 from monitor.errors import PrerequisiteError
+from monitor.supervisor.serving import API_PORT, GRPC_PORT, METRICS_PORT, check_policy, require_compiler, require_vllm
 from probes.bundle import load_bundle
 from probes.errors import PlumbobError
 from probes.models import identify, resolve_model

@@ -237,7 +237,7 @@ def from_audit(number: int, path: Path) -> Why:
         AuditError: It cannot be read, or is not what was written.
         PlumbobError: It has no such record, or nothing was decided by it.
     """
-    from monitor.audit import verify
+    from monitor.sinks.audit import verify
 
     verify(path)
     lines = [msgspec.json.decode(raw) for raw in path.read_bytes().splitlines() if raw.endswith(b"}")]

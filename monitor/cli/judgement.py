@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
+from probes.evaluation.wording import number, rate_with_interval, with_interval
 from probes.report import Given, ProbeReport
-from probes.report.words import number, rate_with_interval, with_interval
 
 
 def judgement_table(probes: Sequence[ProbeReport]) -> Table:

@@ -24,20 +24,11 @@ from rich.text import Text
 
 from monitor import __version__
 from monitor.cli.console import err, out, print_table, progress
-from probes.bundle import (
-    MANIFEST,
-    SIGNATURE,
-    Bundle,
-    Probe,
-    WorkerProbe,
-    load_bundle,
-    require_destination,
-    save_bundle,
-)
+from probes.bundle import MANIFEST, SIGNATURE, Bundle, Probe, WorkerProbe, load_bundle, require_destination, save_bundle
 from probes.errors import PlumbobError
 
 if TYPE_CHECKING:
-    from probes.activations import OpenReader
+    from probes.models.activations import OpenReader
 
 _BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle that was fitted to the model.")]
 _Model = Annotated[
@@ -72,8 +63,8 @@ def open_reader(by: ReadBy, *, allow_untested: bool) -> "OpenReader | None":
     """
     if by is ReadBy.TRANSFORMERS:
         return None
-    from monitor.cli.serving import require_vllm
-    from monitor.reader import VllmSource
+    from monitor.offline.source import VllmSource
+    from monitor.supervisor.serving import require_vllm
 
     require_vllm(allow_untested=allow_untested)
     return partial(VllmSource, allow_untested=allow_untested)
@@ -91,8 +82,8 @@ def score(
     trust: _Trust = None,
 ) -> None:
     """Score requests of a file as the monitor would: one line in, one line out, in the same order."""
-    from probes.requests import read_requests
-    from probes.score import open_scorer
+    from probes.data.requests import read_requests
+    from probes.evaluation.offline_scores import open_scorer
 
     _quiet()
     loaded = _load(bundle, trust)
@@ -145,10 +136,10 @@ def evaluate(
 ) -> None:
     """Judge a bundle, its thresholds as they are, on labelled requests: recall, false positives, and text baselines."""
     from monitor.cli.judgement import judgement_table
-    from probes.judge import judge, require_labels
+    from probes.data.requests import read_requests
+    from probes.evaluation.judge import judge, require_labels
+    from probes.evaluation.offline_scores import open_scorer
     from probes.report import HTML, Report, concluded, require_figures, write
-    from probes.requests import read_requests
-    from probes.score import open_scorer
 
     _quiet()
     loaded = _load(bundle, trust)
@@ -202,9 +193,9 @@ def calibrate(
     trust: _Trust = None,
 ) -> None:
     """Set a bundle's thresholds on your own benign traffic, without fitting its probes again."""
-    from probes.calibrate import may_fire, recalibrate, traffic_slices
-    from probes.requests import read_requests
-    from probes.score import open_scorer, score_requests
+    from probes.calibration.thresholds import may_fire, recalibrate, traffic_slices
+    from probes.data.requests import read_requests
+    from probes.evaluation.offline_scores import open_scorer, score_requests
 
     _quiet()
     loaded = _load(bundle, trust)
@@ -286,7 +277,7 @@ def _load(path: Path, trust: Sequence[Path] | None) -> Bundle:
     """
     bundle = load_bundle(path)
     if trust:
-        from probes.signing import require_signature
+        from probes.bundle.signing import require_signature
 
         require_signature(bundle, trust)
     return bundle

@@ -8,8 +8,8 @@ import typer
 from rich.text import Text
 
 from monitor.cli.console import out
-from monitor.cli.serving import GRPC_PORT
 from monitor.errors import PrerequisiteError
+from monitor.supervisor.serving import GRPC_PORT
 from probes.errors import PlumbobError
 
 ANSWER_SECONDS: Final = 5.0

@@ -26,7 +26,7 @@ def keygen(
     passphrase_env: PassphraseVariable = None,
 ) -> None:
     """Make a pair of keys to sign bundles with."""
-    from probes.signing import generate_key, public_path
+    from probes.bundle.signing import generate_key, public_path
 
     encrypted = passphrase or passphrase_env is not None
     key = generate_key(path, _passphrase(passphrase_env, confirm=True) if encrypted else None)
@@ -42,7 +42,7 @@ def sign(
 ) -> None:
     """Vouch for a bundle with your key; an earlier signature is replaced."""
     from probes.bundle import load_bundle
-    from probes.signing import load_private_key, sign_bundle
+    from probes.bundle.signing import load_private_key, sign_bundle
 
     loaded = load_bundle(bundle)
     signature = sign_bundle(loaded, load_private_key(key, lambda: _passphrase(passphrase_env)))
@@ -60,7 +60,7 @@ def verify(
 ) -> None:
     """Check that a bundle is whole, and signed by a key that you trust: exit code 0, else 2."""
     from probes.bundle import load_bundle
-    from probes.signing import require_signature
+    from probes.bundle.signing import require_signature
 
     loaded = load_bundle(bundle)
     signature = require_signature(loaded, keys or ())

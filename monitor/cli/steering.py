@@ -33,9 +33,9 @@ from probes.bundle import Bundle, Vector, require_destination
 from probes.errors import SteeringError
 
 if TYPE_CHECKING:
-    from probes.requests import Request
-    from probes.steering.document import SteeringReport
+    from probes.data.requests import Request
     from probes.steering.evaluation import Subject
+    from probes.steering.results import SteeringReport
 
 steer = typer.Typer(help="Make steering vectors, and measure what they do.", no_args_is_help=True)
 
@@ -89,8 +89,8 @@ def calibrate_vector(
     trust: _Trust = None,
 ) -> None:
     """Sweep doses of a vector, and write a bundle with its working range and its cap."""
+    from probes.report.steering_page import HTML, write
     from probes.steering.evaluation import open_model, sweep
-    from probes.steering.page import HTML, write
     from probes.steering.rewrite import with_vector
     from probes.steering.sweep import DOSES, both_ways, parse_doses
 
@@ -137,11 +137,11 @@ def evaluate_vector(
     trust: _Trust = None,
 ) -> None:
     """Compare unsteered answers with always-steered and policy-steered ones to the same prompts."""
+    from probes.report.steering_page import HTML, write
     from probes.steering.edit import edits_of
     from probes.steering.evaluation import open_model, trial
     from probes.steering.generation import Trigger
     from probes.steering.operation import add
-    from probes.steering.page import HTML, write
 
     loaded, subject = _subject(bundle, trust, vector, concept, prompts, benign, data, tokens)
     size = _dose(subject.vector) if dose is None else dose
@@ -187,8 +187,8 @@ def _subject(
     tokens: int,
 ) -> "tuple[Bundle, Subject]":
     """What is evaluated, with all files read."""
+    from probes.data.sources import load
     from probes.report import require_figures
-    from probes.sources import load
     from probes.steering.evaluation import Subject
 
     _quiet()
@@ -201,7 +201,7 @@ def _subject(
 
 
 def _requests(path: Path | None) -> "list[Request] | None":
-    from probes.requests import read_requests
+    from probes.data.requests import read_requests
 
     return None if path is None else read_requests(path)
 
@@ -228,9 +228,9 @@ def _command() -> str:
 
 
 def _print(found: "SteeringReport") -> None:
-    from probes.report.words import percent
-    from probes.steering.page import ratio
-    from probes.steering.sentences import change
+    from probes.evaluation.wording import percent
+    from probes.report.steering_page import ratio
+    from probes.steering.conclusions import change
 
     table = Table(
         "arm", "probe, change", "words, change", "refuses", "repetition", "perplexity of ordinary answers",

@@ -19,7 +19,7 @@ from probes.errors import ConceptError, SteeringError
 from probes.steering import Direction, combine, fingerprint
 
 if TYPE_CHECKING:
-    from probes.concepts import Concept
+    from probes.data.concepts import Concept
 
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle that was fitted to the model.")]
 _Out = Annotated[Path, typer.Option("--out", "-o", help="Directory of the new bundle; an earlier one is replaced.")]
@@ -171,7 +171,7 @@ def find_concept(name: str) -> "Concept":
     Raises:
         ConceptError: There is none.
     """
-    from probes.concepts import CONCEPTS, load_concept
+    from probes.data.concepts import CONCEPTS, load_concept
 
     if Path(name).suffix in (".yaml", ".yml"):
         return load_concept(Path(name))
@@ -183,7 +183,7 @@ def find_concept(name: str) -> "Concept":
 
 def namesake(name: str) -> "Concept | None":
     """The shipped concept of that name, ``None`` where there is none."""
-    from probes.concepts import CONCEPTS
+    from probes.data.concepts import CONCEPTS
 
     return next((concept for concept in CONCEPTS if concept.name == name), None)
 

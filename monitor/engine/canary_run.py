@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from monitor.engine.tapped import tap_of
 from monitor.errors import EngineError
 from probes.bundle import Bundle
-from probes.canaries import Canaries
+from probes.bundle.canaries import Canaries
 
 DECODED: Final = 4
 """The last tokens of a canary are computed one at a time, by the graph that computes answers."""

@@ -4,8 +4,9 @@ Two operations around the forward pass, outside the recorded graph. They need no
 runner has on the device already, so that a step whose positions only the device knows (speculative decoding, scheduling
 ahead) is described as exactly as any other.
 
-The references, which serve the CPU, are here; :mod:`monitor.engine.kernels` serves CUDA. They are of numpy, on the
-tensors' own memory: on so few numbers an operation of torch costs several times as much, and wakes threads.
+The references, which serve the CPU, are here; :mod:`monitor.engine.ops.triton.tap_kernels` serves CUDA. They are of
+numpy, on the tensors' own memory: on so few numbers an operation of torch costs several times as much, and wakes
+threads.
 """
 
 from typing import Final
@@ -43,7 +44,7 @@ def map_rows(
         requests: Requests of the batch.
     """
     if query_start.is_cuda:
-        from monitor.engine import kernels
+        from monitor.engine.ops.triton import tap_kernels as kernels
 
         return kernels.map_rows(
             query_start, batch_slot, batch_first, segments, row_slot, row_position, row_entry, rows, requests
@@ -80,7 +81,7 @@ def commit(
         rows: Rows of the step.
     """
     if scores.is_cuda:
-        from monitor.engine import kernels
+        from monitor.engine.ops.triton import tap_kernels as kernels
 
         return kernels.commit(scores, row_slot, kv_slots, kv_scores, staged, rows)
     written = scores.numpy()[:rows]

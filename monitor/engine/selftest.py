@@ -1,9 +1,9 @@
 """The self-test: the bundle's canaries through the real engine, before its first request and after its weights changed.
 
 The workers compute the canaries as they will compute requests (:mod:`monitor.engine.canary_run`). The engine core
-compares the scores with those that the bundle recorded (:mod:`probes.canaries`), and lets the workers score requests,
-or not: a worker that has run the canaries, or whose weights are being changed, scores nothing until it is told that it
-may.
+compares the scores with those that the bundle recorded (:mod:`probes.bundle.canaries`), and lets the workers score
+requests, or not: a worker that has run the canaries, or whose weights are being changed, scores nothing until it is
+told that it may.
 
 * ``EngineCore._initialize_kv_caches`` returns when the model is loaded, compiled and warm, and no request can be there.
 * ``Worker.reload_weights`` and its like are where weights change; ``EngineCore.collective_rpc`` and ``wake_up`` are how
@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from monitor.engine.canary_run import canaries_of, run_canaries, trust
 from monitor.engine.settings import Settings, inherited, switched_on
 from monitor.engine.tapped import tap_of
-from monitor.engine.wrap import Method, wrap_once
+from monitor.engine.vllm.wrap import Method, wrap_once
 from monitor.errors import EngineError
 from probes.bundle import Probe, load_bundle
-from probes.canaries import TOLERANCE, Canaries
+from probes.bundle.canaries import TOLERANCE, Canaries
 
 RANKS_AGREE: Final = 0.01
 """The drift between two ranks' scores that their arithmetic may cause: each decides by its own what to steer."""

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from monitor.engine.gate import MAX_GATES
-from monitor.engine.op import OP_VERSION
+from monitor.engine.ops.gate import MAX_GATES
+from monitor.engine.ops.tap import OP_VERSION
 from monitor.errors import EngineError
 from probes.bundle import Bundle
 
@@ -45,7 +45,7 @@ class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     admission: list[str] = []
     """Vectors that a request may itself ask to be steered by, within the bundle's cap."""
     guard: bool = True
-    """Halve and then release steering that makes an answer repeat itself (:mod:`monitor.engine.guard`)."""
+    """Halve and then release steering that makes an answer repeat itself (:mod:`monitor.engine.steering.guard`)."""
 
 
 class Settings(msgspec.Struct, frozen=True):

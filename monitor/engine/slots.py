@@ -14,13 +14,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.engine.acts import act_of, entry_of, require_composed
-from monitor.engine.caps import require_together
-from monitor.engine.steering import FOREVER, Amounts, Push, Segment, Steering, halved_from, timeline
+from monitor.engine.steering.acts import act_of, entry_of, require_composed
+from monitor.engine.steering.caps import require_together
+from monitor.engine.steering.table import FOREVER, Amounts, Push, Segment, Steering, halved_from, timeline
 from monitor.errors import OrderError
-from monitor.frames import ROW, Act, Admission, Arm, Release, Started, Steer
+from monitor.wire.frames import ROW, Act, Admission, Arm, Release, Started, Steer
 from probes.bundle import Bundle
-from probes.roles import Role, RoleReader
+from probes.scoring.roles import Role, RoleReader
 
 ACTS: Final = 256
 """Acts that may be ordered for one request in its life: all are kept, for rows that are computed again."""
@@ -42,7 +42,7 @@ class Tracked:
     gated_from: int = _NEVER
     """The first position that a gate steered."""
     halved: bool = False
-    """The guard has halved what orders do (:mod:`monitor.engine.guard`)."""
+    """The guard has halved what orders do (:mod:`monitor.engine.steering.guard`)."""
     released: bool = False
     """It has released the request, for good."""
 
@@ -57,7 +57,7 @@ class Gap:
     """One past the last."""
 
     def rows(self) -> NDArray[np.void]:
-        """As rows of a frame, of dtype :data:`monitor.frames.ROW`."""
+        """As rows of a frame, of dtype :data:`monitor.wire.frames.ROW`."""
         rows = np.zeros(self.end - self.start, ROW)
         rows["slot"], rows["position"] = self.request.slot, np.arange(self.start, self.end)
         rows["role"] = Role.ASSISTANT
@@ -91,7 +91,7 @@ class Batch:
             positions: Absolute, shape ``(rows,)``.
 
         Returns:
-            Rows of dtype :data:`monitor.frames.ROW`.
+            Rows of dtype :data:`monitor.wire.frames.ROW`.
         """
         rows = np.empty(len(slots), ROW)
         rows["slot"], rows["position"], rows["role"] = slots, positions, Role.ASSISTANT

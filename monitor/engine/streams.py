@@ -2,7 +2,7 @@
 
 The op copies a layer's states into a buffer of the device while the layer is streamed, which a flag on the device says:
 it is switched between two steps, and no graph is recorded again. Behind the step, the selected rows go to the layer's
-ring (:mod:`monitor.states`); on a GPU by a stream of its own, out of a copy that the next step does not overwrite.
+ring (:mod:`monitor.wire.ring`); on a GPU by a stream of its own, out of a copy that the next step does not overwrite.
 """
 
 from collections.abc import Callable, Generator
@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from monitor.engine.steering import to_device
+from monitor.engine.steering.table import to_device
 from monitor.engine.taps import LayerTap, Taps
 from monitor.errors import EngineError, OrderError
-from monitor.frames import Selection, StateBlock
-from monitor.states import Dtype, StateReader, StateWriter, sweep
+from monitor.wire.frames import Selection, StateBlock
+from monitor.wire.ring import Dtype, StateReader, StateWriter, sweep
 
 RING_STEPS: Final = 2
 """How many of the largest steps a ring holds at least; of decode steps it holds a hundred or more."""

@@ -1,9 +1,9 @@
 """What a model runner needs to be tapped: taps, slots, steering, scores of cached prefixes, and the way out.
 
-The adapters (:mod:`monitor.engine.runner_v1`, :mod:`monitor.engine.runner_v2`) call, for each step and in this order:
-:meth:`RunnerTap.update`, :meth:`RunnerTap.begin` before the forward pass, :meth:`RunnerTap.end` behind it. A step in
-which nothing is computed is updated and ended. Nothing here may fail a request: what goes wrong disarms the taps, is
-logged once, and serving goes on (:func:`guarded`).
+The adapters (:mod:`monitor.engine.vllm.runner_v1`, :mod:`monitor.engine.vllm.runner_v2`) call, for each step and in
+this order: :meth:`RunnerTap.update`, :meth:`RunnerTap.begin` before the forward pass, :meth:`RunnerTap.end` behind it.
+A step in which nothing is computed is updated and ended. Nothing here may fail a request: what goes wrong disarms the
+taps, is logged once, and serving goes on (:func:`guarded`).
 """
 
 import logging
@@ -18,21 +18,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from monitor.engine.gate_history import DOWNSTREAM
-from monitor.engine.gates import Gates
-from monitor.engine.guard import Repeats, relent
+from monitor.engine.exporter import Exporter, Step
+from monitor.engine.gates.history import DOWNSTREAM
+from monitor.engine.gates.host import Gates
 from monitor.engine.kv_scores import KvScores, find_group
-from monitor.engine.link import Exporter, Step
-from monitor.engine.refusals import admission_refusal, refusal
 from monitor.engine.rows import commit, map_rows
 from monitor.engine.settings import inherited
 from monitor.engine.slots import Batch, Gap, Slots
 from monitor.engine.staging import Stage, Staging
-from monitor.engine.steering import ENTRIES_PER_SLOT, Steering, to_device
+from monitor.engine.steering.guard import Repeats, relent
+from monitor.engine.steering.refusals import admission_refusal, refusal
+from monitor.engine.steering.table import ENTRIES_PER_SLOT, Steering, to_device
 from monitor.engine.streams import Streams
 from monitor.engine.taps import Taps
 from monitor.errors import OrderError
-from monitor.frames import Admission, Arm, GuardEvent, Order, Refusal, Release, Started, Steer, Stop, Stream
+from monitor.wire.frames import Admission, Arm, GuardEvent, Order, Refusal, Release, Started, Steer, Stop, Stream
 from probes.bundle import load_bundle
 
 ORDERS_FIELD: Final = "plumbob_orders"

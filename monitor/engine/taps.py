@@ -1,8 +1,8 @@
 """Taps: the fused op behind chosen decoder blocks, found by structure.
 
 A block returns either the pair ``(hidden, residual)``, whose sum is the state, or the state itself
-(:mod:`probes.blocks`). A tapped block gets a subclass of its own class whose ``forward`` calls the op on what the
-block returns, so that Dynamo traces it like any other forward, parameters keep their names, and blocks that are not
+(:mod:`probes.models.blocks`). A tapped block gets a subclass of its own class whose ``forward`` calls the op on what
+the block returns, so that Dynamo traces it like any other forward, parameters keep their names, and blocks that are not
 tapped are not touched at all.
 """
 
@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from monitor.engine.gate import Counter, Limit, Rule
-from monitor.engine.op import NEUTRAL
+from monitor.engine.ops.gate import Counter, Limit, Rule
+from monitor.engine.ops.tap import NEUTRAL
 from monitor.errors import EngineError
-from probes.blocks import adds_residual, find_blocks
 from probes.bundle import Bundle
-from probes.roles import Role
+from probes.models.blocks import adds_residual, find_blocks
+from probes.scoring.roles import Role
 
 Gating = Literal["steers", "judges"]
 """Its tap steers what gates say; gates read its probes, too."""
@@ -46,7 +46,7 @@ class LayerTap:
 
 @dataclass(frozen=True, slots=True)
 class GateBuffers:
-    """What the gates of all layers share; arguments of :func:`monitor.engine.gate.gate`, which tells their shapes."""
+    """Buffers that the gates of all layers share; :func:`monitor.engine.ops.gate.gate` tells their shapes."""
 
     row_slot: Tensor
     row_position: Tensor

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from monitor.frames import FrameHeader
 from monitor.ingest.sequence import FrameSequence
-from monitor.stats import EngineState, EngineStatus
-from probes.canaries import TOLERANCE
+from monitor.telemetry.stats import EngineState, EngineStatus
+from monitor.wire.frames import FrameHeader
+from probes.bundle.canaries import TOLERANCE
 
 
 @dataclass(slots=True)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from monitor.errors import FrameError, FrameVersionError
-from monitor.frames import Frame, Hello, decode
-from monitor.stats import MalformedReason
+from monitor.telemetry.stats import MalformedReason
+from monitor.wire.frames import Frame, Hello, decode
 
 _EXPORTER: Final = re.compile(rb"/rank\d{1,6}\Z")
 

@@ -7,7 +7,7 @@ from monitor.policy.deeds import Gate, SteerAction, StopAction
 from monitor.policy.document import Place, ReleaseSpec, SteerSpec, suggest
 from probes.bundle import Bundle, Probe
 from probes.errors import BundleError
-from probes.roles import Role
+from probes.scoring.roles import Role
 
 MAX_DOSE: Final = 1.0
 """The largest dose, either way. At 1 the vector is as long as the residual stream that it is added to: what

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from monitor.events import Request
-from monitor.frames import Started
+from monitor.wire.frames import Started
 
 _FIRST_CAPACITY = 64
 

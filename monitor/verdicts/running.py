@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monitor.events import ProbeFired, Reading, Request
-from probes.aggregate import Aggregates
 from probes.bundle import Probe
-from probes.roles import Role
+from probes.scoring.aggregate import Aggregates
+from probes.scoring.roles import Role
 
 
 class RunningVerdicts:

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monitor.events import ProbeFired, Request, RequestFinished
-from monitor.frames import Frame, Started
 from monitor.verdicts.positions import advance
 from monitor.verdicts.requests import Holder, RequestRows
 from monitor.verdicts.running import RunningVerdicts
 from monitor.verdicts.slots import MAX_SLOTS, UNKNOWN, UNTRACKED, SlotMap
+from monitor.wire.frames import Frame, Started
 from probes.bundle import Bundle
 
 

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.frames import StateBlock
+from monitor.wire.frames import StateBlock
 
 PACKET_BYTES: Final = 64 << 10
 """What the arrays of a packet take at most. A packet has to fit into the kernel's buffer, 208 KiB where nobody has

@@ -15,8 +15,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.frames import StateBlock
-from monitor.stats import Refusal, WorkerFault
+from monitor.telemetry.stats import Refusal, WorkerFault
+from monitor.wire.frames import StateBlock
 from monitor.workers.messages import rows_per_job
 from monitor.workers.process import WorkerProcess
 from monitor.workers.queue import Answered, Asked, WorkerQueue

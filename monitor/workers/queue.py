@@ -8,8 +8,8 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.frames import StateBlock
-from monitor.stats import Refusal
+from monitor.telemetry.stats import Refusal
+from monitor.wire.frames import StateBlock
 from monitor.workers.messages import FORGET_REQUESTS, Answer, Job, Ready, answer_arrays, decode_reply, encode
 from monitor.workers.process import WorkerProcess
 

@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monitor.events import ProbeFired, Reading, RequestFinished
-from monitor.frames import Frame, StateBlock
-from monitor.stats import Stats, UnscoredReason
+from monitor.telemetry.stats import Stats, UnscoredReason
 from monitor.verdicts import EnteredRows, RunningVerdicts, VerdictTable
+from monitor.wire.frames import Frame, StateBlock
 from monitor.workers.messages import PATH_BYTES, Outcome
 from monitor.workers.pool import WorkerLost, WorkerPool
 from monitor.workers.queue import Answered, Asked

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monitor.errors import FrameError
-from monitor.frames import StateBlock
-from monitor.states import RingError, StateReader
+from monitor.wire.frames import StateBlock
+from monitor.wire.ring import RingError, StateReader
 from monitor.workers.messages import Outcome
 
 MAX_RINGS: Final = 256

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from monitor.workers.messages import Answer, Job, JobRows, Outcome, job_rows
 from monitor.workers.rings import Rings
 from probes.bundle import Probe
-from probes.reader import TokenReader
+from probes.scoring.token_reader import TokenReader
 
 logger = logging.getLogger(__name__)
 

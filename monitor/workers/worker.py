@@ -18,7 +18,7 @@ from monitor.workers.messages import RECEIVE_BYTES, Ready, decode_job, encode
 from monitor.workers.scoring import Scoring, Taken
 from probes.bundle import Bundle, Probe, load_bundle
 from probes.errors import BundleError, PlumbobError
-from probes.reader import TokenReader
+from probes.scoring.token_reader import TokenReader
 
 MERGE_ROWS: Final = 4096
 """Rows of waiting jobs that are scored together, about: as float32 states of width 4096 they are 64 MiB a layer."""

@@ -1,6 +1,7 @@
 """What was measured of probes, as an auditor reads it: typed data, sentences that follow from it, and a page."""
 
-from probes.report.document import (
+from probes.evaluation.conclusions import NO_EVIDENCE, concluded, sentences
+from probes.evaluation.results import (
     AtRate,
     Baseline,
     Causal,
@@ -20,7 +21,6 @@ from probes.report.document import (
 from probes.report.figures import require_figures
 from probes.report.files import HTML, JSON, ReportError, read, write
 from probes.report.page import render
-from probes.report.sentences import NO_EVIDENCE, concluded, sentences
 
 __all__ = [
     "HTML",

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from probes.errors import PlumbobError
-from probes.report.document import Histogram, Roc, SweepPoint
+from probes.evaluation.results import Histogram, Roc, SweepPoint
+from probes.evaluation.wording import percent
 from probes.report.markup import Markup
-from probes.report.words import percent
 
 COLOURS: Final = ("#2f7ec7", "#d9622b", "#2e9e6b", "#b065c9", "#a8841a", "#d1487f")
 """Legible on white and on black."""

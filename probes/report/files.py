@@ -10,9 +10,9 @@ import msgspec
 import numpy as np
 
 from probes.errors import PlumbobError, reason
-from probes.report.document import FORMAT, Report
+from probes.evaluation.conclusions import concluded
+from probes.evaluation.results import FORMAT, Report
 from probes.report.page import render
-from probes.report.sentences import concluded
 
 JSON: Final = "report.json"
 HTML: Final = "report.html"

@@ -2,9 +2,9 @@
 
 from typing import Final
 
-from probes.report.document import Heatmap
+from probes.evaluation.results import Heatmap
+from probes.evaluation.wording import number
 from probes.report.markup import Markup, tag
-from probes.report.words import number
 
 DARKEST: Final = 0.6
 """Opacity of the strongest score's colour: text stays legible on it."""

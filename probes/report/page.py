@@ -4,12 +4,12 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from probes.evaluation.conclusions import concluded, left_out
+from probes.evaluation.results import ProbeReport, Report
+from probes.evaluation.wording import count, number, percent
 from probes.report import figures, tables
-from probes.report.document import ProbeReport, Report
 from probes.report.heatmap import heatmap
 from probes.report.markup import Markup, tag
-from probes.report.sentences import concluded, left_out
-from probes.report.words import count, number, percent
 
 POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
 """A browser that is told so loads nothing and runs nothing, whatever the page holds."""

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from probes.metrics import Interval
-from probes.report.document import Causal, Controls, Given, Histogram, ProbeReport, Roc, Split
+from probes.evaluation.conclusions import left_out, worst, worst_given
+from probes.evaluation.metrics import Interval
+from probes.evaluation.results import Causal, Controls, Given, Histogram, ProbeReport, Roc, Split
+from probes.evaluation.wording import count, number, percent, rate_with_interval, with_interval
 from probes.report.figures import best_by_layer, style
 from probes.report.markup import Markup, join, tag
-from probes.report.sentences import left_out, worst, worst_given
-from probes.report.words import count, number, percent, rate_with_interval, with_interval
 
 
 def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:

@@ -3,10 +3,10 @@
 1. **Probe.** Prompt and answer are read again by the model as it is, and the probe's scores of the answer's tokens
    averaged. The scores of the steered pass itself would show little but the vector that was added. It is not
    independent of a vector made from the same pairs.
-2. **Words.** A logistic regression on TF-IDF of words and pairs of words (:mod:`probes.baselines`), learnt on the last
-   messages of the concept's own contrast pairs, and of public data sets where there are some. It knows nothing of the
-   model. How well it tells such texts apart that it has not seen, topics left out, is reported beside it: near 0.5 it
-   is no witness.
+2. **Words.** A logistic regression on TF-IDF of words and pairs of words (:mod:`probes.evaluation.baselines`), learnt
+   on the last messages of the concept's own contrast pairs, and of public data sets where there are some. It knows
+   nothing of the model. How well it tells such texts apart that it has not seen, topics left out, is reported beside
+   it: near 0.5 it is no witness.
 3. **Rule.** Whether an answer refuses, by phrases.
 4. **Repetition.** The share of an answer's sequences of three tokens that occurred in it before
    (:mod:`probes.steering.repetition`).
@@ -20,14 +20,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from probes.activations import TransformersSource
-from probes.aggregate import running
-from probes.baselines import text_scores
-from probes.concepts import Concept
-from probes.examples import Example
-from probes.metrics import MIN_GROUPS, auroc
+from probes.data.concepts import Concept
+from probes.data.examples import Example
+from probes.evaluation.baselines import text_scores
+from probes.evaluation.metrics import MIN_GROUPS, auroc
 from probes.models import Progress, no_progress
-from probes.roles import Role
+from probes.models.activations import TransformersSource
+from probes.scoring.aggregate import running
+from probes.scoring.roles import Role
 from probes.steering.generation import Answer, Trigger
 from probes.steering.repetition import repetition
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from probes.activations import TransformersSource
-from probes.metrics import bootstrap
+from probes.evaluation.metrics import bootstrap
 from probes.models import Progress, no_progress
+from probes.models.activations import TransformersSource
 from probes.steering.behaviour import Shown, Words, show
 from probes.steering.damage import Bystanders, Damage
-from probes.steering.document import Outcome, Shift
 from probes.steering.edit import Edit
 from probes.steering.generation import Answer, Arm, Trigger, generate
+from probes.steering.results import Outcome, Shift
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,16 +16,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from probes.activations import TransformersSource
-from probes.aggregate import Aggregates
-from probes.causal import answer_span
-from probes.chat import Conversation
-from probes.concepts import CONCEPTS, Concept
+from probes.data.concepts import CONCEPTS, Concept
 from probes.errors import SteeringError
-from probes.forcing import Prompt, log_likelihoods
-from probes.metrics import Interval, bootstrap
+from probes.evaluation.metrics import Interval, bootstrap
 from probes.models import Progress, no_progress
-from probes.roles import RoleReader
+from probes.models.activations import TransformersSource
+from probes.models.chat import Conversation
+from probes.models.teacher_forcing import Prompt, log_likelihoods
+from probes.scoring.aggregate import Aggregates
+from probes.scoring.roles import RoleReader
+from probes.steering.causal import answer_span
 from probes.steering.edit import Edit
 from probes.steering.generation import Trigger
 

@@ -13,8 +13,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from probes.bundle.manifest import ModelIdentity
 from probes.errors import SteeringError
-from probes.manifest import ModelIdentity
 
 PARALLEL = 1e-6
 """Share of a direction's norm that must be left beside another for it to be told from rounding."""

@@ -1,9 +1,9 @@
 """Steering outside the engine: a hook of torch that rewrites the states which leave a block.
 
-There is one way to steer offline, for the causal check (:mod:`probes.causal`), teacher forcing
-(:mod:`probes.forcing`) and generation (:mod:`probes.steering.generation`). It does what the engine's op does, in the
-same order of operations: after the block, before any further norm, in float32, and a row that nothing is done to keeps
-every bit.
+There is one way to steer offline, for the causal check (:mod:`probes.steering.causal`), teacher forcing
+(:mod:`probes.models.teacher_forcing`) and generation (:mod:`probes.steering.generation`). It does what the engine's op
+does, in the same order of operations: after the block, before any further norm, in float32, and a row that nothing is
+done to keeps every bit.
 """
 
 from collections.abc import Callable, Generator, Mapping

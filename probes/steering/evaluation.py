@@ -8,23 +8,23 @@ from typing import Final, Literal
 import msgspec
 import numpy as np
 
-from probes.activations import TransformersSource
 from probes.bundle import Bundle, Vector
-from probes.concepts import Concept
+from probes.data.concepts import Concept
+from probes.data.examples import Example
+from probes.data.requests import Request
 from probes.errors import SteeringError
-from probes.examples import Example
 from probes.models import Progress, identify, no_progress, resolve_model
-from probes.requests import Request
-from probes.roles import Role
+from probes.models.activations import TransformersSource
+from probes.scoring.roles import Role
 from probes.steering.behaviour import Words
 from probes.steering.comparison import Compared, Question, Way, compare
+from probes.steering.conclusions import concluded, dose
 from probes.steering.damage import Bystanders, Text, facts, ordinary
-from probes.steering.document import SteeringReport
 from probes.steering.edit import Edit, edits_of
 from probes.steering.generation import Trigger
 from probes.steering.operation import add
 from probes.steering.questions import COUNT, of_concept, of_requests, ordinary_of
-from probes.steering.sentences import concluded, dose
+from probes.steering.results import SteeringReport
 from probes.steering.sweep import cap, working_range
 
 ANSWER_TOKENS: Final = 32

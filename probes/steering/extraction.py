@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from probes.activations import TransformersSource
 from probes.bundle import Bundle
-from probes.concepts import load_benign
+from probes.data.concepts import load_benign
+from probes.data.examples import Pair
 from probes.errors import SteeringError, reason
-from probes.examples import Pair
 from probes.models import Progress, no_progress
+from probes.models.activation_store import last_message
+from probes.models.activations import TransformersSource
 from probes.steering.direction import Direction, fingerprint
-from probes.store import last_message
 
 Method = Literal["mean", "pca", "probe", "file", "combination"]
 """How a vector was made; ``combination`` is one of others."""

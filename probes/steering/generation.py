@@ -5,8 +5,9 @@ Greedy, and with the semantics of the engine:
 1. Row p is the state after reading token p, and yields the logits of token p + 1. The rows that may be steered are
    those from the prompt's last on; a prompt's other rows are never touched, and so are read once for all arms.
 2. A trigger reads a probe's score of every row, prompt and answer, before that row is steered, and keeps its running
-   verdict by :class:`probes.aggregate.Aggregates`. Once it fires, at row p, everything from p on is steered at layers
-   behind the probe's, and from p + 1 on at the probe's own layer and before, whose row p has passed. It never lets go.
+   verdict by :class:`probes.scoring.aggregate.Aggregates`. Once it fires, at row p, everything from p on is steered at
+   layers behind the probe's, and from p + 1 on at the probe's own layer and before, whose row p has passed. It never
+   lets go.
 3. The last token of an answer is never read, so that it cannot fire.
 """
 
@@ -19,13 +20,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from probes.activations import TransformersSource
-from probes.aggregate import Aggregates
 from probes.bundle import Bundle, Probe
 from probes.errors import BundleError, SteeringError
-from probes.forcing import _head_at
 from probes.models import Progress, no_progress
-from probes.roles import Role, RoleReader
+from probes.models.activations import TransformersSource
+from probes.models.teacher_forcing import _head_at
+from probes.scoring.aggregate import Aggregates
+from probes.scoring.roles import Role, RoleReader
 from probes.steering.edit import Edit, rewriting
 
 NEVER: Final = 1 << 30

@@ -6,9 +6,9 @@ With the projection :math:`p = u \cdot x` of a state on a unit vector, a row bec
 
     x \leftarrow x + \bigl( a + \operatorname{clip}(c\, p, l, m) - p \bigr)\, u
 
-and ``(a, c, l, m)`` is the entry of the engine's table (``monitor.engine.op``). An :class:`Operation` is the same in
-the unit of dose: ``a``, ``l`` and ``m`` are multiples of the median norm of the residual stream at that layer, so that
-0.1 means as much at every layer and in every model. Three kinds have names:
+and ``(a, c, l, m)`` is the entry of the engine's table (``monitor.engine.ops.tap``). An :class:`Operation` is the same
+in the unit of dose: ``a``, ``l`` and ``m`` are multiples of the median norm of the residual stream at that layer, so
+that 0.1 means as much at every layer and in every model. Three kinds have names:
 
 * **add** a dose (contrastive activation addition, Rimsky et al., arXiv 2312.06681): ``a`` alone;
 * **ablate** (directional ablation, Arditi et al., arXiv 2406.11717, equation 4, here at one layer): ``c = 0``;

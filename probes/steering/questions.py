@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Final
 
-from probes.activations import TransformersSource
-from probes.chat import Conversation
-from probes.concepts import Concept
+from probes.data.concepts import Concept
+from probes.data.requests import Request, RequestError
 from probes.errors import SteeringError, reason
-from probes.requests import Request, RequestError
+from probes.models.activations import TransformersSource
+from probes.models.chat import Conversation
 from probes.steering.comparison import Question
 from probes.steering.damage import Text
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from probes.errors import SteeringError
-from probes.steering.document import Outcome
+from probes.steering.results import Outcome
 
 DOSES: Final = (0.025, 0.05, 0.1, 0.15, 0.2, 0.3)
 """Swept both ways, unless told otherwise."""

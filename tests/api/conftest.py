@@ -9,7 +9,7 @@ import pytest
 
 from monitor.api import ApiServer
 from monitor.events import Alert, EventLog, FramesLost, Recorded, Request
-from monitor.stats import EngineStatus, Stats, Status
+from monitor.telemetry.stats import EngineStatus, Stats, Status
 from probes.bundle import Bundle
 
 

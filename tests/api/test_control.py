@@ -8,10 +8,19 @@ import grpc.aio
 import msgspec
 import pytest
 
-from monitor.actions import MemorySink
 from monitor.api import ApiServer
 from monitor.events import Escalated, Intervention, Ordered
-from monitor.frames import (
+from monitor.ingest import Arrival, MemorySource
+from monitor.interventions.leases import MAX_ORDERS
+from monitor.policy import EscalateAction, Policy, Rule
+from monitor.service.monitor import Monitor
+from monitor.sinks import MemorySink
+from monitor.v1 import control_service_pb2 as pb
+from monitor.v1 import event_pb2
+from monitor.v1.control_service_pb2_grpc import ControlServiceStub
+from monitor.v1.monitor_service_pb2 import GetTraceRequest, ListTracesRequest
+from monitor.v1.monitor_service_pb2_grpc import MonitorServiceStub
+from monitor.wire.frames import (
     VERSION,
     Ack,
     Act,
@@ -25,16 +34,7 @@ from monitor.frames import (
     Steer,
     decode_order,
 )
-from monitor.ingest import Arrival, MemorySource
-from monitor.leases import MAX_ORDERS
-from monitor.policy import EscalateAction, Policy, Rule
-from monitor.runtime import Monitor
-from monitor.v1 import control_service_pb2 as pb
-from monitor.v1 import event_pb2
-from monitor.v1.control_service_pb2_grpc import ControlServiceStub
-from monitor.v1.monitor_service_pb2 import GetTraceRequest, ListTracesRequest
-from monitor.v1.monitor_service_pb2_grpc import MonitorServiceStub
-from probes.roles import Role
+from probes.scoring.roles import Role
 
 pytestmark = pytest.mark.timeout(60)
 

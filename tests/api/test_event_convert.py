@@ -9,7 +9,7 @@ import pytest
 from monitor import events
 from monitor.api.convert import event_message, kind_of, probe_message, status_message, vector_message
 from monitor.cli.watch import KINDS
-from monitor.stats import EngineState, EngineStatus
+from monitor.telemetry.stats import EngineState, EngineStatus
 from monitor.v1 import event_pb2
 
 REQUEST = events.Request("engine-1", "tiny", "chat-1", "chat-1-a", 12)

@@ -8,11 +8,11 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from monitor.api import MetricsExporter, MonitorCollector
-from monitor.api.families import COUNTERS
 from monitor.errors import PortError
 from monitor.events import Reading
-from monitor.stats import MARGIN_EDGES, EngineStatus
+from monitor.telemetry import MetricsExporter, MonitorCollector
+from monitor.telemetry.families import COUNTERS
+from monitor.telemetry.stats import MARGIN_EDGES, EngineStatus
 
 LABELS = {
     *(
@@ -81,7 +81,7 @@ def test_every_family_has_the_prefix_help_and_known_labels(monitor, registry):
 
 def test_every_counter_is_a_family():
     """A counter that is added to Stats must be shown."""
-    from monitor.stats import Stats
+    from monitor.telemetry.stats import Stats
 
     stats = Stats(["probe"])
     counters = {name for name, value in vars(stats).items() if type(value).__name__ == "Counter"}

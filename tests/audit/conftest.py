@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
-from monitor.audit.chain import START, seal
-from monitor.audit.records import EngineRecord
+from monitor.sinks.audit.chain import START, seal
+from monitor.sinks.audit.records import EngineRecord
 
 
 def lines_of(count: int) -> list[bytes]:

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitor.audit import verification, verify
-from monitor.audit.chain import START, Head, is_torn, opening, seal, unseal
-from monitor.audit.records import EngineRecord, TornRecord
-from monitor.audit.verification import _verify
 from monitor.errors import AuditError
+from monitor.sinks.audit import verification, verify
+from monitor.sinks.audit.chain import START, Head, is_torn, opening, seal, unseal
+from monitor.sinks.audit.records import EngineRecord, TornRecord
+from monitor.sinks.audit.verification import _verify
 from tests.audit.conftest import lines_of
 
 LATER = datetime(2026, 1, 3, tzinfo=UTC)
@@ -240,6 +240,6 @@ def test_what_is_no_file(tmp_path):
 
 
 def test_a_line_without_end_is_not_read_into_memory_whole(written, monkeypatch):
-    monkeypatch.setattr("monitor.audit.file.LINE_BYTES", 2000)
+    monkeypatch.setattr("monitor.sinks.audit.file.LINE_BYTES", 2000)
     with pytest.raises(AuditError, match="line 9 is not what was written"):
         verify(written([*LINES, b"x" * 100_000]))

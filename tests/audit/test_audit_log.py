@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitor.audit import AuditLog, require_log, verify
-from monitor.audit import file as log_file
-from monitor.audit import log as log_module
-from monitor.audit.records import EngineRecord, StopRecord
 from monitor.errors import AuditError
+from monitor.sinks.audit import AuditLog, require_log, verify
+from monitor.sinks.audit import file as log_file
+from monitor.sinks.audit import log as log_module
+from monitor.sinks.audit.records import EngineRecord, StopRecord
 from tests.audit.conftest import kinds, lines_of
 
 
@@ -190,8 +190,8 @@ def test_a_killed_monitor_lets_go_and_its_records_stay(path):
     script = f"""
 import signal, sys, time
 from pathlib import Path
-from monitor.audit import AuditLog
-from monitor.audit.records import StopRecord
+from monitor.sinks.audit import AuditLog
+from monitor.sinks.audit.records import StopRecord
 log = AuditLog(Path({str(path)!r}))
 for _ in range(50):
     log.append(StopRecord())
@@ -337,8 +337,8 @@ def test_a_real_limit_of_the_operating_system(path):
     script = f"""
 import resource, time
 from pathlib import Path
-from monitor.audit import AuditLog
-from monitor.audit.records import EngineRecord
+from monitor.sinks.audit import AuditLog
+from monitor.sinks.audit.records import EngineRecord
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
 log = AuditLog(Path({str(path)!r}), sync_seconds=0.02)

@@ -8,14 +8,14 @@ import msgspec
 import pytest
 
 from monitor import __version__
-from monitor.audit import AuditLog, AuditSink, verify
 from monitor.events import EngineChanged, Intervention, Recorded, Request, RequestFinished
-from monitor.frames import VERSION, Hello, Started
 from monitor.ingest import Arrival, MemorySource
 from monitor.policy import AlertAction, Policy, Rule, SteerAction
-from monitor.runtime import Monitor
-from monitor.stats import Stats
-from probes.roles import Role
+from monitor.service.monitor import Monitor
+from monitor.sinks.audit import AuditLog, AuditSink, verify
+from monitor.telemetry.stats import Stats
+from monitor.wire.frames import VERSION, Hello, Started
+from probes.scoring.roles import Role
 
 STEERING = Policy(
     "policy.yaml",

@@ -2,7 +2,7 @@
 
 from monitor.bench.growth import Growth, Line, Point
 from monitor.bench.result import BundleShape, Ratio, Result, Scope, Series, StepProfile, Traffic
-from monitor.engine.arm import Facts
+from monitor.engine.offline import Facts
 
 FACTS = Facts(
     device="A fine GPU",

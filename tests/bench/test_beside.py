@@ -10,10 +10,20 @@ import zmq
 from monitor.bench.beside import Beside, Counters, Mode
 from monitor.bench.bundle import synthetic_bundle
 from monitor.errors import EngineError
-from monitor.frames import VERSION, Hello, Started, StateBlock, Steer, Stream, decode_order, encode_frame, encode_hello
-from monitor.states import StateWriter
+from monitor.wire.frames import (
+    VERSION,
+    Hello,
+    Started,
+    StateBlock,
+    Steer,
+    Stream,
+    decode_order,
+    encode_frame,
+    encode_hello,
+)
+from monitor.wire.ring import StateWriter
 from probes.bundle import ModelIdentity
-from probes.roles import Role
+from probes.scoring.roles import Role
 from tests.conftest import make_frame
 
 PROBES, HIDDEN = 4, 8

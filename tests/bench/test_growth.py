@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 
+from monitor.bench.engines import Subject
 from monitor.bench.growth import Growth, Point, fit_line, grown, read_by
-from monitor.bench.lab import Subject
 from probes.bundle import MAX_PROBES_PER_LAYER
 from probes.errors import PlumbobError
 from tests.bench.results import growth

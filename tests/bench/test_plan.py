@@ -2,14 +2,14 @@
 
 import pytest
 
-from monitor.bench import lab
-from monitor.bench.arm import last_error
+from monitor.bench import engines as lab
 from monitor.bench.bundle import synthetic_bundle
 from monitor.bench.engine import DEFAULT_ARMS, Plan
-from monitor.bench.lab import SETUPS, Lab, Subject
+from monitor.bench.engines import SETUPS, Lab, Subject
 from monitor.bench.serve import ServePlan, _commands
 from monitor.bench.shapes import write_shape
 from monitor.errors import EngineError
+from monitor.offline.engine_process import last_error
 from probes.bundle import save_bundle
 from probes.errors import PlumbobError
 from probes.models import identify, no_progress

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from monitor.bench.lab import Subject, count_layers, kv_cache_bytes
+from monitor.bench.engines import Subject, count_layers, kv_cache_bytes
 from monitor.bench.shapes import SHAPES, write_dummy, write_shape
 from monitor.bench.workload import Workload
 from probes.errors import ModelError

@@ -11,13 +11,13 @@ from monitor.bench.bundle import (
     synthetic_bundle,
     with_trigger,
 )
-from monitor.frames import Act, Started, Steer, decode_order, encode_frame
 from monitor.ingest import MemorySource, read_arrival
-from monitor.runtime import Monitor
+from monitor.service.monitor import Monitor
+from monitor.wire.frames import Act, Started, Steer, decode_order, encode_frame
 from probes.bundle import MAX_PROBES_PER_LAYER, ModelIdentity, save_bundle
-from probes.canaries import Canaries
+from probes.bundle.canaries import Canaries
 from probes.errors import BundleError
-from probes.roles import Role
+from probes.scoring.roles import Role
 
 MODEL = ModelIdentity(name="tiny", hidden=8, layers=12, parts={"config": "c"})
 

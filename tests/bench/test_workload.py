@@ -13,7 +13,7 @@ from monitor.bench.workload import (
     Workload,
     decode_rate,
 )
-from monitor.engine.arm import Answer
+from monitor.engine.offline import Answer
 from monitor.errors import EngineError
 
 

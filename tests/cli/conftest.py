@@ -20,7 +20,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from monitor.cli.app import main
-from monitor.engine import compat
+from monitor.engine.vllm import versions as compat
 from probes.bundle import MANIFEST
 from probes.models import identify
 from tests.conftest import make_bundle

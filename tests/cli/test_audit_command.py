@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from monitor.audit import AuditLog, verify
-from monitor.audit.records import StopRecord
 from monitor.cli.audit import audit_path
-from monitor.cli.serving import Plan, Serving
 from monitor.errors import AuditError
+from monitor.sinks.audit import AuditLog, verify
+from monitor.sinks.audit.records import StopRecord
+from monitor.supervisor.serving import Plan, Serving
 from tests.cli.conftest import Running, assert_one_error
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from monitor.engine import compat
+from monitor.engine.vllm import versions as compat
 from tests.cli.conftest import assert_one_error, vllm_is
 
 ENGINE = {

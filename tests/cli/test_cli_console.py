@@ -70,7 +70,7 @@ def test_a_bundle_without_probes_has_a_table(tiny_bundle, capsys):
 
 def test_what_was_fitted_is_named_as_it_is(tiny_bundle, monkeypatch, capsys, tmp_path):
     bundle = tiny_bundle(tmp_path / "[bold]x [/y] :bomb:")
-    monkeypatch.setattr("probes.fit.fit_bundle", lambda *arguments, **options: bundle)
+    monkeypatch.setattr("probes.fit.bundle_fit.fit_bundle", lambda *arguments, **options: bundle)
     monkeypatch.setattr(sys, "argv", ["plumbob", "fit", "demo", "--out", "x"])
     monkeypatch.setattr(app.signal, "signal", lambda *arguments: None)
     with pytest.raises(SystemExit) as ended:

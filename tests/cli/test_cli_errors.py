@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from monitor.ingest import LocalSource
-from probes import models
 from probes.bundle import MANIFEST, TENSORS
+from probes.models import identity as models
 from tests.cli.conftest import Running, assert_one_error, free_port, vllm_is
 
 POLICY = """\

@@ -27,7 +27,7 @@ def python(script: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "module", ["monitor.cli.app", "monitor.cli.process", "monitor.cli.doctor", "monitor.cli.watch"]
+    "module", ["monitor.cli.app", "monitor.service.process", "monitor.cli.doctor", "monitor.cli.watch"]
 )
 def test_nothing_heavy_is_imported(module):
     loaded = python(f"import sys, {module}; print([name for name in {HEAVY!r} if name in sys.modules])")

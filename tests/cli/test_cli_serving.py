@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from monitor.cli.serving import Plan, _listening, _stop
+from monitor.supervisor.serving import Plan, _listening, _stop
 from tests.cli.conftest import Running
 
 SCRIPT = """\

@@ -4,8 +4,8 @@ from functools import partial
 
 import pytest
 
-from monitor.engine import compat
-from monitor.reader import VllmSource
+from monitor.engine.vllm import versions as compat
+from monitor.offline.source import VllmSource
 from tests.cli.conftest import assert_one_error, vllm_is
 
 pytest.importorskip("torch")
@@ -22,7 +22,7 @@ def asked(monkeypatch, tiny_bundle):
         calls.append(options)
         return tiny_bundle()
 
-    monkeypatch.setattr("probes.fit.fit_bundle", fit)
+    monkeypatch.setattr("probes.fit.bundle_fit.fit_bundle", fit)
     return calls
 
 

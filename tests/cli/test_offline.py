@@ -11,14 +11,14 @@ import msgspec
 import numpy as np
 import pytest
 
-from probes import score as scoring
 from probes.bundle import MANIFEST, SIGNATURE, TENSORS, load_bundle, save_bundle
-from probes.calibrate import calibrate
-from probes.manifest import Provenance
+from probes.bundle.manifest import Provenance
+from probes.bundle.signing import generate_key, load_private_key, sign_bundle
+from probes.calibration.thresholds import calibrate
+from probes.data.requests import read_requests
+from probes.evaluation import offline_scores as scoring
+from probes.evaluation.offline_scores import Scorer, open_scorer, score_requests
 from probes.report import HTML, JSON, read, require_figures
-from probes.requests import read_requests
-from probes.score import Scorer, open_scorer, score_requests
-from probes.signing import generate_key, load_private_key, sign_bundle
 from tests.cli.conftest import assert_one_error
 from tests.models import tiny_model
 from tests.probes.conftest import one_thread  # noqa: F401  (a fixture: so small a model is slower on several threads)

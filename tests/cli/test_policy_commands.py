@@ -8,14 +8,14 @@ import msgspec
 import pytest
 
 from monitor.api import ApiServer
-from monitor.audit import AuditLog
-from monitor.cli.serving import Plan
-from monitor.engine.gate import MAX_GATES
-from monitor.frames import VERSION, GateEvent, GuardEvent, Hello, Release, Started, Steer, decode_order
+from monitor.engine.ops.gate import MAX_GATES
 from monitor.ingest import Arrival, MemorySource
 from monitor.policy import load_policy
-from monitor.runtime import Monitor
-from probes.roles import Role
+from monitor.service.monitor import Monitor
+from monitor.sinks.audit import AuditLog
+from monitor.supervisor.serving import Plan
+from monitor.wire.frames import VERSION, GateEvent, GuardEvent, Hello, Release, Started, Steer, decode_order
+from probes.scoring.roles import Role
 from tests.cli.conftest import assert_one_error
 from tests.conftest import make_bundle, make_frame
 

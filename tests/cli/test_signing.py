@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from monitor.cli import signing
-from monitor.cli.serving import Plan, Serving
+from monitor.supervisor.serving import Plan, Serving
 from probes.bundle import MANIFEST, TENSORS, load_bundle
-from probes.signing import SIGNATURE, generate_key, load_private_key, sign_bundle
+from probes.bundle.signing import SIGNATURE, generate_key, load_private_key, sign_bundle
 from tests.cli.conftest import Running, assert_one_error
 from tests.conftest import make_bundle
 
@@ -177,7 +177,7 @@ def test_a_trusted_bundle_is_served_and_options_of_vllm_pass_by(plumbob, world, 
 def test_the_monitor_beside_a_server_checks_again(world, trusting, monkeypatch):
     commands = []
     monkeypatch.setattr(Serving, "_spawn", lambda self, command: commands.append(command))
-    monkeypatch.setattr("monitor.cli.serving._listening", lambda host, port: True)
+    monkeypatch.setattr("monitor.supervisor.serving._listening", lambda host, port: True)
     keys = [trusting / "key.pub", trusting / "other.pub"]
     Serving(Plan(str(world.model), world.bundle, trust=keys)).start_monitor()
     assert commands[0][-4:] == ["--trust", str(keys[0]), "--trust", str(keys[1])]

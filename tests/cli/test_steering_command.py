@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from probes.bundle import load_bundle, save_bundle
-from probes.chat import Message
-from probes.examples import Pair
-from probes.manifest import Vector
-from probes.signing import generate_key, load_private_key, sign_bundle
-from probes.steering.page import HTML, JSON, decode
+from probes.bundle.manifest import Vector
+from probes.bundle.signing import generate_key, load_private_key, sign_bundle
+from probes.data.examples import Pair
+from probes.models.chat import Message
+from probes.report.steering_page import HTML, JSON, decode
 from tests.cli.conftest import assert_one_error
 from tests.models import tiny_model
 from tests.probes.conftest import one_thread  # noqa: F401  (a fixture: so small a model is slower on several threads)

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import zmq
 
-from monitor.bench.arm import Answer, Arm
-from monitor.frames import Frame, Hello, Order, Started, decode, encode_order
-from probes.aggregate import Aggregate
+from monitor.offline.engine_process import Answer, Arm
+from monitor.wire.frames import Frame, Hello, Order, Started, decode, encode_order
 from probes.bundle import Bundle, Calibration, Evaluation, Probe, Vector, save_bundle
-from probes.concepts import load_benign
+from probes.data.concepts import load_benign
 from probes.errors import PlumbobError
 from probes.models import DEMO, identify, resolve_model
-from probes.roles import Markers
+from probes.scoring.aggregate import Aggregate
+from probes.scoring.roles import Markers
 
 LAYERS = (5, 15, 29)
 """Early, middle, and the last: after it, transformers reports the state only behind one more norm."""
@@ -45,7 +45,7 @@ def model_path() -> Path:
 
 @pytest.fixture(scope="session")
 def source(model_path):
-    from probes.activations import TransformersSource
+    from probes.models.activations import TransformersSource
 
     return TransformersSource(model_path, dtype="float32")
 

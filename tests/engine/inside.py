@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from monitor.frames import Order
+from monitor.wire.frames import Order
 from tests.engine.conftest import Seen, Wire
 
 SECONDS = 120.0
@@ -187,8 +187,8 @@ def order(inside: Inside, *orders: Order) -> None:
 
 def left(inside: Inside) -> dict[str, int]:
     """How much the engine's tables still hold of requests, once they have ended: all of it is to be 0."""
-    from monitor.engine.gate import Counter
-    from monitor.engine.steering import ENTRIES_PER_SLOT
+    from monitor.engine.ops.gate import Counter
+    from monitor.engine.steering.table import ENTRIES_PER_SLOT
 
     # What has changed in the tables is sent with the next step.
     generate(inside, [Ask([1, 2], 1)])

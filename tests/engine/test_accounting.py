@@ -10,9 +10,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from monitor.frames import Frame, Stream
-from monitor.states import StateReader
-from probes.concepts import load_benign
+from monitor.wire.frames import Frame, Stream
+from monitor.wire.ring import StateReader
+from probes.data.concepts import load_benign
 from probes.models import DEMO, resolve_model
 from tests.engine.conftest import Seen, Wire, random_bundle, settings, start
 from tests.models import gemma3_path
@@ -110,7 +110,7 @@ class House:
 @pytest.fixture(scope="module", params=MODELS)
 def house(request, tmp_path_factory):
     pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'plumbob[cpu]'")
-    from probes.activations import TransformersSource
+    from probes.models.activations import TransformersSource
 
     name, (find, make_prompts, blocks, whole) = request.param, MODELS[request.param]
     path = find()

@@ -11,15 +11,15 @@ import pytest
 
 pytest.importorskip("torch")
 
-from monitor.actions import MemorySink
-from monitor.engine import core
-from monitor.engine.leases import Arrived, Leases
-from monitor.engine.link import OrderInbox
+from monitor.engine.exporter import OrderInbox
+from monitor.engine.steering.leases import Arrived, Leases
+from monitor.engine.vllm import core
 from monitor.events import Ordered
-from monitor.frames import VERSION, Act, Arm, Disarm, Hello, Stream
 from monitor.ingest import LocalSource
 from monitor.policy import Gate, Policy, Rule, SteerAction
-from monitor.runtime import Monitor
+from monitor.service.monitor import Monitor
+from monitor.sinks import MemorySink
+from monitor.wire.frames import VERSION, Act, Arm, Disarm, Hello, Stream
 from tests.conftest import make_bundle
 
 STEER = SteerAction("sycophancy", -0.2, None, gate=Gate())

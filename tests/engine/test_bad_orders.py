@@ -15,20 +15,21 @@ torch = pytest.importorskip("torch")
 import grpc.aio  # noqa: E402
 from prometheus_client import CollectorRegistry, generate_latest  # noqa: E402
 
-from monitor.api import ApiServer, MonitorCollector  # noqa: E402
-from monitor.engine.leases import Arrived, Leases  # noqa: E402
-from monitor.engine.refusals import refusal  # noqa: E402
+from monitor.api import ApiServer  # noqa: E402
 from monitor.engine.slots import ACTS  # noqa: E402
+from monitor.engine.steering.leases import Arrived, Leases  # noqa: E402
+from monitor.engine.steering.refusals import refusal  # noqa: E402
 from monitor.engine.streams import Streams  # noqa: E402
 from monitor.errors import OrderError  # noqa: E402
-from monitor.frames import VERSION, Act, Hello, Refusal, Steer, Stop, Stream, decode_order  # noqa: E402
 from monitor.ingest import Arrival, MemorySource  # noqa: E402
 from monitor.policy import Policy, Rule, SteerAction, StopAction  # noqa: E402
-from monitor.runtime import Monitor  # noqa: E402
+from monitor.service.monitor import Monitor  # noqa: E402
+from monitor.telemetry import MonitorCollector  # noqa: E402
 from monitor.v1 import event_pb2  # noqa: E402
 from monitor.v1.monitor_service_pb2 import WatchEventsRequest  # noqa: E402
 from monitor.v1.monitor_service_pb2_grpc import MonitorServiceStub  # noqa: E402
-from probes.roles import Role  # noqa: E402
+from monitor.wire.frames import VERSION, Act, Hello, Refusal, Steer, Stop, Stream, decode_order  # noqa: E402
+from probes.scoring.roles import Role  # noqa: E402
 from tests.conftest import make_frame  # noqa: E402
 from tests.engine.test_caps import CAP, ONE, OTHER, House, add, arm, bundle  # noqa: E402, F401
 

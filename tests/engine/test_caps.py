@@ -11,14 +11,14 @@ torch = pytest.importorskip("torch")
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from monitor.engine.acts import compose, entry_of  # noqa: E402
-from monitor.engine.caps import require_together  # noqa: E402
-from monitor.engine.gates import Gates  # noqa: E402
+from monitor.engine.gates.host import Gates  # noqa: E402
 from monitor.engine.slots import Slots  # noqa: E402
-from monitor.engine.steering import ENTRIES_PER_SLOT, Steering  # noqa: E402
+from monitor.engine.steering.acts import compose, entry_of  # noqa: E402
+from monitor.engine.steering.caps import require_together  # noqa: E402
+from monitor.engine.steering.table import ENTRIES_PER_SLOT, Steering  # noqa: E402
 from monitor.engine.taps import Taps  # noqa: E402
 from monitor.errors import OrderError  # noqa: E402
-from monitor.frames import Act, Admission, Arm, Release, Steer  # noqa: E402
+from monitor.wire.frames import Act, Admission, Arm, Release, Steer  # noqa: E402
 from probes.bundle import Bundle, save_bundle  # noqa: E402
 from tests.conftest import make_bundle  # noqa: E402
 from tests.engine.test_gates import PROMPT, ROWS  # noqa: E402

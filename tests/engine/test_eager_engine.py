@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from monitor.frames import Act, Release, Steer
-from probes.roles import Role
+from monitor.wire.frames import Act, Release, Steer
+from probes.scoring.roles import Role
 from tests.engine.conftest import Seen, Wire, check_scores, settings, start
 
 pytestmark = pytest.mark.vllm

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from probes.activations import TransformersSource
-from probes.aggregate import Aggregate
 from probes.bundle import Bundle, Calibration, Evaluation, Probe, save_bundle
 from probes.models import identify
+from probes.models.activations import TransformersSource
+from probes.scoring.aggregate import Aggregate
 from tests.engine.conftest import Wire
 from tests.models import FAMILIES, LAYERS, tiny_model
 

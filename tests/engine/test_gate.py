@@ -1,4 +1,4 @@
-"""The gate's reference against the running verdict of ``probes.aggregate``, and against its rules written out."""
+"""The gate's reference against the running verdict (``probes.scoring.aggregate``) and its rules written out."""
 
 import dataclasses
 
@@ -10,11 +10,11 @@ torch = pytest.importorskip("torch")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from monitor.engine import gate as op  # noqa: E402
-from monitor.engine.gate import FOREVER, Counter, Flag, Limit, Rule  # noqa: E402
-from monitor.engine.op import NEUTRAL  # noqa: E402
-from probes.aggregate import Aggregate, Aggregates, running  # noqa: E402
-from probes.roles import Role  # noqa: E402
+from monitor.engine.ops import gate as op  # noqa: E402
+from monitor.engine.ops.gate import FOREVER, Counter, Flag, Limit, Rule  # noqa: E402
+from monitor.engine.ops.tap import NEUTRAL  # noqa: E402
+from probes.scoring.aggregate import Aggregate, Aggregates, running  # noqa: E402
+from probes.scoring.roles import Role  # noqa: E402
 from tests.engine.test_op import make  # noqa: E402
 
 LAYER = 3

@@ -6,9 +6,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from monitor.frames import Act, Arm, Disarm, Frame, encode_ack
-from probes.aggregate import Aggregate, running
+from monitor.wire.frames import Act, Arm, Disarm, Frame, encode_ack
 from probes.bundle import Bundle, save_bundle
+from probes.scoring.aggregate import Aggregate, running
 from tests.engine.conftest import LAYERS, Seen, Wire, random_bundle, settings, start
 from tests.engine.test_accounting import BLOCK, CHUNK, LARGEST
 
@@ -97,7 +97,7 @@ class House:
         self.order(*(Disarm(name) for name in self.gates))
 
     def roles(self, column: int):
-        from probes.roles import Role
+        from probes.scoring.roles import Role
 
         return tuple(role for role in Role if self.bundle.probes[column].reads(role))
 
@@ -176,7 +176,7 @@ def gated_bundle(folder: Path, model_path: Path, source, layers=LAYERS) -> Bundl
 def house(request, model_path, source, tmp_path_factory):
     folder = tmp_path_factory.mktemp("gate")
     bundle = gated_bundle(folder, model_path, source)
-    from probes.concepts import load_benign
+    from probes.data.concepts import load_benign
 
     encoded = [source.encode(request.messages, respond=True) for request in load_benign()[:60]]
     wire = Listener(f"ipc://{folder}/engine.sock")

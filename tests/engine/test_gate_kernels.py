@@ -20,9 +20,9 @@ triton = pytest.importorskip("triton")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from monitor.engine import gate as op  # noqa: E402
-from monitor.engine import op as tapped  # noqa: E402
-from monitor.engine.gate import FOREVER, Counter, Flag, Rule  # noqa: E402
+from monitor.engine.ops import gate as op  # noqa: E402
+from monitor.engine.ops import tap as tapped  # noqa: E402
+from monitor.engine.ops.gate import FOREVER, Counter, Flag, Rule  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -39,7 +39,7 @@ compiles = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles noth
 
 @pytest.fixture(scope="module")
 def kernels():
-    from monitor.engine import kernels_gate
+    from monitor.engine.ops.triton import gate_kernels as kernels_gate
 
     return kernels_gate
 
@@ -202,7 +202,7 @@ def test_does_nothing_where_no_gate_reads_the_layer(kernels, gated, layer):
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 1000), gates=st.integers(1, 3), vectors=st.integers(1, 3))
 def test_the_tap_joins_gates_and_orders_as_the_reference_does(kernels, seed, gates, vectors):
-    from monitor.engine.kernels import tap
+    from monitor.engine.ops.triton.tap_kernels import tap
 
     random = np.random.default_rng(seed)
     # Whole numbers, so that every sum is exact in any order and what is compared is what was chosen to be added.
@@ -255,7 +255,7 @@ def test_compiles_for_an_h100(monkeypatch, tmp_path, gates):
         triton.runtime.jit.KernelInterface, "__getitem__", lambda kernel, grid: functools.partial(launch, kernel, grid)
     )
     # A copy of the module, so that nothing compiled here is ever launched.
-    specification = importlib.util.find_spec("monitor.engine.kernels_gate")
+    specification = importlib.util.find_spec("monitor.engine.ops.triton.gate_kernels")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     arguments = make(0, [5, 9], gates)

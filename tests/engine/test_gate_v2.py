@@ -7,7 +7,7 @@ The tests are those of :mod:`tests.engine.test_gate_engine`, run on another engi
 
 import pytest
 
-from probes.concepts import load_benign
+from probes.data.concepts import load_benign
 from tests import models
 from tests.engine import test_runner_v2
 from tests.engine.test_accounting import BLOCK, CHUNK
@@ -39,7 +39,7 @@ REQUESTS = 10
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
     pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'plumbob[cpu]'")
-    from probes.activations import TransformersSource
+    from probes.models.activations import TransformersSource
 
     folder = tmp_path_factory.mktemp("gate")
     path = models.tiny_model(folder / "llama", "llama")

@@ -8,20 +8,20 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from monitor.engine.compat import require_features  # noqa: E402
-from monitor.engine.gate import MAX_GATES, Flag  # noqa: E402
-from monitor.engine.gates import Gates, Report  # noqa: E402
+from monitor.engine.gates.host import Gates, Report  # noqa: E402
+from monitor.engine.ops.gate import MAX_GATES, Flag  # noqa: E402
 from monitor.engine.rows import map_rows  # noqa: E402
 from monitor.engine.settings import ENVIRONMENT, KEY, inherited, read_wanted, take_over  # noqa: E402
 from monitor.engine.slots import Slots  # noqa: E402
 from monitor.engine.staging import Stage  # noqa: E402
-from monitor.engine.steering import ENTRIES_PER_SLOT, Steering  # noqa: E402
+from monitor.engine.steering.table import ENTRIES_PER_SLOT, Steering  # noqa: E402
 from monitor.engine.taps import Taps  # noqa: E402
+from monitor.engine.vllm.versions import require_features  # noqa: E402
 from monitor.errors import EngineError, FrameError, OrderError  # noqa: E402
-from monitor.frames import Act, Arm, Steer, decode_order, encode_order  # noqa: E402
-from probes.aggregate import Aggregate  # noqa: E402
+from monitor.wire.frames import Act, Arm, Steer, decode_order, encode_order  # noqa: E402
 from probes.errors import PlumbobError  # noqa: E402
-from probes.roles import Role  # noqa: E402
+from probes.scoring.aggregate import Aggregate  # noqa: E402
+from probes.scoring.roles import Role  # noqa: E402
 from tests.conftest import make_bundle  # noqa: E402
 from tests.engine.test_gate import Settings, clear, model  # noqa: E402
 from tests.engine.test_taps import HIDDEN, Decoder  # noqa: E402

@@ -11,13 +11,13 @@ from probes.steering.repetition import repetition
 
 torch = pytest.importorskip("torch")
 
-from monitor.engine.acts import NOTHING, act_of, entry_of, halved  # noqa: E402
-from monitor.engine.guard import STRIDE, THRESHOLD, WINDOW, Guard, Repeats, blamed, relent  # noqa: E402
 from monitor.engine.settings import ENVIRONMENT, KEY, inherited, read_wanted, take_over  # noqa: E402
 from monitor.engine.slots import ACTS  # noqa: E402
-from monitor.engine.steering import Push, halved_from, timeline  # noqa: E402
+from monitor.engine.steering.acts import NOTHING, act_of, entry_of, halved  # noqa: E402
+from monitor.engine.steering.guard import STRIDE, THRESHOLD, WINDOW, Guard, Repeats, blamed, relent  # noqa: E402
+from monitor.engine.steering.table import Push, halved_from, timeline  # noqa: E402
 from monitor.errors import OrderError  # noqa: E402
-from monitor.frames import Act, Release, Steer  # noqa: E402
+from monitor.wire.frames import Act, Release, Steer  # noqa: E402
 from probes.steering import Entry, steer  # noqa: E402
 from tests.engine.test_gates import House as Gated  # noqa: E402
 from tests.engine.test_slots import PROMPT, House  # noqa: E402

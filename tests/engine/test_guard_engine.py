@@ -4,18 +4,18 @@ import msgspec
 import numpy as np
 import pytest
 
-from monitor.actions import MemorySink
-from monitor.audit import AuditLog, verify
 from monitor.events import Guarded
-from monitor.frames import Act, Arm, Disarm, Frame, Steer, encode_ack
 from monitor.ingest import Arrival, MemorySource
 from monitor.policy import Policy
-from monitor.runtime import Monitor
+from monitor.service.monitor import Monitor
+from monitor.sinks import MemorySink
+from monitor.sinks.audit import AuditLog, verify
+from monitor.wire.frames import Act, Arm, Disarm, Frame, Steer, encode_ack
 from tests.engine.conftest import LAYERS, Seen, Wire, random_bundle, settings, start
 
 pytest.importorskip("torch")
 
-from monitor.engine.guard import WINDOW, Guard, Repeats, blamed
+from monitor.engine.steering.guard import WINDOW, Guard, Repeats, blamed
 from tests.engine.test_accounting import LARGEST
 
 pytestmark = pytest.mark.vllm
@@ -124,7 +124,7 @@ class House:
 
 @pytest.fixture(scope="module")
 def house(model_path, source, tmp_path_factory):
-    from probes.concepts import load_benign
+    from probes.data.concepts import load_benign
 
     folder = tmp_path_factory.mktemp("guard")
     bundle = random_bundle(folder / "bundle", model_path, source.markers, threshold=1e9)

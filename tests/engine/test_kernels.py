@@ -21,7 +21,7 @@ triton = pytest.importorskip("triton")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from monitor.engine import op  # noqa: E402
+from monitor.engine.ops import tap as op  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -38,7 +38,7 @@ compiles = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles noth
 
 @pytest.fixture(scope="module")
 def kernels() -> ModuleType:
-    from monitor.engine import kernels
+    from monitor.engine.ops.triton import tap_kernels as kernels
 
     return kernels
 
@@ -335,7 +335,7 @@ def launches(monkeypatch, tmp_path):
         triton.runtime.jit.KernelInterface, "__getitem__", lambda kernel, grid: functools.partial(launch, kernel, grid)
     )
     # A copy of the module, so that nothing compiled here is ever launched.
-    specification = importlib.util.find_spec("monitor.engine.kernels")
+    specification = importlib.util.find_spec("monitor.engine.ops.triton.tap_kernels")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module, compiled

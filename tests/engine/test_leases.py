@@ -2,8 +2,8 @@
 
 import pytest
 
-from monitor.engine.leases import Arrived, Leases
-from monitor.frames import Act, Arm, Disarm, Refusal, Release, Steer, Stop, Stream
+from monitor.engine.steering.leases import Arrived, Leases
+from monitor.wire.frames import Act, Arm, Disarm, Refusal, Release, Steer, Stop, Stream
 
 ACTS = [Act("v", add=0.1)]
 KEYS = {"a", "b"}

@@ -9,11 +9,11 @@ import zmq
 
 torch = pytest.importorskip("torch")
 
-from monitor.engine.link import EVENTS, FRAME_EVENTS, Exporter, OrderInbox, Step  # noqa: E402
-from monitor.engine.refusals import refusal  # noqa: E402
+from monitor.engine.exporter import EVENTS, FRAME_EVENTS, Exporter, OrderInbox, Step  # noqa: E402
 from monitor.engine.staging import DEPTH, Staging  # noqa: E402
+from monitor.engine.steering.refusals import refusal  # noqa: E402
 from monitor.errors import OrderError  # noqa: E402
-from monitor.frames import (  # noqa: E402
+from monitor.wire.frames import (  # noqa: E402
     RESYNC,
     ROW,
     VERSION,

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from monitor.engine import op  # noqa: E402
+from monitor.engine.ops import tap as op  # noqa: E402
 
 
 def make(seed: int, tokens: int, hidden: int, probes: int, vectors: int, slots: int, dtype, *, split: bool):

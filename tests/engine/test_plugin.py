@@ -2,8 +2,8 @@
 
 import pytest
 
-from monitor.engine import core, plugin
-from monitor.engine.wrap import wrap_once
+from monitor.engine.vllm import core, plugin
+from monitor.engine.vllm.wrap import wrap_once
 
 
 class Engine:

@@ -30,7 +30,7 @@ def path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def source(path):
-    from probes.activations import TransformersSource
+    from probes.models.activations import TransformersSource
 
     return TransformersSource(path, dtype="float32")
 
@@ -38,7 +38,7 @@ def source(path):
 @pytest.fixture(scope="module")
 def bundle(path, source, tmp_path_factory):
     """Tested by canaries; a worker probe reads the layer that no other does."""
-    from probes.fit import record_canaries
+    from probes.fit.bundle_fit import record_canaries
 
     folder = tmp_path_factory.mktemp("bundle")
     plain = random_bundle(folder / "random", path, source.markers, threshold=1e9, layers=LAYERS)

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from monitor.bench.arm import Arm
-from monitor.frames import Act, Frame, Steer, Stream
+from monitor.offline.engine_process import Arm
+from monitor.wire.frames import Act, Frame, Steer, Stream
 from probes.bundle import Bundle
 from tests import models
 from tests.engine.conftest import Seen, Wire, random_bundle
@@ -42,7 +42,7 @@ def model_path(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def source(model_path):
-    from probes.activations import TransformersSource
+    from probes.models.activations import TransformersSource
 
     return TransformersSource(model_path, dtype="float32")
 

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 import msgspec
 import pytest
 
-from monitor.actions import MemorySink
 from monitor.events import EngineChanged, Intervention, Ordered
-from monitor.frames import Act, Arm, Disarm, Steer, encode_ack
 from monitor.ingest import LocalSource
 from monitor.policy import Gate, Policy, Rule, SteerAction, StopAction
-from monitor.runtime import Monitor
+from monitor.service.monitor import Monitor
+from monitor.sinks import MemorySink
+from monitor.wire.frames import Act, Arm, Disarm, Steer, encode_ack
 from probes.bundle import save_bundle
 from tests.engine.conftest import Wire, random_bundle, settings, start
 from tests.models import tiny_model
@@ -97,7 +97,7 @@ class House:
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
     pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'plumbob[cpu]'")
-    from probes.activations import TransformersSource
+    from probes.models.activations import TransformersSource
 
     folder = tmp_path_factory.mktemp("safe")
     path = tiny_model(folder / "llama", "llama", max_position_embeddings=4096)

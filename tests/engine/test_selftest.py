@@ -20,12 +20,12 @@ pytest.importorskip("torch")
 
 from monitor.engine import canary_run, selftest
 from monitor.engine.settings import ENVIRONMENT, KEY, Settings
-from monitor.engine.wrap import wrap_once
+from monitor.engine.vllm.wrap import wrap_once
 from monitor.errors import EngineError
-from monitor.frames import VERSION, Hello, Stream, decode, encode_order
+from monitor.wire.frames import VERSION, Hello, Stream, decode, encode_order
 from probes.bundle import Bundle, WorkerProbe, save_bundle
-from probes.canaries import TOLERANCE, Canaries
-from probes.fit import record_canaries
+from probes.bundle.canaries import TOLERANCE, Canaries
+from probes.fit.bundle_fit import record_canaries
 from tests.workers.networks import random_worker_probe
 
 # What is compared, and with what.
@@ -379,7 +379,7 @@ def served_bundle(canary_bundle, outside_probe, source, tmp_path_factory) -> Bun
 @pytest.fixture(scope="module")
 def changeable(model_path):
     """The demo model once more, in float32, to be changed and put back."""
-    from probes.activations import TransformersSource
+    from probes.models.activations import TransformersSource
 
     return TransformersSource(model_path, dtype="float32")
 
@@ -431,7 +431,7 @@ def to_int4(weight):
 
 
 def test_what_serves_the_same_model_passes_by_a_wide_margin(model_path, canary_bundle, changeable, capsys):
-    from probes.activations import TransformersSource
+    from probes.models.activations import TransformersSource
 
     drift = canary_bundle.canaries.drift
     in_bfloat16 = drift(read(TransformersSource(model_path, dtype="bfloat16"), canary_bundle)).max()

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from monitor.engine import compat
-from monitor.engine.op import OP_VERSION
+from monitor.engine.ops.tap import OP_VERSION
 from monitor.engine.settings import ENVIRONMENT, KEY, Wanted, inherited, read_wanted, switched_on, take_over
+from monitor.engine.vllm import versions as compat
 from monitor.errors import EngineError, PrerequisiteError
 
 

@@ -16,12 +16,12 @@ from hypothesis import strategies as st  # noqa: E402
 from monitor.engine.rows import SEGMENTS, map_rows  # noqa: E402
 from monitor.engine.slots import ACTS, Slots  # noqa: E402
 from monitor.engine.staging import Stage  # noqa: E402
-from monitor.engine.steering import ENTRIES_PER_SLOT, FOREVER, Push, Steering, timeline  # noqa: E402
+from monitor.engine.steering.table import ENTRIES_PER_SLOT, FOREVER, Push, Steering, timeline  # noqa: E402
 from monitor.engine.taps import Taps  # noqa: E402
 from monitor.errors import OrderError  # noqa: E402
-from monitor.frames import Act, Release, Steer  # noqa: E402
+from monitor.wire.frames import Act, Release, Steer  # noqa: E402
 from probes.bundle import save_bundle  # noqa: E402
-from probes.roles import Role  # noqa: E402
+from probes.scoring.roles import Role  # noqa: E402
 from tests.conftest import make_bundle  # noqa: E402
 from tests.engine.test_taps import Decoder  # noqa: E402
 

@@ -17,7 +17,7 @@ TOLERANCE = 1e-4
 
 def test_each_token_is_scored_once_whatever_was_drafted(wire, tmp_path):
     pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'plumbob[cpu]'")
-    from probes.activations import TransformersSource
+    from probes.models.activations import TransformersSource
 
     path = tiny_model(tmp_path / "llama", "llama")
     source = TransformersSource(path, dtype="float32")

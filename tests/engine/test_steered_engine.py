@@ -15,11 +15,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from monitor.frames import Act, Arm, Disarm, Steer
-from probes.aggregate import Aggregate, running
+from monitor.wire.frames import Act, Arm, Disarm, Steer
 from probes.bundle import Bundle, Vector, save_bundle
-from probes.chat import Message
-from probes.roles import Role
+from probes.models.chat import Message
+from probes.scoring.aggregate import Aggregate, running
+from probes.scoring.roles import Role
 from probes.steering import NOTHING, Operation, steer
 from tests.engine.conftest import random_bundle, settings
 from tests.engine.inside import Ask, Engine, Told, clear_slots, generate, left, order, protect
@@ -73,7 +73,7 @@ class House:
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
     pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'plumbob[cpu]'")
-    from probes.activations import TransformersSource
+    from probes.models.activations import TransformersSource
 
     folder = tmp_path_factory.mktemp("inside")
     path = tiny_model(folder / "llama", "llama")

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from monitor.frames import Act, Admission, Arm, Disarm, Refusal, Release, Steer, Stop, Stream, encode_ack
+from monitor.wire.frames import Act, Admission, Arm, Disarm, Refusal, Release, Steer, Stop, Stream, encode_ack
 from probes.bundle import save_bundle
 from tests.cli.conftest import Running, free_port
 from tests.engine.conftest import Seen, Wire, random_bundle
@@ -124,7 +124,7 @@ class House:
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
     pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'plumbob[cpu]'")
-    from probes.activations import TransformersSource
+    from probes.models.activations import TransformersSource
 
     folder = tmp_path_factory.mktemp("steered")
     path = tiny_model(folder / "llama", "llama", max_position_embeddings=4096)

@@ -5,8 +5,6 @@ from contextlib import closing
 import msgspec
 import pytest
 
-from monitor.actions import MemorySink
-from monitor.audit import AuditLog, verify
 from monitor.events import (
     Alert,
     Intervention,
@@ -16,7 +14,12 @@ from monitor.events import (
     ProbeFired,
     RequestFinished,
 )
-from monitor.frames import (
+from monitor.ingest import Arrival, MemorySource
+from monitor.policy import AlertAction, Gate, Policy, Rule, SteerAction
+from monitor.service.monitor import Monitor
+from monitor.sinks import MemorySink
+from monitor.sinks.audit import AuditLog, verify
+from monitor.wire.frames import (
     VERSION,
     Ack,
     Act,
@@ -31,10 +34,7 @@ from monitor.frames import (
     Steer,
     decode_order,
 )
-from monitor.ingest import Arrival, MemorySource
-from monitor.policy import AlertAction, Gate, Policy, Rule, SteerAction
-from monitor.runtime import Monitor
-from probes.roles import Role
+from probes.scoring.roles import Role
 
 CLAMP = SteerAction("sycophancy", 0.0, 50, "clamp", high=0.1, gate=Gate(hold=8, release=0.25, release_streak=2))
 ADD = SteerAction("harmful_intent", -0.2, None, gate=Gate(streak=3))

@@ -6,15 +6,15 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
-from monitor.actions import MemorySink
-from monitor.api.metrics import MonitorCollector
-from monitor.audit import AuditLog, verify
 from monitor.events import Guarded, Request, RequestFinished
-from monitor.frames import VERSION, Act, GateEvent, GuardEvent, Hello, Started, decode, encode_frame
 from monitor.ingest import Arrival, MemorySource
 from monitor.policy import Policy
-from monitor.runtime import Monitor
-from probes.roles import Role
+from monitor.service.monitor import Monitor
+from monitor.sinks import MemorySink
+from monitor.sinks.audit import AuditLog, verify
+from monitor.telemetry.collector import MonitorCollector
+from monitor.wire.frames import VERSION, Act, GateEvent, GuardEvent, Hello, Started, decode, encode_frame
+from probes.scoring.roles import Role
 
 LEFT = [Act("sycophancy", add=-0.1), Act("harmful_intent", scale=0.5)]
 GATE = "policy:abcdef012345:flattery:0"

@@ -13,7 +13,8 @@ import zmq
 import zmq.asyncio
 
 from monitor.errors import PortError
-from monitor.frames import (
+from monitor.ingest import LocalSource, Malformed, core_identity, read_arrival
+from monitor.wire.frames import (
     HELLO,
     VERSION,
     Act,
@@ -25,7 +26,6 @@ from monitor.frames import (
     encode_hello,
     encode_order,
 )
-from monitor.ingest import LocalSource, Malformed, core_identity, read_arrival
 
 
 @pytest.fixture

@@ -6,9 +6,12 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from monitor.actions import MemorySink
 from monitor.events import Alert, EngineChanged, FramesLost, Intervention, ProbeFired, RequestFinished
-from monitor.frames import (
+from monitor.ingest import Arrival, LocalSource, Malformed, MemorySource
+from monitor.policy import AlertAction, Policy, Rule, SteerAction, default_policy
+from monitor.service.monitor import Limits, Monitor
+from monitor.sinks import MemorySink
+from monitor.wire.frames import (
     RESYNC,
     VERSION,
     Ack,
@@ -20,10 +23,7 @@ from monitor.frames import (
     encode_frame,
     encode_hello,
 )
-from monitor.ingest import Arrival, LocalSource, Malformed, MemorySource
-from monitor.policy import AlertAction, Policy, Rule, SteerAction, default_policy
-from monitor.runtime import Limits, Monitor
-from probes.roles import Role
+from probes.scoring.roles import Role
 
 STEER_ID = "rule:sycophancy:-0.2:50"
 STEERING = Policy(

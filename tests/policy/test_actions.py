@@ -3,11 +3,12 @@ import logging
 
 import pytest
 
-from monitor.actions import Actions, LogSink, MemorySink, Recorder
 from monitor.events import Alert, EngineChanged, EventLog, Intervention, ProbeFired, Request
-from monitor.frames import Act, Steer
+from monitor.interventions import Actions
 from monitor.policy import AlertAction, Decision, SteerAction
-from monitor.stats import Stats
+from monitor.sinks import LogSink, MemorySink, Recorder
+from monitor.telemetry.stats import Stats
+from monitor.wire.frames import Act, Steer
 
 
 def fired(key="a", probe="toxicity") -> ProbeFired:

@@ -5,15 +5,15 @@ from contextlib import closing
 import msgspec
 import pytest
 
-from monitor.actions import MemorySink
-from monitor.audit import AuditLog, verify
 from monitor.errors import PolicyError
 from monitor.events import Intervention, Ordered
-from monitor.frames import VERSION, Ack, Act, Arm, Hello, Refusal, Started, Steer, Stop, decode_order
 from monitor.ingest import Arrival, MemorySource
 from monitor.policy import SteerAction, StopAction, load_policy
-from monitor.runtime import Monitor
-from probes.roles import Role
+from monitor.service.monitor import Monitor
+from monitor.sinks import MemorySink
+from monitor.sinks.audit import AuditLog, verify
+from monitor.wire.frames import VERSION, Ack, Act, Arm, Hello, Refusal, Started, Steer, Stop, decode_order
+from probes.scoring.roles import Role
 
 MESSAGE = "I must stop here."
 POLICY = """

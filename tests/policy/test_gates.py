@@ -10,9 +10,9 @@ import pytest
 from monitor.errors import PolicyError
 from monitor.events import ProbeFired, Request
 from monitor.policy import EscalateAction, Gate, SteerAction, StopAction, load_policy
-from probes.aggregate import Aggregate
 from probes.bundle import Calibration, Evaluation, ModelIdentity, Probe, Vector, save_bundle
-from probes.roles import Markers
+from probes.scoring.aggregate import Aggregate
+from probes.scoring.roles import Markers
 
 RULE = """
 version: 1

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor.actions.once import Once
+from monitor.interventions.deduplicator import Once
 
 
 @dataclass(frozen=True)

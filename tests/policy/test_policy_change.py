@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from monitor.events import Alert, Intervention, Ordered, PolicyChanged
-from monitor.frames import Act, Arm, Disarm, GateEvent, Refusal, Started, Steer
 from monitor.policy import AlertAction, Gate, Policy, Rule, SteerAction
-from probes.roles import Role
+from monitor.wire.frames import Act, Arm, Disarm, GateEvent, Refusal, Started, Steer
+from probes.scoring.roles import Role
 from tests.policy.test_fail_closed import Desk
 
 CLAMP = SteerAction("sycophancy", 0.0, None, "clamp", high=0.1, gate=Gate(hold=8))

@@ -5,10 +5,10 @@ import shutil
 import numpy as np
 import pytest
 
-from probes.activations import TransformersSource, _alike
-from probes.chat import Message
 from probes.errors import ModelError
-from probes.roles import Role, RoleReader
+from probes.models.activations import TransformersSource, _alike
+from probes.models.chat import Message
+from probes.scoring.roles import Role, RoleReader
 from tests.models import tiny_model
 
 torch = pytest.importorskip("torch")

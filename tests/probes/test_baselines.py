@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from probes.baselines import text_of, text_scores
-from probes.chat import Message
-from probes.concepts import Concept
-from probes.metrics import auroc
-from probes.roles import Role
+from probes.data.concepts import Concept
+from probes.evaluation.baselines import text_of, text_scores
+from probes.evaluation.metrics import auroc
+from probes.models.chat import Message
+from probes.scoring.roles import Role
 
 pytest.importorskip("sklearn")
 

@@ -4,8 +4,8 @@ import functools
 
 import pytest
 
-from probes.blocks import adds_residual, find_blocks
 from probes.errors import ModelError
+from probes.models.blocks import adds_residual, find_blocks
 
 torch = pytest.importorskip("torch")
 

@@ -5,13 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from probes import calibrate as calibration
-from probes.aggregate import Aggregate
-from probes.calibrate import calibrate, clopper_pearson, recalibrate, traffic_slices
+from probes.bundle.manifest import Calibration, Evaluation, Probe
+from probes.calibration import thresholds as calibration
+from probes.calibration.thresholds import calibrate, recalibrate, traffic_slices
+from probes.data.requests import Request
 from probes.errors import ConceptError
-from probes.manifest import Calibration, Evaluation, Probe
-from probes.requests import Request
-from probes.score import Scores
+from probes.evaluation.offline_scores import Scores
+from probes.scoring.aggregate import Aggregate
+from probes.scoring.intervals import clopper_pearson
 
 RATE = 0.1
 CERTIFIED = 30

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probes.calibrate import calibrate, clopper_pearson, may_fire
+from probes.calibration.thresholds import calibrate, may_fire
 from probes.errors import ConceptError
+from probes.scoring.intervals import clopper_pearson
 
 RATES = st.integers(1, 400).map(lambda count: Fraction(1, count + 1)) | st.fractions(
     Fraction(1, 400), Fraction(1, 2), max_denominator=400

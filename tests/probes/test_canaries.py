@@ -5,10 +5,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from probes.aggregate import Aggregate
 from probes.bundle import Calibration, Evaluation, Probe, WorkerProbe
-from probes.canaries import CONVERSATIONS, MASSIVE, TOLERANCE, Canaries
-from probes.multimax import MultiMax
+from probes.bundle.canaries import CONVERSATIONS, MASSIVE, TOLERANCE, Canaries
+from probes.scoring.aggregate import Aggregate
+from probes.scoring.multimax import MultiMax
 
 HIDDEN = 16
 PROMPTS = ([1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11, 12])
@@ -159,13 +159,13 @@ def probe(layer: int, index: int) -> Probe:
 
 @pytest.fixture(scope="module")
 def source(tiny_model):
-    from probes.activations import TransformersSource
+    from probes.models.activations import TransformersSource
 
     return TransformersSource(tiny_model, dtype="float32")
 
 
 def test_what_a_fit_records_is_what_the_model_computes(source):
-    from probes.fit import record_canaries
+    from probes.fit.bundle_fit import record_canaries
 
     random = np.random.default_rng(1)
     # Not in the order of their layers, as concepts are fitted.
@@ -185,7 +185,7 @@ def test_what_a_fit_records_is_what_the_model_computes(source):
 
 @pytest.mark.parametrize("linear", [0, 2])
 def test_a_fit_records_what_worker_probes_read_behind_the_linear_ones(source, linear):
-    from probes.fit import record_canaries
+    from probes.fit.bundle_fit import record_canaries
 
     random = np.random.default_rng(2)
     probes = [(probe(1, index), random.normal(size=source.hidden), 0.5) for index in range(linear)]

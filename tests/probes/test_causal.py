@@ -4,15 +4,15 @@ import msgspec
 import numpy as np
 import pytest
 
-from probes.activations import TransformersSource
-from probes.aggregate import Aggregate
-from probes.causal import ANSWERS, COMPLIANCES, REFUSALS, REFUSING, _answers, _openings, check, verdict
-from probes.chat import Message
+from probes.bundle.manifest import Calibration, Evaluation, Probe
+from probes.data.examples import Pair
 from probes.errors import ConceptError, ModelError
-from probes.examples import Pair
-from probes.manifest import Calibration, Evaluation, Probe
-from probes.metrics import Interval
-from probes.report.document import Causal
+from probes.evaluation.metrics import Interval
+from probes.evaluation.results import Causal
+from probes.models.activations import TransformersSource
+from probes.models.chat import Message
+from probes.scoring.aggregate import Aggregate
+from probes.steering.causal import ANSWERS, COMPLIANCES, REFUSALS, REFUSING, _answers, _openings, check, verdict
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -5,9 +5,9 @@ import itertools
 
 import pytest
 
-from probes.chat import Message, encode, find_markers
 from probes.errors import ModelError, PlumbobError
-from probes.roles import Role, RoleReader
+from probes.models.chat import Message, encode, find_markers
+from probes.scoring.roles import Role, RoleReader
 from tests.probes.conftest import CHATML, make_tokenizer
 
 LLAMA_3 = """\

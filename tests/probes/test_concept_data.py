@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from probes.chat import Message
-from probes.concepts import CONCEPTS, Concept, benign_path, load_benign
-from probes.concepts.concept import FEWEST_PAIRS
-from probes.corpus import FEWEST_GROUPS
+from probes.data.concepts import CONCEPTS, Concept, benign_path, load_benign
+from probes.data.concepts.concept import FEWEST_PAIRS
+from probes.data.corpus import FEWEST_GROUPS
+from probes.data.examples import Benign, Example, by_source
 from probes.errors import ConceptError
-from probes.examples import Benign, Example, by_source
-from probes.material import NEGATED
-from probes.roles import Role
-from probes.store import KEPT
+from probes.fit.material import NEGATED
+from probes.models.activation_store import KEPT
+from probes.models.chat import Message
+from probes.scoring.roles import Role
 
 NAMES = [concept.name for concept in CONCEPTS]
 SPEAKERS = {"system", "user", "assistant"}

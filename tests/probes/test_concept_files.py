@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import yaml
 
-from probes.concepts import CONCEPTS, load_concept
-from probes.concepts.concept import DATA
+from probes.data.concepts import CONCEPTS, load_concept
+from probes.data.concepts.concept import DATA
 from probes.errors import ConceptError
-from probes.metrics import auroc
-from probes.roles import Role
+from probes.evaluation.metrics import auroc
+from probes.scoring.roles import Role
 
 NAMES = ["sandbagging", "situational_awareness"]
 LONGER = 0.12

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probes.chat import Message
-from probes.corpus import FEWEST_GROUPS, MAX_TOKENS, sample_benign, sample_examples
+from probes.data.corpus import FEWEST_GROUPS, MAX_TOKENS, sample_benign, sample_examples
+from probes.data.examples import Benign, Example
 from probes.errors import ConceptError
-from probes.examples import Benign, Example
+from probes.models.chat import Message
 
 EVERYTHING = 10**9
 

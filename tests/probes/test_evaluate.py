@@ -7,22 +7,22 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from probes.aggregate import Aggregate
-from probes.chat import Message
-from probes.concepts import Concept
-from probes.controls import DRAWS
-from probes.corpus import Sample
-from probes.evaluate import SMALLEST, _grouped, evaluate, sweep
-from probes.examples import Benign, Example
-from probes.linear import Spans
-from probes.material import Material, Ordinary, _material
-from probes.metrics import auroc
-from probes.report.document import ProbeReport
-from probes.report.sentences import NO_EVIDENCE, sentences
-from probes.roles import Role
-from probes.selection import Candidate, leave_out, leave_sources_out
-from probes.store import Rows
-from probes.variants import Variant
+from probes.data.concepts import Concept
+from probes.data.corpus import Sample
+from probes.data.examples import Benign, Example
+from probes.data.variants import Variant
+from probes.evaluation.conclusions import NO_EVIDENCE, sentences
+from probes.evaluation.metrics import auroc
+from probes.evaluation.results import ProbeReport
+from probes.fit.controls import DRAWS
+from probes.fit.held_out import SMALLEST, _grouped, evaluate, sweep
+from probes.fit.linear import Spans
+from probes.fit.material import Material, Ordinary, _material
+from probes.fit.selection import Candidate, leave_out, leave_sources_out
+from probes.models.activation_store import Rows
+from probes.models.chat import Message
+from probes.scoring.aggregate import Aggregate
+from probes.scoring.roles import Role
 
 pytest.importorskip("sklearn")
 
@@ -119,7 +119,7 @@ def plant(
 
 
 def judge(material: Material, kinds=("mean_difference",), layers=(1, 2)):
-    """As :class:`probes.concept_fit.ConceptFit` does."""
+    """As :class:`probes.fit.concept_fit.ConceptFit` does."""
     candidates = [Candidate(layer, kind, 1e-2, AGGREGATE) for layer in layers for kind in kinds]
     folds = leave_sources_out(material.data)
     table = leave_out(material.rows, CONCEPT.roles, material.data, candidates, folds, RATE)
@@ -321,7 +321,7 @@ def test_each_part_of_the_grouped_split_has_whole_groups_of_either_label(groups)
 
 
 def test_the_probe_that_is_judged_was_made_without_what_it_is_judged_on(monkeypatch):
-    from probes import evaluate as evaluating
+    from probes.fit import held_out as evaluating
 
     material = plant(np.random.default_rng(8))
     genuine, seen = evaluating.make, []
@@ -342,7 +342,7 @@ def test_the_probe_that_is_judged_was_made_without_what_it_is_judged_on(monkeypa
 
 def test_variants_are_judged_by_probes_that_saw_neither_them_nor_their_like(monkeypatch):
     """Of a probe that reads the state, one style hides what it reads, and the other leaves it as it is."""
-    from probes import evaluate as evaluating
+    from probes.fit import held_out as evaluating
 
     random = np.random.default_rng(11)
     material = plant(random, words=True)
@@ -387,7 +387,7 @@ def test_variants_are_judged_by_probes_that_saw_neither_them_nor_their_like(monk
 
 def test_choosing_looks_at_the_other_folds_only(monkeypatch):
     """Layer, kind and penalty of a split's probe are those that the other folds would have taken."""
-    from probes import evaluate as evaluating
+    from probes.fit import held_out as evaluating
 
     genuine, asked = evaluating.choose, []
     monkeypatch.setattr(

@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from probes import concept_fit
-from probes import fit as fitting
-from probes import material as gathering
-from probes.activations import TransformersSource
-from probes.aggregate import Aggregate, running
 from probes.bundle import MANIFEST, TENSORS, load_bundle
-from probes.canaries import CONVERSATIONS, TOLERANCE, Canaries
-from probes.chat import Message
-from probes.concepts import CONCEPTS, Concept, benign_path
+from probes.bundle.canaries import CONVERSATIONS, TOLERANCE, Canaries
+from probes.data.concepts import CONCEPTS, Concept, benign_path
+from probes.data.examples import Benign
 from probes.errors import BundleError, ConceptError, ModelError
-from probes.examples import Benign
-from probes.metrics import Interval
+from probes.evaluation.metrics import Interval
+from probes.fit import bundle_fit as fitting
+from probes.fit import concept_fit
+from probes.fit import material as gathering
 from probes.models import identify
+from probes.models.activations import TransformersSource
+from probes.models.chat import Message
 from probes.report import files as reporting
-from probes.roles import Role
+from probes.scoring.aggregate import Aggregate, running
+from probes.scoring.roles import Role
 
 pytest.importorskip("torch")
 pytest.importorskip("sklearn")

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from probes.activations import TransformersSource
 from probes.errors import ModelError
-from probes.forcing import Prompt, log_likelihoods
+from probes.models.activations import TransformersSource
+from probes.models.teacher_forcing import Prompt, log_likelihoods
 from probes.steering.edit import Edit
 from tests.models import tiny_model as model_of
 

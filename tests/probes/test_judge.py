@@ -4,21 +4,21 @@ import msgspec
 import numpy as np
 import pytest
 
-from probes.activations import Reading
-from probes.aggregate import Aggregate, running
 from probes.bundle import Calibration, Evaluation, ModelIdentity, Probe, save_bundle
-from probes.chat import Message
-from probes.crossed import Crossed, crossed
-from probes.heatmaps import SHOWN
-from probes.judge import judge, require_labels
-from probes.labelled import Labelled
-from probes.manifest import Probability, Provenance
-from probes.metrics import recall_at
+from probes.bundle.manifest import Probability, Provenance
+from probes.data.requests import Request, RequestError
+from probes.evaluation.cross_validated_baselines import Crossed, crossed
+from probes.evaluation.heatmaps import SHOWN
+from probes.evaluation.judge import judge, require_labels
+from probes.evaluation.labelled import Labelled
+from probes.evaluation.metrics import recall_at
+from probes.evaluation.offline_scores import Scorer
+from probes.evaluation.results import Report
+from probes.models.activations import Reading
+from probes.models.chat import Message
 from probes.report import concluded
-from probes.report.document import Report
-from probes.requests import Request, RequestError
-from probes.roles import Markers, RoleReader
-from probes.score import Scorer
+from probes.scoring.aggregate import Aggregate, running
+from probes.scoring.roles import Markers, RoleReader
 
 THRESHOLD = 5.0
 MARKERS = Markers(headers={"user": [1, 2], "assistant": [1, 3]}, terminator=[4])

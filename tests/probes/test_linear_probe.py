@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probes import linear
-from probes.aggregate import Aggregate, running, running_mean
 from probes.errors import ConceptError
-from probes.linear import Linear, Spans, Training, fit
-from probes.metrics import auroc
-from probes.roles import Role
-from probes.store import Rows
+from probes.evaluation.metrics import auroc
+from probes.fit import linear
+from probes.fit.linear import Linear, Spans, Training, fit
+from probes.models.activation_store import Rows
+from probes.scoring.aggregate import Aggregate, running, running_mean
+from probes.scoring.roles import Role
 
 pytest.importorskip("sklearn")
 

@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probes import material as gathering
-from probes.calibrate import may_fire
-from probes.chat import Message
-from probes.concepts import CONCEPTS, load_benign
-from probes.examples import Benign
-from probes.fit import _rate
-from probes.material import CALIBRATING, _choose_ordinary, calibrating
+from probes.calibration.thresholds import may_fire
+from probes.data.concepts import CONCEPTS, load_benign
+from probes.data.examples import Benign
+from probes.fit import material as gathering
+from probes.fit.bundle_fit import _rate
+from probes.fit.material import CALIBRATING, _choose_ordinary, calibrating
+from probes.models.chat import Message
 
 
 class Source:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probes.metrics import (
+from probes.evaluation.metrics import (
     MIN_GROUPS,
     ROC_POINTS,
     Interval,

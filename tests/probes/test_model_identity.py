@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from probes import models
 from probes.errors import ModelError
 from probes.models import cache_directory, identify, resolve_model
+from probes.models import identity as models
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probes.aggregate import Aggregate, running
 from probes.errors import ConceptError
-from probes.linear import Spans, Training, fit
-from probes.metrics import auroc
-from probes.multimax import MAX_WINDOW, MultiMax
-from probes.roles import Role
-from probes.store import Rows
+from probes.evaluation.metrics import auroc
+from probes.fit.linear import Spans, Training, fit
+from probes.models.activation_store import Rows
+from probes.scoring.aggregate import Aggregate, running
+from probes.scoring.multimax import MAX_WINDOW, MultiMax
+from probes.scoring.roles import Role
 
 HIDDEN = 6
 
@@ -180,7 +180,7 @@ def planted(count=240, tokens=9, seed=0):
 
 def fitted(*arguments, **recipe):
     pytest.importorskip("torch")
-    from probes.multimax_fit import Recipe, fit_multimax
+    from probes.fit.multimax_training import Recipe, fit_multimax
 
     return fit_multimax(*arguments, Recipe(**{"width": 16, "heads": 2, "window": 3, **recipe}))
 
@@ -192,7 +192,7 @@ def same(one, other):
 @pytest.fixture
 def quick(monkeypatch):
     """A few epochs, at a rate that suits few conversations."""
-    fitting = pytest.importorskip("probes.multimax_fit")
+    fitting = pytest.importorskip("probes.fit.multimax_training")
     monkeypatch.setattr(fitting, "EPOCHS", 5)
     monkeypatch.setattr(fitting, "LEARNING_RATE", 3e-3)
     return fitting
@@ -200,7 +200,7 @@ def quick(monkeypatch):
 
 @pytest.mark.parametrize("loss", ["attention", "token"])
 def test_it_finds_what_no_direction_shows(loss, monkeypatch):
-    fitting = pytest.importorskip("probes.multimax_fit")
+    fitting = pytest.importorskip("probes.fit.multimax_training")
     monkeypatch.setattr(fitting, "LEARNING_RATE", 3e-3)
     conversations, labels, groups = planted()
     fresh, fresh_labels, _ = planted(seed=1)
@@ -273,7 +273,7 @@ def test_the_scale_of_a_coordinate_does_not_matter(quick):
     labels=st.lists(st.booleans(), min_size=1, max_size=30), names=st.integers(1, 12), seed=st.integers(0, 2**32 - 1)
 )
 def test_no_group_is_held_out_in_part(labels, names, seed):
-    fitting = pytest.importorskip("probes.multimax_fit")
+    fitting = pytest.importorskip("probes.fit.multimax_training")
     labels = np.array(labels)
     groups = np.random.default_rng(seed).integers(names, size=len(labels)).astype(str)
     conversations = dict.fromkeys(range(len(labels)))

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from probes.errors import PlumbobError
-from probes.metrics import Interval, proportion, roc_points
+from probes.evaluation import conclusions as sentences
+from probes.evaluation.metrics import Interval, proportion, roc_points
+from probes.evaluation.wording import number, percent
 from probes.report import (
     HTML,
     JSON,
@@ -34,10 +36,8 @@ from probes.report import (
     read,
     render,
     require_figures,
-    sentences,
     write,
 )
-from probes.report.words import number, percent
 
 replace = msgspec.structs.replace
 HOSTILE = "<script>alert(1)</script> & \"quoted\" 'single' $x_1$ \x00 https://example.invalid/"

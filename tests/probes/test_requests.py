@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from probes.chat import Message
-from probes.requests import Request, RequestError, read_requests
+from probes.data.requests import Request, RequestError, read_requests
+from probes.models.chat import Message
 
 GOOD = '{"id": 0, "prompt": "x"}'
 

@@ -10,20 +10,20 @@ import msgspec
 import numpy as np
 import pytest
 
-from monitor.frames import Started
 from monitor.verdicts import VerdictTable
-from probes import score as scoring
-from probes.activations import TransformersSource
-from probes.aggregate import Aggregate, running
+from monitor.wire.frames import Started
 from probes.bundle import Bundle, Calibration, Evaluation, Probe, WorkerProbe, load_bundle, save_bundle
-from probes.chat import Message, find_markers
+from probes.bundle.manifest import Probability
+from probes.data.requests import Request, RequestError
 from probes.errors import BundleError, ModelError
-from probes.manifest import Probability
+from probes.evaluation import offline_scores as scoring
+from probes.evaluation.offline_scores import Scorer, Scores, open_scorer, score_requests
 from probes.models import identify
-from probes.multimax import MultiMax
-from probes.requests import Request, RequestError
-from probes.roles import Role, RoleReader
-from probes.score import Scorer, Scores, open_scorer, score_requests
+from probes.models.activations import TransformersSource
+from probes.models.chat import Message, find_markers
+from probes.scoring.aggregate import Aggregate, running
+from probes.scoring.multimax import MultiMax
+from probes.scoring.roles import Role, RoleReader
 from tests.conftest import make_frame
 
 torch = pytest.importorskip("torch")

@@ -5,11 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probes.aggregate import Aggregate
-from probes.linear import Spans
-from probes.metrics import auroc
-from probes.roles import Role
-from probes.selection import (
+from probes.evaluation.metrics import auroc
+from probes.fit.linear import Spans
+from probes.fit.selection import (
     SHIPPED,
     TOPIC_FOLDS,
     Candidate,
@@ -23,7 +21,9 @@ from probes.selection import (
     make,
     shown,
 )
-from probes.store import Rows
+from probes.models.activation_store import Rows
+from probes.scoring.aggregate import Aggregate
+from probes.scoring.roles import Role
 
 HIDDEN = 6
 AGGREGATE = Aggregate(half_life=3.0, min_tokens=1)
@@ -291,7 +291,7 @@ def test_a_fold_that_shows_nothing_has_no_say():
 
 def test_the_layer_that_tells_is_chosen_and_nothing_that_is_left_out_was_fitted_on(monkeypatch):
     """Layer 2 holds the concept; in layer 1 the sources differ in where it is."""
-    from probes import selection
+    from probes.fit import selection
 
     pytest.importorskip("sklearn")
     random = np.random.default_rng(0)
@@ -362,8 +362,8 @@ def test_a_bigger_probe_gains_where_it_is_clearly_better_only():
 
 def test_a_network_is_made_of_what_was_chosen():
     pytest.importorskip("torch")
-    from probes.linear import Linear
-    from probes.multimax import MultiMax
+    from probes.fit.linear import Linear
+    from probes.scoring.multimax import MultiMax
 
     random = np.random.default_rng(2)
     data = mixed(("one", 40, None, 4), ("two", 40, None, 4), requests=[("x", 40)])
@@ -389,8 +389,8 @@ def test_a_network_is_made_of_what_was_chosen():
 
 
 def test_the_name_of_what_ships_is_that_of_its_examples():
-    from probes.chat import Message
-    from probes.examples import Benign, Pair
+    from probes.data.examples import Benign, Pair
+    from probes.models.chat import Message
 
     pair = Pair("p", "t", [Message("user", "a")], [Message("user", "b")])
     assert {example.source for example in pair.examples("own")} == {SHIPPED}

@@ -16,10 +16,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probes import signing
-from probes.bundle import MANIFEST, TENSORS, load_bundle
-from probes.errors import BundleError
-from probes.signing import (
+from probes.bundle import MANIFEST, TENSORS, load_bundle, signing
+from probes.bundle.signing import (
     CLOCK_SKEW,
     SIGNATURE,
     Signature,
@@ -31,6 +29,7 @@ from probes.signing import (
     require_signature,
     sign_bundle,
 )
+from probes.errors import BundleError
 from tests.conftest import make_bundle
 
 MADE = datetime(2026, 1, 1, tzinfo=UTC)

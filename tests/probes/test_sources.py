@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from probes.data.examples import Example
+from probes.data.sources import load, load_benign, provenance
 from probes.errors import ConceptError
-from probes.examples import Example
-from probes.sources import load, load_benign, provenance
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 CONCEPTS = ("harmful_intent", "refusal", "toxicity", "sycophancy", "false_statement", "instructed_lie")
@@ -198,7 +198,9 @@ def test_the_order_does_not_depend_on_how_a_process_hashes(sets):
             for verb in ("hoot", "sing")
         ],
     )
-    code = "import sys, pathlib; from probes.sources import load; print(load(sys.argv[1], pathlib.Path(sys.argv[2])))"
+    code = (
+        "import sys, pathlib; from probes.data.sources import load; print(load(sys.argv[1], pathlib.Path(sys.argv[2])))"
+    )
     printed = {
         subprocess.run(
             [sys.executable, "-c", code, "sycophancy", str(sets.root)],

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from probes import store as storing
-from probes.activations import Reading
+from probes.models import activation_store as storing
 from probes.models import no_progress
-from probes.roles import Role
-from probes.store import Rows, Store, last_message
+from probes.models.activation_store import Rows, Store, last_message
+from probes.models.activations import Reading
+from probes.scoring.roles import Role
 
 HIDDEN, LAYERS = 6, [1, 3]
 ROLES = np.array([Role.TEMPLATE, Role.SYSTEM, Role.TEMPLATE, Role.USER, Role.USER, Role.TEMPLATE, Role.ASSISTANT])

@@ -2,11 +2,11 @@
 
 import pytest
 
-from probes.chat import Message
-from probes.concepts import CONCEPTS
-from probes.examples import Example
-from probes.roles import Role
-from probes.variants import ATTACKS, STYLES, variants
+from probes.data.concepts import CONCEPTS
+from probes.data.examples import Example
+from probes.data.variants import ATTACKS, STYLES, variants
+from probes.models.chat import Message
+from probes.scoring.roles import Role
 
 BY_NAME = {concept.name: concept for concept in CONCEPTS}
 ASKED = next(concept for concept in CONCEPTS if concept.roles == (Role.USER,))

@@ -5,10 +5,10 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from monitor.reader import VllmSource
-from probes import concept_fit
-from probes.activations import TransformersSource
+from monitor.offline.source import VllmSource
 from probes.errors import ModelError
+from probes.fit import concept_fit
+from probes.models.activations import TransformersSource
 from tests.models import tiny_model
 from tests.probes.test_fit_bundle import Reads, concepts, few_benign, fit, quick  # noqa: F401  (fixtures)
 

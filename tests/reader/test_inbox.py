@@ -4,10 +4,20 @@ import numpy as np
 import pytest
 import zmq
 
-from monitor.frames import ROW, VERSION, FrameHeader, Hello, Started, StateBlock, Stream, decode_order, encode_frame
-from monitor.frames import encode_hello as hello
-from monitor.reader.inbox import StateInbox
-from monitor.states import StateWriter
+from monitor.offline.inbox import StateInbox
+from monitor.wire.frames import (
+    ROW,
+    VERSION,
+    FrameHeader,
+    Hello,
+    Started,
+    StateBlock,
+    Stream,
+    decode_order,
+    encode_frame,
+)
+from monitor.wire.frames import encode_hello as hello
+from monitor.wire.ring import StateWriter
 
 HIDDEN = 4
 RING = 16

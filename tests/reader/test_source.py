@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from monitor.errors import EngineError
-from monitor.reader import VllmSource
-from monitor.reader import source as reading
-from probes.concepts import load_benign
+from monitor.offline import source as reading
+from monitor.offline.source import VllmSource
+from probes.data.concepts import load_benign
 from probes.errors import ModelError
 from tests.engine.conftest import LAYERS, model_path, source  # noqa: F401  (fixtures)
 from tests.engine.test_accounting import LARGEST
@@ -93,7 +93,7 @@ def test_answers_are_the_greedy_ones_of_transformers(engine, source, conversatio
 
 
 def test_an_answer_ends_before_the_token_that_ends_it(engine, source):  # noqa: F811
-    from probes.chat import Message
+    from probes.models.chat import Message
 
     prompt = source.encode([Message("user", "What is the capital of France? Answer with one word.")], respond=True)
     (answered,) = engine.respond([prompt], 64)

@@ -1,7 +1,7 @@
 """What ``plumbob score`` says of a conversation is what the monitor said of it while it was served.
 
 A conversation of three turns through a real server, with its earlier turns in the prefix cache, against
-:class:`probes.score.Scorer` on the same messages with the answer behind them.
+:class:`probes.evaluation.offline_scores.Scorer` on the same messages with the answer behind them.
 
 The last token that was sampled is never read by an engine: no token follows it for which it would have to be. Where it
 ended the answer by itself, it is the end of the message, which no probe reads, and the two say the same of the whole
@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from monitor.cli.listener import Listener
-from probes.aggregate import Aggregate
-from probes.chat import Message
-from probes.requests import Request
-from probes.roles import Role, RoleReader
-from probes.score import Encoded, Scorer, Scores
+from probes.data.requests import Request
+from probes.evaluation.offline_scores import Encoded, Scorer, Scores
+from probes.models.chat import Message
+from probes.scoring.aggregate import Aggregate
+from probes.scoring.roles import Role, RoleReader
 from tests.engine.conftest import TYPICAL, model_path, random_bundle, source  # noqa: F401  (fixtures)
 from tests.serve.test_serve import running_server
 

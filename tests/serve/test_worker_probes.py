@@ -17,13 +17,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from monitor.cli.listener import Listener
-from probes.aggregate import Aggregate, running
 from probes.bundle import Bundle, WorkerProbe, save_bundle
-from probes.chat import Message
-from probes.fit import record_canaries
-from probes.requests import Request
-from probes.roles import Role
-from probes.score import Encoded, Scorer
+from probes.data.requests import Request
+from probes.evaluation.offline_scores import Encoded, Scorer
+from probes.fit.bundle_fit import record_canaries
+from probes.models.chat import Message
+from probes.scoring.aggregate import Aggregate, running
+from probes.scoring.roles import Role
 from tests.engine.conftest import TYPICAL, model_path, random_bundle, source  # noqa: F401  (fixtures)
 from tests.serve.test_serve import descendants, running_server, wait_until
 from tests.workers.networks import random_worker_probe

@@ -4,10 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitor.events import Request
-from monitor.frames import Started
 from monitor.verdicts import VerdictTable
-from probes.aggregate import running_mean
-from probes.roles import Role
+from monitor.wire.frames import Started
+from probes.scoring.aggregate import running_mean
+from probes.scoring.roles import Role
 
 HARMFUL, TOXICITY, SYCOPHANCY = range(3)
 

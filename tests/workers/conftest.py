@@ -9,17 +9,17 @@ import msgspec
 import numpy as np
 import pytest
 
-from monitor.actions import MemorySink
-from monitor.frames import VERSION, Frame, Hello, Started, StateBlock, Steer, Stream, decode, decode_order
-from monitor.frames import encode_frame as encode
 from monitor.ingest import Arrival, MemorySource
 from monitor.policy import default_policy
-from monitor.runtime import Limits, Monitor
-from monitor.states import StateWriter
+from monitor.service.monitor import Limits, Monitor
+from monitor.sinks import MemorySink
+from monitor.wire.frames import VERSION, Frame, Hello, Started, StateBlock, Steer, Stream, decode, decode_order
+from monitor.wire.frames import encode_frame as encode
+from monitor.wire.ring import StateWriter
 from monitor.workers import WorkerPool
-from probes.aggregate import Aggregate
 from probes.bundle import Bundle, Calibration, Evaluation, Probe, WorkerProbe, save_bundle
-from probes.multimax import MultiMax
+from probes.scoring.aggregate import Aggregate
+from probes.scoring.multimax import MultiMax
 from tests.conftest import HIDDEN, PROBES, make_bundle, make_frame
 
 WORKER_PROBES = (

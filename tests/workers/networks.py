@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 
 from probes.bundle import Probe, WorkerProbe
-from probes.multimax import MultiMax
+from probes.scoring.multimax import MultiMax
 
 
 def random_network(seed: int, hidden: int, *, norm: float = 1.0) -> MultiMax:

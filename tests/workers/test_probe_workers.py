@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from monitor.events import Alert, Intervention, ProbeFired, RequestFinished
-from monitor.frames import VERSION as FRAMES
-from monitor.frames import Act, Hello, Started, StateBlock, Steer, Stream, encode_frame, encode_hello
 from monitor.ingest import Arrival, MemorySource
 from monitor.policy import AlertAction, Policy, Rule, SteerAction, default_policy, load_policy
-from monitor.runtime import Monitor
-from probes.aggregate import running
-from probes.roles import Role
+from monitor.service.monitor import Monitor
+from monitor.wire.frames import VERSION as FRAMES
+from monitor.wire.frames import Act, Hello, Started, StateBlock, Steer, Stream, encode_frame, encode_hello
+from probes.scoring.aggregate import running
+from probes.scoring.roles import Role
 from tests.conftest import HIDDEN
 from tests.workers.conftest import LAYERS, LINEAR, WORKER_PROBES, Engine, by_probe, rows_of
 
@@ -428,7 +428,7 @@ from tests.conftest import make_bundle
 from monitor.cli import process
 from monitor.ingest import MemorySource
 from monitor.policy import default_policy
-from monitor.runtime import Monitor
+from monitor.service.monitor import Monitor
 bundle = make_bundle(Path({str(tmp_path / "bundle")!r}))
 monitor = Monitor(bundle, default_policy(bundle), MemorySource())
 monitor.tick()

@@ -5,8 +5,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from monitor.cli.serving import STREAM_BYTES, Plan
 from monitor.engine.settings import ENVIRONMENT, Wanted, inherited, take_over
+from monitor.supervisor.serving import STREAM_BYTES, Plan
 from tests.conftest import HIDDEN, make_bundle
 from tests.workers.conftest import LAYERS
 

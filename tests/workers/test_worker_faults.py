@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from monitor.events import ProbeFired, RequestFinished
-from monitor.frames import Started
+from monitor.wire.frames import Started
 from monitor.workers import WorkerPool, queue
 from monitor.workers import pool as pools
-from probes.aggregate import running
-from probes.roles import Role
+from probes.scoring.aggregate import running
+from probes.scoring.roles import Role
 from tests.conftest import HIDDEN
 from tests.workers.conftest import LAYERS, WORKER_PROBES, by_probe, make_worker_bundle, rows_of
 from tests.workers.readers import EXIT, RAISE, SHAPE, SLEEP

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from monitor.api import MonitorCollector
 from monitor.api.convert import status_message
 from monitor.api.service import MonitorService
+from monitor.telemetry import MonitorCollector
 from monitor.v1.monitor_service_pb2 import ListProbesRequest
-from probes.roles import Role
+from probes.scoring.roles import Role
 from tests.conftest import HIDDEN
 from tests.workers.conftest import LAYERS, LINEAR, WORKER_PROBES, rows_of
 

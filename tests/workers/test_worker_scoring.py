@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitor.frames import StateBlock
-from monitor.states import StateWriter
+from monitor.wire.frames import StateBlock
+from monitor.wire.ring import StateWriter
 from monitor.workers import rings as ring_module
 from monitor.workers.messages import (
     PACKET_BYTES,

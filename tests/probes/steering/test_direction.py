@@ -6,8 +6,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from probes.bundle.manifest import ModelIdentity
 from probes.errors import SteeringError
-from probes.manifest import ModelIdentity
 from probes.steering import Direction, combine, fingerprint
 
 MODEL = fingerprint(ModelIdentity("m", 6, 4, {"weights": "w", "config": "c"}))

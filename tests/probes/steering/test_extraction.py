@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from probes.activations import TransformersSource
 from probes.bundle import SIGNATURE, load_bundle, save_bundle
-from probes.chat import Message
+from probes.bundle.manifest import Vector
+from probes.bundle.signing import generate_key, load_private_key, sign_bundle
+from probes.data.examples import Pair
 from probes.errors import BundleError, SteeringError
-from probes.examples import Pair
-from probes.manifest import Vector
-from probes.roles import Role
-from probes.signing import generate_key, load_private_key, sign_bundle
+from probes.models.activations import TransformersSource
+from probes.models.chat import Message
+from probes.scoring.roles import Role
 from probes.steering import Direction, fingerprint
 from probes.steering.extraction import (
     LAYER_KEY,

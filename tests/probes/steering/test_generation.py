@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from probes.activations import TransformersSource
-from probes.aggregate import Aggregate, running
 from probes.bundle import Calibration, Evaluation, Probe
-from probes.chat import Message
 from probes.errors import BundleError, SteeringError
-from probes.roles import Role, RoleReader
+from probes.models.activations import TransformersSource
+from probes.models.chat import Message
+from probes.scoring.aggregate import Aggregate, running
+from probes.scoring.roles import Role, RoleReader
 from probes.steering import Operation, add, clamp
 from probes.steering.edit import Edit
 from probes.steering.generation import NEVER, Answer, Arm, Trigger, generate
@@ -80,7 +80,7 @@ def one_pass(source, ids, edits, start, layer=None):
 
 
 def reference(source, prompt, edits, gate=None):
-    """Token by token, each from a whole pass; the gate's verdict from :func:`probes.aggregate.running`."""
+    """Token by token, each from a whole pass; the gate's verdict from :func:`probes.scoring.aggregate.running`."""
     ids, said, fired, steered = list(prompt), [], None, 0
     first = len(prompt) - 1
     end = source.tokenizer.eos_token_id

@@ -6,26 +6,26 @@ import msgspec
 import numpy as np
 import pytest
 
-from probes.activations import TransformersSource
-from probes.chat import Message
-from probes.concepts import CONCEPTS
+from probes.data.concepts import CONCEPTS
+from probes.data.examples import Example
+from probes.data.requests import Request, RequestError
 from probes.errors import SteeringError
-from probes.examples import Example
-from probes.forcing import Prompt, log_likelihoods
-from probes.metrics import Interval
+from probes.evaluation.metrics import Interval
+from probes.models.activations import TransformersSource
+from probes.models.chat import Message
+from probes.models.teacher_forcing import Prompt, log_likelihoods
 from probes.report import ReportError
-from probes.requests import Request, RequestError
-from probes.roles import Role
+from probes.report.steering_page import HTML, JSON, decode, render, write
+from probes.scoring.roles import Role
 from probes.steering import add
 from probes.steering.behaviour import Words, refuses, show
 from probes.steering.comparison import Way, compare, shift
+from probes.steering.conclusions import concluded
 from probes.steering.damage import Bystanders, Text, facts, ordinary
-from probes.steering.document import Outcome, Shift, SteeringReport
 from probes.steering.generation import Arm, generate
-from probes.steering.page import HTML, JSON, decode, render, write
 from probes.steering.questions import of_concept, of_requests, ordinary_of
 from probes.steering.repetition import repetition
-from probes.steering.sentences import concluded
+from probes.steering.results import Outcome, Shift, SteeringReport
 from probes.steering.sweep import both_ways, cap, parse_doses, working_range
 from tests.probes.steering.test_generation import edit, trigger
 

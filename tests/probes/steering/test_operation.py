@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from probes.bundle import save_bundle
+from probes.bundle.manifest import ModelIdentity, Vector
 from probes.errors import BundleError, SteeringError
-from probes.manifest import ModelIdentity, Vector
-from probes.roles import Markers
+from probes.scoring.roles import Markers
 from probes.steering import NOTHING, Operation, ablate, add, clamp, steer
 
 RANDOM = np.random.default_rng(0)
@@ -84,7 +84,7 @@ def test_metamorphic(seed, dose, other):
 @given(st.integers(0, 99), st.lists(operations, min_size=1, max_size=4))
 def test_the_hook_and_the_engines_op_do_the_same(seed, chosen):
     torch = pytest.importorskip("torch")
-    from monitor.engine.op import tap
+    from monitor.engine.ops.tap import tap
     from probes.steering.edit import Edit
 
     states, vectors = drawn(seed, len(chosen))

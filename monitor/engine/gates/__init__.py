@@ -1,0 +1,1 @@
+"""Gates from the host's side: hosting (``host``), compiling orders to numbers (``compiling``), ``history``."""

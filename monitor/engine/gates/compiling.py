@@ -1,0 +1,96 @@
+"""What an order to arm a gate says, as the numbers that the op reads; and what of it cannot be done."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monitor.engine.ops.gate import FOREVER
+from monitor.engine.ops.tap import NEUTRAL
+from monitor.engine.steering.acts import entry_of
+from monitor.errors import OrderError
+from monitor.wire.frames import Arm
+from probes.bundle import Bundle, Probe
+from probes.scoring.roles import Role
+
+
+def gate_entries(bundle: Bundle, order: Arm) -> dict[int, NDArray[np.float32]]:
+    """What the gate does at each layer that has vectors.
+
+    Returns:
+        Entries of the steering table, ``(V, 4)``, by layer.
+
+    Raises:
+        OrderError: The bundle has no such vector, its cap is below the dose, a vector is named twice, or what is to be
+            done makes no sense.
+    """
+    if len({act.vector for act in order.acts}) < len(order.acts):
+        raise OrderError("gate", f"Gate '{order.id}' names a vector twice.", "Say once what to do to its projection.")
+    rows = {layer: bundle.vector_rows(layer) for layer in bundle.layers}
+    neutral = np.asarray(NEUTRAL, np.float32)
+    entries = {layer: np.tile(neutral, (len(vectors), 1)) for layer, vectors in rows.items() if vectors}
+    for act in order.acts:
+        row, entry = entry_of(bundle, act)
+        layer = bundle.manifest.vectors[row].layer
+        entries[layer][rows[layer].index(row)] = entry
+    return entries
+
+
+def judgement(bundle: Bundle, order: Arm) -> tuple[list[int], list[float]]:
+    """The gate's row of ``rules`` and of ``limits`` (:mod:`monitor.engine.ops.gate`).
+
+    Raises:
+        OrderError: The bundle has no such probe, or a gate cannot read it so.
+    """
+    column, probe = _probe(bundle, order.probe)
+    own = probe.aggregate
+    if order.half_life is None and own.window != 1:
+        raise OrderError(
+            "gate",
+            f"Probe '{probe.name}' averages means of {own.window} scores, which no gate does.",
+            "Give the gate a half-life and a threshold for it.",
+        )
+    if order.streak is None and own.agree != own.agree_of:
+        raise OrderError(
+            "gate",
+            f"Probe '{probe.name}' wants {own.agree} of {own.agree_of} averages to agree, which no gate does.",
+            "Give the gate a streak.",
+        )
+    threshold = probe.threshold if order.threshold is None else order.threshold
+    release = -math.inf if order.release is None else order.release
+    if not math.isfinite(threshold) or math.isnan(release) or release > threshold:
+        raise OrderError(
+            "gate",
+            f"Gate '{order.id}' has threshold {threshold:g} and release {release:g}.",
+            "Give a finite threshold, and a release that is not above it.",
+        )
+    if order.release is not None and not probe.reads(Role.ASSISTANT):
+        raise OrderError(
+            "gate",
+            f"Gate '{order.id}' has a release, but probe '{probe.name}' reads no response.",
+            "Give it a hold instead.",
+        )
+    hold = order.hold if order.hold is not None else FOREVER if order.release is None else 0
+    roles = sum(1 << role for role in Role if probe.reads(role))
+    half_life = order.half_life or own.half_life
+    return (
+        [
+            probe.layer,
+            column,
+            roles,
+            order.min_tokens or own.min_tokens,
+            order.streak or own.agree,
+            0 if order.release is None else order.release_streak,
+            min(hold, FOREVER),
+            min(order.budget or FOREVER, FOREVER),
+        ],
+        [0.5 ** (1.0 / half_life), threshold, release],
+    )
+
+
+def _probe(bundle: Bundle, name: str) -> tuple[int, Probe]:
+    for column, probe in enumerate(bundle.probes):
+        if probe.name == name:
+            return column, probe
+    known = ", ".join(probe.name for probe in bundle.probes) or "none"
+    raise OrderError("gate", f"The engine reads no probe '{name}'.", f"It reads: {known}.")

@@ -1,0 +1,12 @@
+"""What is taken hold of in vLLM.
+
+``plugin``        the entry point: installs wrappers that return at once where Plumbob is not switched on
+``versions``      versions and features that can be tapped; refuses the others, naming the reason
+``runner_v1``, ``runner_v2``   the only modules that touch a model runner; ``runners`` is what both wrap alike
+``core``          the engine core: request ids, orders, the prefix cache
+``admission``     requests that ask to be steered
+``stop``          ending a generation
+``worker``        the memory of cached scores
+``wrap``          wrapping a method once
+``load``          vLLM's own load generator
+"""

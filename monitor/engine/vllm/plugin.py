@@ -1,0 +1,86 @@
+"""The entry point of the vLLM plugin (``vllm.general_plugins``).
+
+vLLM calls :func:`register` in every process, without any configuration, so it only installs wrappers. Without
+``additional_config.plumbob`` each of them returns at once and nothing in the engine changes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from monitor.engine.vllm import versions as compat
+from monitor.engine.vllm.wrap import Method, wrap_once
+
+_missing: dict[compat.Runner | None, list[str]] = {}
+"""What this vLLM lacks, by model runner; told only to those who want it tapped."""
+
+
+def register() -> None:
+    """Install the wrappers; may be called more than once. Never fails: whoever does not use Plumbob must not notice."""
+    _install(None, _install_front)
+    _install(None, _install_admission)
+    _install(None, _install_core)
+    _install("V1", _install_v1)
+    _install("V2", _install_v2)
+
+
+def _install(runner: compat.Runner | None, installer: Callable[[], None]) -> None:
+    try:
+        installer()
+    except (ImportError, AttributeError) as error:
+        _missing.setdefault(runner, []).append(str(error))
+
+
+def _install_front() -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    wrap_once(EngineArgs, "create_engine_config", _create_engine_config)
+
+
+def _install_admission() -> None:
+    from monitor.engine.vllm import admission
+
+    admission.install()
+
+
+def _install_core() -> None:
+    from monitor.engine import selftest
+    from monitor.engine.vllm import core, worker
+
+    core.install()
+    selftest.install()
+    worker.install()
+
+
+def _install_v1() -> None:
+    from monitor.engine.vllm import runner_v1
+
+    runner_v1.install()
+
+
+def _install_v2() -> None:
+    from monitor.engine.vllm import runner_v2
+
+    runner_v2.install()
+
+
+def _create_engine_config(method: Method) -> Method:
+    """Check bundle, model and features in the front process, before anything is started."""
+
+    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+        from monitor.engine import settings
+        from probes.bundle import load_bundle
+        from probes.models import identify, resolve_model
+
+        wanted = settings.read_wanted(self.additional_config)
+        if wanted is None:
+            return method(self, *args, **kwargs)
+        compat.require_version(allow_untested=wanted.allow_untested)
+        bundle = load_bundle(wanted.bundle)
+        bundle.require_model(identify(resolve_model(self.model), self.model))
+        self.additional_config = {**self.additional_config, settings.KEY: settings.take_over(wanted, bundle)}
+        vllm_config = method(self, *args, **kwargs)
+        compat.require_seams(_missing, "V2" if vllm_config.use_v2_model_runner else "V1")
+        compat.require_features(vllm_config, gates=wanted.gates > 0)
+        return vllm_config
+
+    return create_engine_config

@@ -1,0 +1,111 @@
+"""The event log: numbers events, keeps the last ones, and hands them to subscribers.
+
+A subscriber that does not keep up loses the oldest ones, and is told how many.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+
+from monitor.events.types import Event, Recorded, Request
+
+
+class Subscription:
+    """One reader of the log: an asynchronous iterator.
+
+    Args:
+        limit: Events that may wait; beyond it the oldest is dropped.
+        on_drop: Called for every event dropped.
+    """
+
+    def __init__(self, limit: int, on_drop: Callable[[], None]) -> None:
+        self._waiting: deque[Recorded] = deque()
+        self._limit = limit
+        self._on_drop = on_drop
+        self._ready = asyncio.Event()
+        self._closed = False
+        self.dropped = 0
+        """Events that this reader was too slow for."""
+
+    def push(self, recorded: Recorded) -> None:
+        """Offer an event; never blocks."""
+        if len(self._waiting) >= self._limit:
+            self._waiting.popleft()
+            self.dropped += 1
+            self._on_drop()
+        self._waiting.append(recorded)
+        self._ready.set()
+
+    def close(self) -> None:
+        """End the iteration once what waits has been read."""
+        self._closed = True
+        self._ready.set()
+
+    async def __aiter__(self) -> AsyncIterator[Recorded]:
+        while True:
+            while self._waiting:
+                yield self._waiting.popleft()
+            if self._closed:
+                return
+            self._ready.clear()
+            await self._ready.wait()
+
+
+class EventLog:
+    """Numbers events, keeps the last ones, and feeds subscribers. To be used from one event loop.
+
+    Args:
+        keep: Events kept for subscribers that come back.
+        limit: Events that may wait for one subscriber.
+        on_drop: Called for every event that a subscriber was too slow for.
+    """
+
+    def __init__(self, keep: int = 4096, limit: int = 1024, on_drop: Callable[[], None] = lambda: None) -> None:
+        self._kept: deque[Recorded] = deque(maxlen=keep)
+        self._limit = limit
+        self._on_drop = on_drop
+        self._subscriptions: set[Subscription] = set()
+        self.last_sequence = 0
+
+    @property
+    def subscribers(self) -> int:
+        """Readers connected now."""
+        return len(self._subscriptions)
+
+    def publish(self, event: Event) -> Recorded:
+        """Number an event, keep it, and offer it to every subscriber."""
+        self.last_sequence += 1
+        recorded = Recorded(self.last_sequence, datetime.now(UTC), event)
+        self._kept.append(recorded)
+        for subscription in self._subscriptions:
+            subscription.push(recorded)
+        return recorded
+
+    def about(self, request: Request) -> list[Recorded]:
+        """The kept events about a request, oldest first."""
+        return [recorded for recorded in self._kept if getattr(recorded.event, "request", None) == request]
+
+    def subscribe(self, after: int | None = None) -> Subscription:
+        """Read events as they come.
+
+        Args:
+            after: Begin with the kept events of a higher sequence number; ``None`` begins with the next event.
+        """
+        subscription = Subscription(self._limit, self._on_drop)
+        if after is not None:
+            for recorded in self._kept:
+                if recorded.sequence > after:
+                    subscription.push(recorded)
+        self._subscriptions.add(subscription)
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """Forget a reader."""
+        self._subscriptions.discard(subscription)
+        subscription.close()
+
+    def close(self) -> None:
+        """End all iterations."""
+        for subscription in tuple(self._subscriptions):
+            self.unsubscribe(subscription)

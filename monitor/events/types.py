@@ -1,0 +1,322 @@
+"""The events: verdicts, alerts, interventions, and the state of engines, a frozen type each."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+Mode = Literal["shadow", "alert", "enforce"]
+"""How far a rule goes.
+
+* ``shadow``: everything is computed and recorded as what would have happened; nothing is sent.
+* ``alert``: alerts are sent; nothing changes a generation.
+* ``enforce``: alerts are sent and generations are changed.
+"""
+
+Severity = Literal["info", "warning", "critical"]
+
+Operation = Literal["add", "ablate", "clamp", "stop"]
+"""What is done to a generation.
+
+* ``add``: a dose of a vector is added to the residual stream.
+* ``ablate``: the projection on the vector is taken away.
+* ``clamp``: the projection on the vector is kept in a range.
+* ``stop``: the generation is ended with a message.
+"""
+
+OrderKind = Literal["steer", "release", "stop", "stream", "arm", "disarm", "admission"]
+"""What an order does.
+
+* ``steer``, ``release``: steer a request, or leave it alone again.
+* ``stop``: end its generation.
+* ``stream``: stream a layer's activations.
+* ``arm``, ``disarm``: let a gate of the engine steer requests, or let it steer no more.
+* ``admission``: what a request itself asked to be steered by.
+"""
+
+OrderResult = Literal["sent", "refused", "expired"]
+"""What became of such an order.
+
+* ``sent``: it went to the engine.
+* ``refused``: it did not; the event says why.
+* ``expired``: its lease ended, and what it did was undone.
+"""
+
+
+GuardOutcome = Literal["halved", "released"]
+"""What the engine's guard did about an answer that repeated itself while it was steered.
+
+* ``halved``: half of what was ordered is done from there on.
+* ``released``: it is steered no more, for good.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request as its user and its engine know it."""
+
+    engine: str
+    model: str
+    """The name it is served under."""
+    request_id: str
+    """The id that the user of the API sees."""
+    key: str
+    """The engine's own, unique id; orders are addressed to it."""
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one probe read of one request."""
+
+    probe: str
+    tokens: int
+    """Tokens of the probe's roles that were scored."""
+    peak: float | None
+    """The largest running aggregate, in logits; ``None`` when too few tokens were read."""
+    threshold: float
+    fired_at: int | None
+    """Position of the token at which the probe fired."""
+    unscored: int = 0
+    """Tokens of the probe's roles that its worker did not score; 0 for probes that the engine reads. Positions that
+    were never heard of have no role, and are among those of the request."""
+
+    @property
+    def fired(self) -> bool:
+        """Whether the probe fired."""
+        return self.fired_at is not None
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeFired:
+    """A probe's running aggregate reached its threshold, for the first time in this request."""
+
+    request: Request
+    probe: str
+    aggregate: float
+    threshold: float
+    position: int
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """A rule of the policy chose to alert."""
+
+    request: Request
+    rule: str
+    mode: Mode
+    severity: Severity
+    probe: str
+    aggregate: float
+    threshold: float
+    position: int
+    reason: str
+    """The decision in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Intervention:
+    """A rule of the policy chose to change a generation, or a gate that it armed did.
+
+    In ``shadow``, it is what it would have done.
+    """
+
+    request: Request
+    """Where a gate decided on a request that the monitor does not follow, its prompt's length is 0."""
+    rule: str
+    """Empty: of a gate that no rule of this policy has armed."""
+    mode: Mode
+    probe: str
+    aggregate: float
+    threshold: float
+    position: int
+    vector: str
+    """Empty for ``stop``."""
+    dose: float
+    """Relative to the residual stream's norm; 0 for every operation but ``add``."""
+    tokens: int | None
+    """Tokens after which steering is released; ``None``: at the end of the request."""
+    sent: bool
+    """Whether the order went to the engine, or its gate decided itself: always false in ``shadow``."""
+    reason: str
+    """The decision in words."""
+    operation: Operation = "add"
+    low: float | None = None
+    """The projection is at least this, in norms of the residual stream; ``None``: no bound."""
+    high: float | None = None
+    gate: str = ""
+    """Id of the engine's gate that decided; empty: the monitor did."""
+    agree: int = 1
+    """Averages that had to reach the threshold, among ..."""
+    agree_of: int = 1
+    """... the last so many."""
+    number: int | None = None
+    """Of a gate's decision, counted with the engine; ``None``: the monitor decided."""
+    refusal: str = ""
+    """Why a rule that enforces changed nothing; empty where it did."""
+
+
+@dataclass(frozen=True, slots=True)
+class InterventionEnded:
+    """A gate of the engine steers a request no more: until it opens again, or for good."""
+
+    request: Request
+    rule: str
+    gate: str
+    position: int
+    """Of the first token that is no longer steered."""
+    steered: int
+    """Tokens of the request that the gate has steered so far."""
+    number: int
+    """Of the gate's decision, counted with the engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class InterventionsLost:
+    """What gates of an engine decided and never arrived: a gap in its numbers."""
+
+    engine: str
+    model: str
+    decisions: int
+    """Openings and closings, together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """An answer repeated itself while it was steered, and the engine's guard took steering back."""
+
+    request: Request
+    """Where the monitor does not follow it, its prompt's length is 0."""
+    outcome: GuardOutcome
+    position: int
+    """Of the first token that is steered less."""
+    repetition: float
+    """Share of the sequences of three tokens that repeat an earlier one, among the last ``window`` tokens."""
+    threshold: float
+    """The share at which the guard acts."""
+    window: int
+    left: tuple[str, ...]
+    """What orders do from there on, an act each, in words."""
+    gates: tuple[str, ...]
+    """Gates of the engine that steered it up to there, and steer it no more."""
+    number: int
+    """Of what the guard did, counted with the engine."""
+    reason: str
+    """All of it in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Escalated:
+    """A rule of the policy marked a request for review; its trace is kept, but in ``shadow``."""
+
+    request: Request
+    rule: str
+    mode: Mode
+    probe: str
+    aggregate: float
+    threshold: float
+    position: int
+    reason: str
+    """The decision in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """An order that no decision on a request stands behind, or any that an engine refused.
+
+    The former are an operator's, and the gates that the policy arms.
+    """
+
+    order: str
+    """Its id; of a gate, the gate's."""
+    kind: OrderKind
+    result: OrderResult
+    engine: str
+    model: str
+    request: Request | None
+    """The request that it is for; ``None``: all, or it is not known."""
+    who: str
+    """``policy``, ``request`` for an admission, ``operator`` with its address, or ``engine``: it refused, or ended its
+    lease."""
+    lease_seconds: float | None
+    """Until it is undone; ``None``: it is not by itself."""
+    detail: str
+    """What it does, in words."""
+    reason: str
+    """Why it was refused or undone; empty where it was sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFinished:
+    """A request ended; the final verdict of each probe."""
+
+    request: Request
+    tokens: int
+    """Positions read, each counted once."""
+    unscored: int
+    """Tokens that no probe could score: served from the prefix cache, or lost on the way. Never passed off as clean."""
+    steered: int
+    """Rows computed downstream of steering; not part of the verdict."""
+    readings: tuple[Reading, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyChanged:
+    """The policy was read again, while the monitor ran."""
+
+    policy: str
+    """Path of its file."""
+    digest: str
+    """SHA-256 of the file; empty where it is not in force."""
+    in_force: bool
+    """Whether it decides from here on; otherwise the one before it still does."""
+    before: str
+    """SHA-256 of the file that was in force; empty for a policy that comes from no file."""
+    reason: str
+    """What it means for rules, in words, or why it is not in force."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChanged:
+    """An engine connected, was lost, does not fit this monitor, or does not score as its bundle's model would."""
+
+    engine: str
+    model: str
+    state: Literal["connected", "lost", "refused", "shadow"]
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class FramesLost:
+    """A gap in an engine's sequence numbers."""
+
+    engine: str
+    model: str
+    frames: int
+
+
+Event = (
+    ProbeFired
+    | Alert
+    | Intervention
+    | RequestFinished
+    | EngineChanged
+    | FramesLost
+    | InterventionEnded
+    | InterventionsLost
+    | Guarded
+    | PolicyChanged
+    | Escalated
+    | Ordered
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """An event with its place in the log."""
+
+    sequence: int
+    """Ascending by one from 1, since the monitor started."""
+    time: datetime
+    """UTC."""
+    event: Event

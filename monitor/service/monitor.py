@@ -1,0 +1,432 @@
+"""The monitor process: messages in, verdicts, decisions, actions, events out; all on one event loop.
+
+A frame goes through it as the design's line goes through the house::
+
+    Source -> Link (lost? ours?) -> VerdictTable -> Policy -> Actions -> Recorder
+       ^                                                         |
+       +----------------------- orders --------------------------+
+
+What probe workers (:mod:`monitor.workers`) read comes later, and goes from Policy on the same way; a bundle without
+probes for them never has that imported.
+
+:meth:`Monitor.receive` takes one message and :meth:`Monitor.tick` does what is due; :meth:`Monitor.run` calls
+both.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final, Literal
+
+from monitor.events import EngineChanged, EventLog, FramesLost, PolicyChanged, ProbeFired, RequestFinished
+from monitor.ingest import Arrival, Link, Malformed, Source, core_identity
+from monitor.interventions import Actions
+from monitor.interventions.gating import Gating
+from monitor.interventions.operator import Operator
+from monitor.policy import Policy
+from monitor.sinks import Recorder, Sink
+from monitor.sinks.audit import AuditLog, AuditSink, recall
+from monitor.telemetry.stats import SkipReason, Stats, Status
+from monitor.traces import Traces
+from monitor.verdicts import Tally, VerdictTable
+from monitor.wire.frames import RESYNC, Frame, Hello, Order, Stream, encode_ack, encode_order
+from probes.bundle import Bundle
+
+if TYPE_CHECKING:
+    from monitor.workers import ProbeWorkers, WorkerPool
+
+_TICK_SECONDS: Final = 0.05
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much the monitor keeps, and how long it waits."""
+
+    max_requests: int = 65_536
+    """Requests in flight, of all engines; those beyond are unscored."""
+    max_engines: int = 256
+    """Engines, with those that were lost; frames of those beyond are skipped."""
+    silence_seconds: float = 5.0
+    """An engine from which nothing came for so long is lost; it says HELLO every second."""
+    forget_seconds: float = 600.0
+    """A lost engine is listed for so long."""
+    ack_seconds: float = 0.1
+    """At least between two confirmations to one engine."""
+    resync_seconds: float = 1.0
+    """At least between two requests to resync to one engine."""
+    workers: int = 1
+    """Probe workers, where the bundle has probes for them."""
+
+
+class Monitor:
+    """Reads engines, and acts on what it reads.
+
+    Args:
+        bundle: What the engines score with.
+        policy: What to do when a probe fires.
+        source: Where messages come from; closed with the monitor.
+        sinks: Where events go, beside :attr:`events`.
+        audit: Where interventions, engines and the policy are recorded; closed with the monitor. ``None``: nowhere.
+        limits: How much to keep, how long to wait.
+        pool: Probe workers that run already, for the bundle's worker probes; closed with the monitor. ``None``: they
+            are started, if the bundle has any.
+        clock: Seconds of the host's monotonic clock, the one that engines stamp frames with.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        policy: Policy,
+        source: Source,
+        *,
+        sinks: Sequence[Sink] = (),
+        audit: AuditLog | None = None,
+        limits: Limits | None = None,
+        pool: "WorkerPool | None" = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.bundle = bundle
+        self.policy = policy
+        self.stats = Stats(
+            [probe.name for probe in bundle.all_probes], [probe.name for probe in bundle.manifest.worker_probes]
+        )
+        self.events = EventLog(on_drop=self._count_dropped_event)
+        self._source = source
+        self._limits = limits or Limits()
+        self._clock = clock
+        self._started = datetime.now(UTC)
+        self._links: dict[str, Link] = {}
+        self._verdicts = VerdictTable(bundle, self._limits.max_requests)
+        self._audit: AuditSink | None = None
+        if audit is not None:
+            self._audit = AuditSink(audit, bundle, policy, self.stats, self._verdicts.steered)
+            sinks = [self._audit, *sinks]
+        self.traces = Traces(
+            self.events, self._verdicts.averages, tuple(probe.name for probe in bundle.manifest.probes)
+        )
+        self._recorder = Recorder(self.events, [self.traces, *sinks], self.stats)
+        self.operator = Operator(
+            bundle,
+            policy.max_dose,
+            self._verdicts,
+            self._links,
+            self._recorder,
+            self.stats,
+            self._send_order,
+            clock,
+        )
+        self._gating = Gating(
+            bundle,
+            policy,
+            self._recorder,
+            self.stats,
+            self._verdicts,
+            self._send_order,
+            operator=self.operator,
+            recalled={} if audit is None else recall(audit.path),
+            max_engines=self._limits.max_engines,
+        )
+        self._actions = Actions(
+            self._recorder,
+            self.stats,
+            self._send_order,
+            self._limits.max_requests,
+            agreement={probe.name: (probe.aggregate.agree, probe.aggregate.agree_of) for probe in bundle.all_probes},
+            gated=self._gating.arming.holds,
+            max_dose=policy.max_dose,
+        )
+        self._workers = self._open_workers(pool)
+
+    async def run(self) -> None:
+        """Read until cancelled, or until the source ends."""
+        async with asyncio.TaskGroup() as group:
+            ticking = group.create_task(self._keep_ticking())
+            with self._listening_to_workers():
+                async for arrival in self._source:
+                    self.receive(arrival)
+                    # What has arrived already is read without a pause; servers on this loop have their turn here.
+                    await asyncio.sleep(0)
+            ticking.cancel()
+
+    def close(self) -> None:
+        """Let go of the source, end all subscriptions, and write the audit log to its end."""
+        self._source.close()
+        if self._workers is not None:
+            for finished in self._workers.finish_all():
+                self._finish(finished)
+            self._workers.close()
+        self.events.close()
+        if self._audit is not None:
+            self._audit.close()
+
+    def change_policy(self, policy: Policy) -> None:
+        """Decide by another policy from here on, on requests in flight as well; gates of engines follow."""
+        before, self.policy = self.policy, policy
+        if self._audit is not None:
+            self._audit.change_policy(policy)
+        self.operator.max_dose = self._actions.max_dose = policy.max_dose
+        self.stats.policy_reloads["in_force",] += 1
+        said = (
+            f"{len(policy.rules)} rules and {len(policy.gates)} gates decide from here on, digest {policy.digest[:12]}"
+        )
+        self._recorder.record(PolicyChanged(policy.name, policy.digest, True, before.digest, said))
+        self._gating.change_policy(policy)
+
+    def refuse_policy(self, name: str, why: str) -> None:
+        """Tell that a policy cannot be used; the one before it still decides."""
+        self.stats.policy_reloads["refused",] += 1
+        self._recorder.record(PolicyChanged(name, "", False, self.policy.digest, why))
+
+    def status(self) -> Status:
+        """A snapshot; may be taken from another thread."""
+        now = self._clock()
+        return Status(
+            started=self._started,
+            bundle_path=str(self.bundle.path),
+            bundle_digest=self.bundle.digest,
+            policy_name=self.policy.name,
+            policy_digest=self.policy.digest,
+            engines=tuple(link.status(now, self._verdicts.active(link.engine)) for link in list(self._links.values())),
+            workers=0 if self._workers is None else len(self._workers.pool),
+            workers_running=0 if self._workers is None else self._workers.pool.running,
+        )
+
+    def receive(self, arrival: Arrival) -> None:
+        """Take one message."""
+        match arrival.message:
+            case Hello() as hello:
+                self._hello(hello)
+            case Frame() as frame:
+                self._frame(frame, arrival.identity)
+            case Malformed(reason, detail):
+                self.stats.frames_malformed[reason,] += 1
+                logger.debug("Skipped a message of %r: %s", arrival.identity, detail)
+
+    def tick(self) -> None:
+        """Do what is due: confirmations, requests to resync, engines that fell silent, workers to start again."""
+        if self._audit is not None:
+            self._audit.count()
+        if self._workers is not None:
+            self._collect(self._workers)
+            self._workers.tick()
+            self._collect(self._workers)
+        self.operator.tick()
+        self._actions.tick()
+        now = self._clock()
+        for link in list(self._links.values()):
+            silent = now - link.last_seen
+            if not link.lost and silent > self._limits.silence_seconds:
+                link.lost, link.streams = True, False
+                self._gating.lost(link.engine)
+                dropped = self._drop_requests(link)
+                self._changed(link, "lost", f"silent for {silent:.1f} s; {dropped} requests end without a verdict")
+            elif link.lost and silent > self._limits.forget_seconds:
+                self._forget(link)
+            else:
+                self._answer(link, now)
+
+    def _open_workers(self, pool: "WorkerPool | None") -> "ProbeWorkers | None":
+        """What reads the bundle's worker probes; ``None`` where it has none."""
+        if not (probes := self.bundle.manifest.worker_probes):
+            return None
+        from monitor.workers import ProbeWorkers, WorkerPool
+
+        return ProbeWorkers(
+            probes,
+            pool or WorkerPool(self.bundle, workers=self._limits.workers),
+            self.stats,
+            on_unscored=self._count_worker_unscored,
+            clock=self._clock,
+        )
+
+    async def _keep_ticking(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            self.tick()
+
+    def _hello(self, hello: Hello) -> None:
+        link = self._heard(hello.engine)
+        if link is None:
+            return
+        before = link.fits, link.shadow, link.drift
+        link.model, link.vllm, link.fits = hello.model, hello.vllm, hello.bundle == self.bundle.digest
+        link.shadow, link.drift, link.gates = hello.shadow, hello.drift, hello.gates
+        if link.fits and not link.streams and self._workers is not None:
+            # Where one is not sent, all are with the next HELLO: an engine that streams already just goes on.
+            link.streams = all(self._send_order(link.engine, Stream(layer, "all")) for layer in self._workers.layers)
+        self._introduced(link, hello, before)
+        self._gating.hello(link, hello)
+
+    def _introduced(self, link: Link, hello: Hello, before: tuple[bool | None, bool, float | None]) -> None:
+        """Tell what an engine is, if that has changed."""
+        if (link.fits, link.shadow, link.drift) == before:
+            return
+        if not link.fits:
+            self._drop_requests(link)
+            theirs, ours = hello.bundle[:12], self.bundle.digest[:12]
+            self._changed(link, "refused", f"it scores with bundle {theirs}, this monitor reads bundle {ours}")
+        elif link.shadow:
+            self._changed(link, "shadow", f"every rule is held to shadow: {link.held}")
+        else:
+            tested = "not self-tested" if link.drift is None else f"self-test drift {link.drift:.3f}"
+            self._changed(link, "connected", f"vLLM {hello.vllm}, {tested}")
+
+    def _frame(self, frame: Frame, sender: bytes) -> None:
+        header = frame.header
+        link = self._heard(header.engine)
+        if link is None:
+            return self._skip("", "engines")
+        if link.fits is False:
+            return self._skip(link.model, "refused")
+        if header.probes != len(self.bundle.probes):
+            return self._skip(link.model, "probes")
+        lost = link.sequence.arrive(header.sequence, header.acked)
+        if lost is None:
+            return self._skip(link.model, "duplicate")
+
+        first, link.frames, link.exporter = not link.frames, link.frames + 1, sender
+        now = self._clock()
+        link.lag_seconds = max(0.0, now - header.monotonic_ns / 1e9)
+        self._count_frame(link, frame, lost)
+        tally = self._verdict(frame, link)
+        if header.complete:
+            link.resync_wanted = False
+        elif lost or tally.unknown or (first and header.sequence > 0):
+            link.resync_wanted = True
+        self._answer(link, now)
+        return None
+
+    def _verdict(self, frame: Frame, link: Link) -> Tally:
+        """Verdicts, decisions and actions of one frame."""
+        # What gates decided of requests that end with this frame is part of their verdicts.
+        decided = self._gating.fresh(link, frame.header.gates)
+        later = self._gating.tell(link, decided, self._actions)
+        self._gating.guarded(link, frame.header.guarded)
+        self._gating.admitted(link, frame.header.started)
+        verdicts = self._verdicts.apply(frame, link.model)
+        self.stats.count_rows(link.model, verdicts.tally)
+        finished = verdicts.finished
+        if self._workers is not None:
+            finished = self._workers.finish(finished, verdicts.ended)
+        for event in finished:
+            self._finish(event)
+        self._gating.tell_ended(link, self._gating.tell(link, later, self._actions), self._actions)
+        self._gating.refused(link, frame.header.refused, self._actions)
+        if (decided or frame.header.refused or frame.header.guarded) and self._audit is not None:
+            link.recorded_with = self._audit.accepted
+        for fired in verdicts.fired:
+            self._fire(fired, link.held)
+        self.traces.observe(link.engine)
+        # Last, so that nothing of the above waits for it.
+        if self._workers is not None:
+            self._workers.read(frame, verdicts.entered, self._verdicts, link.model)
+        return verdicts.tally
+
+    def _collect(self, workers: "ProbeWorkers") -> None:
+        """Verdicts, decisions and actions of what workers have answered."""
+        news = workers.collect()
+        for fired, ended in news.fired:
+            link = self._links.get(fired.request.engine)
+            self._fire(fired, link.held if link is not None else "its engine is not known any more", ended=ended)
+        for finished in news.finished:
+            self._finish(finished)
+
+    def _fire(self, fired: ProbeFired, held: str, *, ended: bool = False) -> None:
+        self.stats.probe_fired[fired.request.model, fired.probe] += 1
+        self._recorder.record(fired)
+        self._actions.apply(fired, self.policy.decide(fired), held=held, ended=ended)
+
+    def _finish(self, finished: RequestFinished) -> None:
+        model = finished.request.model
+        self.stats.requests_finished[model,] += 1
+        self.stats.observe_margins(model, finished.readings)
+        self._actions.forget(finished.request)
+        self._gating.finish(finished.request)
+        self._recorder.record(finished)
+
+    @contextmanager
+    def _listening_to_workers(self) -> Generator[None]:
+        """Collect what workers answer as soon as they do."""
+        if (workers := self._workers) is None:
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        loop.add_reader(workers.fileno(), self._collect, workers)
+        try:
+            yield
+        finally:
+            loop.remove_reader(workers.fileno())
+
+    def _heard(self, engine: str) -> Link | None:
+        """The link of an engine from which something came; ``None`` where there is no room for another."""
+        now, link = self._clock(), self._links.get(engine)
+        if link is None:
+            if len(self._links) >= self._limits.max_engines and not self._forget_one():
+                return None
+            link = self._links[engine] = Link(engine, last_seen=now)
+        link.last_seen = now
+        if link.lost:
+            link.lost = False
+            if link.state != "pending" and link.state != "lost":
+                self._changed(link, link.state, "heard again")
+        return link
+
+    def _forget_one(self) -> bool:
+        lost = [link for link in self._links.values() if link.lost]
+        if lost:
+            self._forget(min(lost, key=lambda link: link.last_seen))
+        return bool(lost)
+
+    def _forget(self, link: Link) -> None:
+        del self._links[link.engine]
+        self._gating.arming.forget(link.engine)
+        self._actions.forget_engine(link.engine)
+
+    def _answer(self, link: Link, now: float) -> None:
+        if link.exporter is None or link.lost:
+            return
+        recorded = self._audit is None or self._audit.settled >= link.recorded_with
+        if recorded and (sequence := link.take_ack(now, self._limits.ack_seconds)) is not None:
+            self._source.send(link.exporter, encode_ack(sequence))
+        if link.take_resync(now, self._limits.resync_seconds):
+            self._source.send(link.exporter, [RESYNC])
+            self.stats.resyncs[link.model,] += 1
+
+    def _send_order(self, engine: str, order: Order) -> bool:
+        return self._source.send(core_identity(engine), encode_order(order))
+
+    def _drop_requests(self, link: Link) -> int:
+        dropped = self._verdicts.drop_engine(link.engine)
+        if self._workers is not None:
+            self._workers.drop_engine(link.engine)
+        self.stats.requests_dropped[link.model, "engine_lost"] += dropped
+        return dropped
+
+    def _changed(self, link: Link, state: Literal["connected", "lost", "refused", "shadow"], detail: str) -> None:
+        self._recorder.record(EngineChanged(link.engine, link.model, state, detail))
+
+    def _skip(self, model: str, reason: SkipReason) -> None:
+        self.stats.frames_skipped[model, reason] += 1
+
+    def _count_frame(self, link: Link, frame: Frame, lost: int) -> None:
+        stats, model = self.stats, link.model
+        stats.frames_received[model,] += 1
+        dropped, unscored = link.count(frame.header)
+        stats.engine_frames_dropped[model,] += dropped
+        stats.engine_rows_unscored[model,] += unscored
+        if lost:
+            stats.frames_lost[model,] += lost
+            self._recorder.record(FramesLost(link.engine, model, lost))
+
+    def _count_worker_unscored(self, engine: str, tokens: int) -> None:
+        if (link := self._links.get(engine)) is not None:
+            link.worker_unscored += tokens
+
+    def _count_dropped_event(self) -> None:
+        self.stats.events_dropped += 1

@@ -1,0 +1,183 @@
+"""``plumbob monitor``: the monitor's process, from its files to its servers and back.
+
+SIGHUP has it read its policy file again (:mod:`monitor.service.hangup`).
+"""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from monitor.addresses import require_free
+from monitor.api import ApiServer
+from monitor.errors import PolicyError
+from monitor.ingest import LocalSource
+from monitor.policy import Policy, default_policy, load_policy
+from monitor.service.hangup import Terminal
+from monitor.service.monitor import Limits, Monitor
+from monitor.sinks import LogSink
+from monitor.sinks.audit import AuditLog
+from monitor.telemetry import MetricsExporter, MonitorCollector
+from probes.bundle import Bundle, load_bundle
+
+logger = logging.getLogger("plumbob")
+
+
+def run_monitor(
+    bundle_path: Path,
+    policy_path: Path | None,
+    *,
+    endpoint: str,
+    host: str,
+    metrics_port: int,
+    grpc_port: int,
+    audit: Path | None,
+    trust: Sequence[Path] = (),
+    workers: int = 1,
+    allow_control: bool = False,
+) -> None:
+    """Monitor until interrupted or terminated.
+
+    Args:
+        bundle_path: What the engines score with.
+        policy_path: What to do when a probe fires; ``None``: alert.
+        endpoint: Where engines find the monitor.
+        host: Interface of both servers.
+        metrics_port: Of ``/metrics``.
+        grpc_port: Of the gRPC server.
+        audit: File of the audit log; ``None``: none is kept.
+        trust: Public keys, one of which must have signed the bundle; none: it need not be signed.
+        workers: Probe workers, where the bundle has probes for them.
+        allow_control: Whoever reaches the gRPC server may order engines to steer.
+
+    Raises:
+        PlumbobError: A file is wrong or an address is in use; nothing is left running.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    bundle = load_bundle(bundle_path)
+    if trust:
+        from probes.bundle.signing import require_signature
+
+        require_signature(bundle, trust)
+    policy = load_policy(policy_path, bundle) if policy_path else default_policy(bundle)
+    limits = Limits(workers=workers)
+    asyncio.run(
+        _monitor(bundle, policy, policy_path, endpoint, host, metrics_port, grpc_port, audit, limits, allow_control)
+    )
+
+
+async def _monitor(
+    bundle: Bundle,
+    policy: Policy,
+    policy_path: Path | None,
+    endpoint: str,
+    host: str,
+    metrics_port: int,
+    grpc_port: int,
+    audit: Path | None,
+    limits: Limits,
+    allow_control: bool,
+) -> None:
+    # First of all, since a socket file outlives the one who bound it.
+    require_free("The metrics exporter", host, metrics_port)
+    require_free("The gRPC server", host, grpc_port)
+    with ExitStack() as stack:
+        log = None if audit is None else stack.enter_context(closing(AuditLog(audit)))
+        monitor = Monitor(bundle, policy, LocalSource(endpoint), sinks=[LogSink()], audit=log, limits=limits)
+        await _serve(monitor, policy_path, log, endpoint, host, metrics_port, grpc_port, allow_control)
+    if log is not None:
+        _tell(log)
+
+
+def _tell(log: AuditLog | None) -> None:
+    """Say where the audit log is and how it ends: against that, a truncated one shows."""
+    if log is None:
+        logger.warning("no audit log is kept (--audit none): what is done to requests is not recorded")
+    else:
+        logger.info("audit log %s, record %d, head %s", log.path, log.head.sequence, log.head.hash)
+
+
+async def _serve(
+    monitor: Monitor,
+    policy_path: Path | None,
+    log: AuditLog | None,
+    endpoint: str,
+    host: str,
+    metrics_port: int,
+    grpc_port: int,
+    allow_control: bool,
+) -> None:
+    exporter: MetricsExporter | None = None
+    server: ApiServer | None = None
+    try:
+        # Before anybody can know that it serves.
+        _on_hang_up(monitor, policy_path)
+        registry = CollectorRegistry()
+        registry.register(MonitorCollector(monitor.stats, monitor.status, monitor.events, monitor.bundle))
+        exporter = MetricsExporter(registry, host=host, port=metrics_port)
+        server = await ApiServer.start(
+            monitor.events,
+            monitor.status,
+            monitor.bundle,
+            host=host,
+            port=grpc_port,
+            traces=monitor.traces,
+            control=monitor.operator if allow_control else None,
+        )
+        logger.info(
+            "reading %d probes for engines at %s; gRPC %s, metrics http://%s/metrics, policy %s",
+            len(monitor.bundle.all_probes),
+            endpoint,
+            server.address,
+            exporter.address,
+            monitor.policy.name,
+        )
+        if allow_control:
+            logger.warning("whoever reaches %s may order engines to steer (--allow-control)", server.address)
+        _tell(log)
+        await _until_signalled(monitor)
+    finally:
+        if server is not None:
+            await server.stop()
+        if exporter is not None:
+            exporter.close()
+        monitor.close()
+
+
+def _on_hang_up(monitor: Monitor, path: Path | None) -> None:
+    """Read the policy again on SIGHUP, or end where the terminal is gone."""
+    terminal = Terminal()
+
+    def hang_up() -> None:
+        if terminal.gone:
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            _read_policy_again(monitor, path)
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hang_up)
+
+
+def _read_policy_again(monitor: Monitor, path: Path | None) -> None:
+    """Let another policy decide; one that cannot be used changes nothing, and that is told."""
+    if path is None:
+        return monitor.refuse_policy(monitor.policy.name, "There is no file to read again: start with --policy.")
+    try:
+        policy = load_policy(path, monitor.bundle)
+    except PolicyError as error:
+        return monitor.refuse_policy(str(path), str(error))
+    return monitor.change_policy(policy)
+
+
+async def _until_signalled(monitor: Monitor) -> None:
+    running = asyncio.create_task(monitor.run())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, running.cancel)
+    try:
+        await running
+    except asyncio.CancelledError:
+        logger.info("stopping")

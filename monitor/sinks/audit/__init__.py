@@ -1,0 +1,18 @@
+"""What was done and by which rules: an append-only, hash-chained file of JSON lines.
+
+``records``       what is said, one type a kind
+``chain``         a record as a line that is sealed to the one before it; lines read back
+``file``          the file: one writer, continued where it ended
+``log``           the writer, on a thread of its own
+``sink``          from the monitor's events to records
+``recall``        what its end says of engines that may still run
+``verification``  whether a file is what was written
+"""
+
+from monitor.sinks.audit.file import require_log
+from monitor.sinks.audit.log import AuditLog
+from monitor.sinks.audit.recall import Recalled, recall
+from monitor.sinks.audit.sink import AuditSink
+from monitor.sinks.audit.verification import Verified, verify
+
+__all__ = ["AuditLog", "AuditSink", "Recalled", "Verified", "recall", "require_log", "verify"]

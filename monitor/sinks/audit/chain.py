@@ -1,0 +1,209 @@
+"""A record as a line that is sealed to the one before it, and lines read back.
+
+::
+
+    {"version":1,"sequence":7,"previous":"<64 hex>","time":"2026-01-02T03:04:05Z","record":{…},"hash":"<64 hex>"}
+
+1. ``hash`` is the SHA-256 of the line's bytes before ``,"hash"``; ``previous`` is the ``hash`` of the record before, 64
+   zeros in the first. So every byte of every line is covered, the one spelling that was written is the only valid one,
+   and whoever changes a record has to write every later line anew.
+2. ``sequence`` counts from 1. It says what is wrong where two lines do not join: missing, moved or written twice.
+3. A crash may leave the beginning of a last line. Whoever continues the file ends that line and has a ``line_torn``
+   record follow, with its size and SHA-256: so it is covered as well, and nothing else may pass for a torn line.
+
+What a chain cannot show by itself is that its end was cut off, or that the whole of it was made anew: for that, one has
+to know the hash of a record from elsewhere.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
+from typing import Annotated, Final
+
+import msgspec
+
+from monitor.sinks.audit.records import Record, TornRecord
+
+VERSION: Final = 1
+
+_SEAL: Final = b',"hash":"'
+_SEAL_BYTES: Final = len(_SEAL) + 64 + 2
+"""No record has a field of this name: it is nowhere else in a line, since quotes within strings are escaped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A record, as the next one refers to it."""
+
+    sequence: int
+    hash: str
+
+
+START: Final = Head(0, "0" * 64)
+"""What the first record refers to."""
+
+
+class _Content(msgspec.Struct, frozen=True):
+    version: int
+    sequence: int
+    previous: str
+    time: datetime
+    record: Record
+
+
+class Line(msgspec.Struct, frozen=True):
+    """What a line says."""
+
+    version: int
+    sequence: Annotated[int, msgspec.Meta(ge=1)]
+    previous: str
+    time: datetime
+    record: msgspec.Raw
+    """Not decoded, so that records of a later release still verify."""
+    hash: str
+
+
+_encoder = msgspec.json.Encoder()
+_line = msgspec.json.Decoder(Line)
+_torn = msgspec.json.Decoder(TornRecord)
+
+
+class Break(Exception):
+    """Where lines do not join.
+
+    Args:
+        line: Its number in what was read, from 1.
+        problem: What is wrong, as the rest of a sentence that begins with the line.
+        due: The hash that the missing record would refer to; ``None`` where none is missing.
+    """
+
+    def __init__(self, line: int, problem: str, due: str | None = None) -> None:
+        super().__init__(f"line {line} {problem}")
+        self.line, self.problem, self.due = line, problem, due
+
+
+def seal(record: Record, time: datetime, head: Head) -> tuple[bytes, Head]:
+    """A record as the line after ``head``, its end included.
+
+    Raises:
+        UnicodeEncodeError: A string of it is not Unicode.
+    """
+    content = _encoder.encode(_Content(VERSION, head.sequence + 1, head.hash, time, record))[:-1]
+    digest = sha256(content).hexdigest()
+    return content + _SEAL + digest.encode() + b'"}\n', Head(head.sequence + 1, digest)
+
+
+def unseal(raw: bytes) -> Line:
+    """Read a line, without its end.
+
+    Raises:
+        ValueError: It is not what was written, as the rest of a sentence that begins with the line.
+    """
+    digest = sha256(raw[:-_SEAL_BYTES]).hexdigest().encode()
+    if raw[-_SEAL_BYTES:] != _SEAL + digest + b'"}':
+        raise ValueError("is not what was written: its SHA-256 does not match")
+    try:
+        line = _line.decode(raw)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError("is not a line of an audit log") from error
+    if line.version != VERSION:
+        raise ValueError(f"has version {line.version}; this plumbob reads version {VERSION}")
+    return line
+
+
+def opening(head: Head) -> bytes:
+    """What the line after ``head`` begins with, whatever it says."""
+    return f'{{"version":{VERSION},"sequence":{head.sequence + 1},"previous":"{head.hash}","time":"'.encode()
+
+
+def is_torn(rest: bytes, head: Head) -> bool:
+    """Whether a crash while the line after ``head`` was written could have left ``rest``, which has no end of line."""
+    # A file system may have made room for what it had not filled yet.
+    left, begin = rest.rstrip(b"\0"), opening(head)
+    at = left.find(_SEAL)
+    return left[: len(begin)] == begin[: len(left)] and (at < 0 or len(left) < at + _SEAL_BYTES)
+
+
+class Chain:
+    """Lines, read in order; torn ones are passed over where a record says that they are.
+
+    Args:
+        head: What the first line has to refer to; ``None``: it is taken at its word.
+    """
+
+    def __init__(self, head: Head | None = START) -> None:
+        self.head = head
+        """The last record."""
+        self.lines = 0
+        self.torn = 0
+        """Lines that a crash tore, with the record that says so."""
+        self.first: datetime | None = None
+        """When the first record was made."""
+        self.last: datetime | None = None
+        self.ended = True
+        """Whether the last line has its end."""
+        self._unread: tuple[bytes, Break] | None = None
+
+    def add(self, raw: bytes) -> None:
+        """Read a line, with its end where it has one.
+
+        Raises:
+            Break: This line, or the one before it, is not what was written there.
+        """
+        self.lines += 1
+        self.ended = raw.endswith(b"\n")
+        try:
+            line = unseal(raw.removesuffix(b"\n"))
+        except ValueError as error:
+            if self._unread is not None:
+                raise self._unread[1] from error
+            # The next line says whether a crash tore it.
+            self._unread = raw, Break(self.lines, str(error))
+            return
+        gap = self._gap(line)
+        if self._unread is not None:
+            before, problem = self._unread
+            if gap is not None or not _closes(line, before.removesuffix(b"\n")):
+                raise problem
+            self._unread = None
+            self.torn += 1
+        elif gap is not None:
+            raise gap
+        self.head = Head(line.sequence, line.hash)
+        self.first = self.first or line.time
+        self.last = line.time
+
+    def rest(self) -> bytes:
+        """What a crash left of a last line, to be asked for after all lines; empty where they are whole.
+
+        Raises:
+            Break: The last line is not what was written.
+        """
+        if self._unread is None:
+            return b""
+        raw, problem = self._unread
+        if self.ended or self.head is None or not is_torn(raw, self.head):
+            raise problem
+        return raw
+
+    def _gap(self, line: Line) -> Break | None:
+        """What is wrong between the last record and this line."""
+        if self.head is None or (line.previous == self.head.hash and line.sequence == self.head.sequence + 1):
+            return None
+        due, found = self.head.sequence + 1, line.sequence
+        if found > due:
+            problem = f"has record {found} where {due} is due: {found - due} before it are missing"
+            return Break(self.lines, problem, self.head.hash)
+        if found < due:
+            problem = f"has record {found} where {due} is due: it, or the other of that number, was inserted"
+        else:
+            problem = f"has record {found}, but does not refer to the one before it: one of them was replaced"
+        return Break(self.lines, problem)
+
+
+def _closes(line: Line, torn: bytes) -> bool:
+    try:
+        record = _torn.decode(line.record)
+    except msgspec.MsgspecError:
+        return False
+    return (record.size, record.digest) == (len(torn), sha256(torn).hexdigest())

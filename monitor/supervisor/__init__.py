@@ -1,0 +1,1 @@
+"""vLLM and the monitor as child processes that live and die together (``serving``)."""

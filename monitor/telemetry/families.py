@@ -1,0 +1,213 @@
+"""The counters of :class:`monitor.telemetry.stats.Stats`, as the names, labels and help that Prometheus shows.
+
+Labels take their values from the operator's configuration only (models served, probes, rules, vectors, sinks)
+and from the closed sets of :mod:`monitor.telemetry.stats`; requests and users are never labels. Neither are engines:
+their ids are unique for each start, so a crash loop would make new series each time.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, get_args
+
+from monitor.events import GuardOutcome
+from monitor.telemetry.stats import (
+    AuditFault,
+    DropReason,
+    MalformedReason,
+    SkipReason,
+    Stats,
+    UnscoredReason,
+    WorkerFault,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One counter of :class:`Stats` as a family."""
+
+    name: str
+    """Without the prefix and without ``_total``."""
+    help: str
+    labels: tuple[str, ...]
+    counter: Callable[[Stats], Counter[Any]]
+    """Its keys are the values of the labels, in their order."""
+    reasons: tuple[str, ...] = ()
+    """The values of the label ``reason`` or ``decision``, where there is one."""
+    probes: Callable[[Stats], Sequence[str]] = lambda stats: stats.probes
+    """The values of the label ``probe``, where there is one."""
+
+
+MODEL: Final = ("model_name",)
+
+COUNTERS: Final = (
+    Family("frames_received", "Frames of engines that were read.", MODEL, lambda s: s.frames_received),
+    Family("frames_lost", "Frames that never arrived: gaps in sequence.", MODEL, lambda s: s.frames_lost),
+    Family(
+        "frames_skipped",
+        "Frames that arrived and were not read.",
+        ("model_name", "reason"),
+        lambda s: s.frames_skipped,
+        get_args(SkipReason),
+    ),
+    Family(
+        "messages_malformed",
+        "Messages that are none of the protocol.",
+        ("reason",),
+        lambda s: s.frames_malformed,
+        get_args(MalformedReason),
+    ),
+    Family(
+        "engine_frames_dropped",
+        "Frames that engines report to have dropped: no monitor, or a full queue.",
+        MODEL,
+        lambda s: s.engine_frames_dropped,
+    ),
+    Family(
+        "engine_rows_unscored",
+        "Rows that engines report to have computed but not scored.",
+        MODEL,
+        lambda s: s.engine_rows_unscored,
+    ),
+    Family("resyncs", "Times an engine had to announce its requests again.", MODEL, lambda s: s.resyncs),
+    Family("tokens_scored", "Tokens that entered a verdict.", MODEL, lambda s: s.tokens_scored),
+    Family(
+        "tokens_unscored",
+        "Tokens without a score: from the prefix cache, or lost on the way.",
+        MODEL,
+        lambda s: s.tokens_unscored,
+    ),
+    Family(
+        "tokens_replayed",
+        "Tokens computed again after a preemption; counted once in the verdict.",
+        MODEL,
+        lambda s: s.tokens_replayed,
+    ),
+    Family(
+        "tokens_steered",
+        "Tokens computed downstream of steering; not part of a verdict.",
+        MODEL,
+        lambda s: s.tokens_steered,
+    ),
+    Family(
+        "tokens_unknown",
+        "Tokens of requests that were not announced, or beyond the table's limit.",
+        MODEL,
+        lambda s: s.tokens_unknown,
+    ),
+    Family(
+        "scores_invalid",
+        "Scores that were not finite, and not read.",
+        ("model_name", "probe"),
+        lambda s: s.scores_invalid,
+    ),
+    Family(
+        "worker_tokens_scored",
+        "Tokens that a probe worker scored.",
+        ("model_name", "probe"),
+        lambda s: s.worker_tokens_scored,
+        probes=lambda s: s.worker_probes,
+    ),
+    Family(
+        "worker_tokens_unscored",
+        "Tokens of a probe's roles that its worker did not score.",
+        ("model_name", "probe", "reason"),
+        lambda s: s.worker_tokens_unscored,
+        get_args(UnscoredReason),
+        probes=lambda s: s.worker_probes,
+    ),
+    Family(
+        "worker_carries_lost",
+        "Requests in flight of which a probe worker took to its end what it remembered.",
+        MODEL,
+        lambda s: s.worker_carries_lost,
+    ),
+    Family(
+        "worker_restarts",
+        "Probe workers that ended, or were stuck and killed, to be started again.",
+        ("reason",),
+        lambda s: s.worker_restarts,
+        get_args(WorkerFault),
+    ),
+    Family("requests_finished", "Requests that ended with a verdict.", MODEL, lambda s: s.requests_finished),
+    Family(
+        "requests_dropped",
+        "Requests without a verdict.",
+        ("model_name", "reason"),
+        lambda s: s.requests_dropped,
+        get_args(DropReason),
+    ),
+    Family(
+        "probe_fired",
+        "Requests in which the probe reached its threshold.",
+        ("model_name", "probe"),
+        lambda s: s.probe_fired,
+    ),
+    Family(
+        "alerts",
+        "Alerts that rules chose; in mode shadow, none was sent.",
+        ("model_name", "rule", "severity", "mode"),
+        lambda s: s.alerts,
+    ),
+    Family(
+        "interventions",
+        "Interventions that rules chose; sent is whether the order went to the engine, or its gate decided itself.",
+        ("model_name", "rule", "vector", "mode", "sent"),
+        lambda s: s.interventions,
+    ),
+    Family(
+        "gate_decisions",
+        "Decisions of gates of engines.",
+        ("model_name", "rule", "decision"),
+        lambda s: s.gate_decisions,
+    ),
+    Family("gate_decisions_lost", "Decisions of gates that never arrived.", MODEL, lambda s: s.gate_decisions_lost),
+    Family("refusals_lost", "Refusals of engines that never arrived.", MODEL, lambda s: s.refusals_lost),
+    Family(
+        "gate_tokens_steered",
+        "Tokens that gates of engines steered, counted when they closed.",
+        ("model_name", "rule"),
+        lambda s: s.gate_tokens_steered,
+    ),
+    Family(
+        "guarded",
+        "Times that guards of engines halved or released steering, since an answer repeated itself.",
+        ("model_name", "decision"),
+        lambda s: s.guarded,
+        get_args(GuardOutcome),
+    ),
+    Family("guarded_lost", "Times that they did and that never arrived.", MODEL, lambda s: s.guarded_lost),
+    Family(
+        "escalations",
+        "Requests that rules marked for review; in mode shadow, no trace is kept.",
+        ("model_name", "rule", "mode"),
+        lambda s: s.escalations,
+    ),
+    Family(
+        "orders",
+        "Orders of operators, gates that the policy arms, and what engines refused.",
+        ("by", "order", "result"),
+        lambda s: s.orders,
+    ),
+    Family(
+        "policy_reloads",
+        "Times the policy was read again; refused: the one before it still decides.",
+        ("result",),
+        lambda s: s.policy_reloads,
+    ),
+    Family("sink_errors", "Events that a sink failed to take.", ("sink",), lambda s: s.sink_errors),
+    Family("audit_records", "Records written to the audit log.", (), lambda s: s.audit_records),
+    Family(
+        "audit_records_lost",
+        "Records that are missing from the audit log, since it could not be written for too long.",
+        (),
+        lambda s: s.audit_records_lost,
+    ),
+    Family(
+        "audit_faults",
+        "Times that the audit log could not be written or confirmed, or was changed by another.",
+        ("reason",),
+        lambda s: s.audit_faults,
+        get_args(AuditFault),
+    ),
+)

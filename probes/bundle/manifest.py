@@ -1,0 +1,179 @@
+"""The types of ``bundle.json``: the model that a bundle belongs to, its probes and vectors, and their evidence."""
+
+from typing import Annotated, Final
+
+import msgspec
+
+from probes.errors import BundleError
+from probes.models.identity import ModelIdentity
+from probes.scoring.aggregate import Aggregate
+from probes.scoring.roles import Markers, Role
+
+FORMAT: Final = 2
+
+
+class Slice(msgspec.Struct, frozen=True):
+    """One kind of benign traffic, and what the probe's threshold does to it."""
+
+    name: str
+    """``source=NAME``, ``length=17-32`` (tokens that the probe reads), or a kind that the data name."""
+    benign: int
+    """Benign requests of this kind."""
+    fired: int
+    """How many of them reach the probe's threshold."""
+    threshold: float | None
+    """The threshold that this kind alone would set; ``None`` where too few of its requests have a verdict."""
+    interval: tuple[float, float]
+    """95% Clopper–Pearson interval of the rate that they show at the probe's threshold."""
+    certified: bool
+    """Whether they are enough to show the rate; if not, the kind has no say in the probe's threshold."""
+
+
+class Calibration(msgspec.Struct, frozen=True):
+    """What a threshold stands on."""
+
+    false_positive_rate: float
+    """The rate a request that the threshold was set for."""
+    benign: int
+    """Held-back benign requests that it was set on."""
+    fired: int
+    """How many of them reach the threshold."""
+    interval: tuple[float, float]
+    """95% Clopper–Pearson interval of the rate that they show."""
+    slices: list[Slice] = []
+    """The same for each kind of traffic; kinds overlap."""
+
+
+class Evaluation(msgspec.Struct, frozen=True):
+    """How a probe does on data sets that it was made without, as a mean over them; the report has all of it."""
+
+    positives: int
+    """Examples that show the concept, of all sets together."""
+    negatives: int
+    """Examples that do not, the benign requests excepted."""
+    auroc: float
+    """Area under the ROC curve."""
+    auroc_text: float
+    """The same of the better one of two baselines: TF-IDF with logistic regression, and length."""
+    recall: float
+    """Share of positives that reach the threshold."""
+
+
+class Probability(msgspec.Struct, frozen=True):
+    """probability = sigmoid(scale · score + offset), for the mixture of examples that it was fitted on (Platt 1999)."""
+
+    scale: float
+    offset: float
+    ece: float
+    """Expected calibration error on examples that neither it nor the probe was fitted on."""
+
+
+class Provenance(msgspec.Struct, frozen=True):
+    """Where examples come from."""
+
+    source: str
+    """The set: the name of its folder, or ``shipped``."""
+    licence: str
+    """As the set states it."""
+    files: dict[str, str]
+    """Each file read, as it is named on disk, to the SHA-256 of its bytes."""
+    rows: int
+    """Records in these files, before any is left out."""
+
+
+class Probe(msgspec.Struct, frozen=True):
+    """A reader of the residual stream; what it gives a token is a score in logits."""
+
+    name: str
+    layer: int
+    """It reads the output of block ``layer``, counted from 0."""
+    roles: list[str]
+    """Whose tokens it reads, names of :class:`probes.scoring.roles.Role` in lower case."""
+    threshold: float
+    """The aggregate at which it fires, in logits."""
+    aggregate: Aggregate
+    calibration: Calibration
+    evaluation: Evaluation
+    definition: str = ""
+    """What a high score means, and what it does not."""
+    kind: str = "logistic"
+    """How it was fitted, one of :data:`probes.fit.linear.Kind`; or ``multimax``, and it is one of the worker probes."""
+    probability: Probability | None = None
+    """Of the aggregate; ``None`` where there was too little to fit it on."""
+
+    def reads(self, role: Role) -> bool:
+        """Whether tokens of this role are scored by the probe."""
+        return role.name.lower() in self.roles
+
+
+class Vector(msgspec.Struct, frozen=True):
+    """A steering vector: a direction at a layer, of unit norm, pointing to more of the concept."""
+
+    name: str
+    layer: int
+    """It is added to the output of block ``layer``, counted from 0."""
+    hidden_norm: float
+    """Median norm of the residual stream of that layer over response tokens; the unit of dose."""
+    method: str = "mean"
+    """How it was made, one of :data:`probes.steering.extraction.Method`."""
+    origin: str = ""
+    """What it was made from: a concept's pairs, a probe, an expression, or a file with its SHA-256."""
+    max_dose: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """The cap: the largest dose, either way, that may be ordered; ``None`` where no sweep has set one."""
+    working: tuple[float, float] | None = None
+    """The lowest and the highest dose of the range around 0 in which the sweep found ordinary text unharmed."""
+
+    def require_dose(self, strength: float) -> None:
+        """Check a dose against the cap.
+
+        Args:
+            strength: A dose, or the strength of an operation.
+
+        Raises:
+            BundleError: It is beyond the cap.
+        """
+        # A NaN is not below it either.
+        if self.max_dose is not None and not abs(strength) <= self.max_dose:
+            raise BundleError(
+                f"A dose of {strength:g} of vector '{self.name}' is over the bundle's cap of {self.max_dose:g}.",
+                f"Order a dose from {-self.max_dose:g} to {self.max_dose:g}.",
+            )
+
+    def require_cap(self) -> None:
+        """Check that there is a cap, where whoever asks for a dose is not who answers for it.
+
+        Raises:
+            BundleError: There is none.
+        """
+        if self.max_dose is None:
+            raise BundleError(
+                f"Requests may not choose vector '{self.name}': the bundle has no cap on its dose.",
+                "Measure one with: plumbob steer calibrate.",
+            )
+
+    def coefficient(self, dose: float) -> float:
+        """What to multiply the unit vector with, so that its norm is ``dose`` times the residual stream's."""
+        return dose * self.hidden_norm
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """``bundle.json``."""
+
+    format: int
+    plumbob: str
+    """Version that wrote it."""
+    created: str
+    """UTC, ISO 8601."""
+    model: ModelIdentity
+    markers: Markers
+    probes: list[Probe]
+    """Linear ones, score = weight · state + bias, in the order of the columns of scores: sorted by layer."""
+    vectors: list[Vector]
+    """Sorted by layer."""
+    tensors_sha256: str
+    files: dict[str, str] = {}
+    """Further files of the bundle, such as its report, to the SHA-256 of their bytes."""
+    provenance: dict[str, list[Provenance]] = {}
+    """What each probe, and ``benign``, was made from."""
+    worker_probes: list[Probe] = []
+    """Those that are more than a direction, and read streamed activations outside the engine; sorted by layer."""

@@ -1,0 +1,1 @@
+"""Thresholds as false-positive rates (``thresholds``)."""
