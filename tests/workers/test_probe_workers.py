@@ -425,7 +425,7 @@ def test_nothing_of_it_is_imported_where_no_probe_needs_it(tmp_path):
 import sys
 from pathlib import Path
 from tests.conftest import make_bundle
-from monitor.cli import process
+from monitor.service import process
 from monitor.ingest import MemorySource
 from monitor.policy import default_policy
 from monitor.service.monitor import Monitor
