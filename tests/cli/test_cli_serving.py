@@ -15,9 +15,9 @@ from tests.cli.conftest import Running
 
 SCRIPT = """\
 import subprocess, sys
-from monitor.cli import serving
+from monitor.supervisor import serving
 from monitor.cli.app import main
-from monitor.engine import compat
+from monitor.engine.vllm import versions as compat
 
 def start(self):
     # A child of its own, as the engine core is one.
