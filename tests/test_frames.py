@@ -7,21 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monitor.errors import FrameError, FrameVersionError
-from monitor.wire.frames import (
+from monitor.wire.codec import (
     FRAME,
     HELLO,
     ORDER,
     RESYNC,
-    ROW,
-    VERSION,
-    Ack,
-    Act,
-    Frame,
-    FrameHeader,
-    Hello,
-    Release,
-    Started,
-    Steer,
     decode,
     decode_order,
     encode_ack,
@@ -29,6 +19,8 @@ from monitor.wire.frames import (
     encode_hello,
     encode_order,
 )
+from monitor.wire.frames import ROW, VERSION, Frame, FrameHeader, Hello, Started
+from monitor.wire.orders import Ack, Act, Release, Steer
 
 int32 = st.integers(-(2**31), 2**31 - 1)
 names = st.text(max_size=20)

@@ -18,7 +18,9 @@ from monitor.bench.bundle import idle_policy, steering_policy, streamed_layer
 from monitor.errors import EngineError
 from monitor.ingest import Arrival, LocalSource, Source, core_identity
 from monitor.service.monitor import Monitor
-from monitor.wire.frames import Frame, Hello, StateBlock, Stream, encode_order
+from monitor.wire.codec import encode_order
+from monitor.wire.frames import Frame, Hello, StateBlock
+from monitor.wire.orders import Stream
 from monitor.wire.ring import StateReader
 from probes.bundle import Bundle, load_bundle
 

@@ -25,21 +25,9 @@ from monitor.engine.outbox import Unconfirmed
 from monitor.engine.staging import Stage, Staging
 from monitor.engine.steering.leases import Arrived
 from monitor.errors import FrameError
-from monitor.wire.frames import (
-    ROW,
-    VERSION,
-    Ack,
-    FrameHeader,
-    GateEvent,
-    GuardEvent,
-    Hello,
-    Refusal,
-    Started,
-    StateBlock,
-    decode_order,
-    encode_frame,
-    encode_hello,
-)
+from monitor.wire.codec import decode_order, encode_frame, encode_hello
+from monitor.wire.frames import ROW, VERSION, FrameHeader, GateEvent, GuardEvent, Hello, Refusal, Started, StateBlock
+from monitor.wire.orders import Ack
 
 QUEUE_STEPS: Final = 256
 """Steps that may wait for the sending thread; most hold a stage, of which there are fewer."""

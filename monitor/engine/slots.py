@@ -18,7 +18,8 @@ from monitor.engine.steering.acts import act_of, entry_of, require_composed
 from monitor.engine.steering.caps import require_together
 from monitor.engine.steering.table import FOREVER, Amounts, Push, Segment, Steering, halved_from, timeline
 from monitor.errors import OrderError
-from monitor.wire.frames import ROW, Act, Admission, Arm, Release, Started, Steer
+from monitor.wire.frames import ROW, Started
+from monitor.wire.orders import Act, Admission, Arm, Release, Steer
 from probes.bundle import Bundle
 from probes.scoring.roles import Role, RoleReader
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from monitor.engine.steering.table import to_device
 from monitor.engine.taps import LayerTap, Taps
 from monitor.errors import EngineError, OrderError
-from monitor.wire.frames import Selection, StateBlock
+from monitor.wire.frames import StateBlock
+from monitor.wire.orders import Selection
 from monitor.wire.ring import Dtype, StateReader, StateWriter, sweep
 
 RING_STEPS: Final = 2

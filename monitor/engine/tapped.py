@@ -32,7 +32,8 @@ from monitor.engine.steering.table import ENTRIES_PER_SLOT, Steering, to_device
 from monitor.engine.streams import Streams
 from monitor.engine.taps import Taps
 from monitor.errors import OrderError
-from monitor.wire.frames import Admission, Arm, GuardEvent, Order, Refusal, Release, Started, Steer, Stop, Stream
+from monitor.wire.frames import GuardEvent, Refusal, Started
+from monitor.wire.orders import Admission, Arm, Order, Release, Steer, Stop, Stream
 from probes.bundle import load_bundle
 
 ORDERS_FIELD: Final = "plumbob_orders"

@@ -11,7 +11,8 @@ from typing import Final, Protocol
 
 from monitor.errors import FrameError, FrameVersionError
 from monitor.telemetry.stats import MalformedReason
-from monitor.wire.frames import Frame, Hello, decode
+from monitor.wire.codec import decode
+from monitor.wire.frames import Frame, Hello
 
 _EXPORTER: Final = re.compile(rb"/rank\d{1,6}\Z")
 

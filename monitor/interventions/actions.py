@@ -12,7 +12,7 @@ from monitor.interventions.gates import act_of, finite
 from monitor.policy import AlertAction, Decision, EscalateAction, SteerAction, StopAction
 from monitor.sinks.recorder import Recorder
 from monitor.telemetry.stats import Stats
-from monitor.wire.frames import Order, Release, Steer, Stop
+from monitor.wire.orders import Order, Release, Steer, Stop
 
 UNREACHABLE: Final = "the engine could not be reached"
 

@@ -23,7 +23,8 @@ from monitor.interventions.gates import OPERATOR_PREFIX, GateFacts, arm_order, p
 from monitor.policy import GATE_PREFIX, Policy, PolicyGate
 from monitor.sinks.recorder import Recorder
 from monitor.telemetry.stats import Stats
-from monitor.wire.frames import Arm, Disarm, Hello, Order
+from monitor.wire.frames import Hello
+from monitor.wire.orders import Arm, Disarm, Order
 from probes.bundle import Bundle
 
 SendOrder = Callable[[str, Order], bool]

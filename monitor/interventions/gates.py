@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from monitor.events import Operation
 from monitor.policy import PolicyGate, SteerAction
-from monitor.wire.frames import Act, Arm, GuardEvent
+from monitor.wire.frames import GuardEvent
+from monitor.wire.orders import Act, Arm
 from probes.bundle import Bundle, Probe
 
 OPERATOR_PREFIX = "order:"

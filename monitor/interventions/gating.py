@@ -20,7 +20,8 @@ from monitor.sinks import Recorder
 from monitor.sinks.audit import Recalled
 from monitor.telemetry.stats import Stats
 from monitor.verdicts import VerdictTable
-from monitor.wire.frames import GateEvent, GuardEvent, Hello, Order, Refusal, Started
+from monitor.wire.frames import GateEvent, GuardEvent, Hello, Refusal, Started
+from monitor.wire.orders import Order
 from probes.bundle import Bundle
 
 ORDER_KINDS: Final[dict[str, OrderKind]] = {kind: kind for kind in get_args(OrderKind)}

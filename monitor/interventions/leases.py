@@ -5,7 +5,7 @@ from typing import Final, Literal
 
 from monitor.events import OrderKind, Request
 from monitor.interventions.gates import GateFacts
-from monitor.wire.frames import Arm
+from monitor.wire.orders import Arm
 from probes.errors import PlumbobError
 
 MAX_LEASE_SECONDS: Final = 3600.0

@@ -27,7 +27,7 @@ from monitor.policy.steering import steer_action
 from monitor.sinks.recorder import Recorder
 from monitor.telemetry.stats import Stats
 from monitor.verdicts import VerdictTable
-from monitor.wire.frames import Arm, Disarm, Release, Steer
+from monitor.wire.orders import Arm, Disarm, Release, Steer
 from probes.bundle import Bundle
 
 

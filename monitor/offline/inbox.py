@@ -15,7 +15,9 @@ import zmq
 from numpy.typing import NDArray
 
 from monitor.ingest import core_identity
-from monitor.wire.frames import Frame, Hello, Stream, decode, encode_order
+from monitor.wire.codec import decode, encode_order
+from monitor.wire.frames import Frame, Hello
+from monitor.wire.orders import Stream
 from monitor.wire.ring import StateReader
 
 

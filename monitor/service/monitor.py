@@ -33,7 +33,9 @@ from monitor.sinks.audit import AuditLog, AuditSink, recall
 from monitor.telemetry.stats import SkipReason, Stats, Status
 from monitor.traces import Traces
 from monitor.verdicts import Tally, VerdictTable
-from monitor.wire.frames import RESYNC, Frame, Hello, Order, Stream, encode_ack, encode_order
+from monitor.wire.codec import RESYNC, encode_ack, encode_order
+from monitor.wire.frames import Frame, Hello
+from monitor.wire.orders import Order, Stream
 from probes.bundle import Bundle
 
 if TYPE_CHECKING:

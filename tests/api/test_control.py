@@ -20,20 +20,9 @@ from monitor.v1 import event_pb2
 from monitor.v1.control_service_pb2_grpc import ControlServiceStub
 from monitor.v1.monitor_service_pb2 import GetTraceRequest, ListTracesRequest
 from monitor.v1.monitor_service_pb2_grpc import MonitorServiceStub
-from monitor.wire.frames import (
-    VERSION,
-    Ack,
-    Act,
-    Arm,
-    Disarm,
-    GateEvent,
-    Hello,
-    Refusal,
-    Release,
-    Started,
-    Steer,
-    decode_order,
-)
+from monitor.wire.codec import decode_order
+from monitor.wire.frames import VERSION, GateEvent, Hello, Refusal, Started
+from monitor.wire.orders import Ack, Act, Arm, Disarm, Release, Steer
 from probes.scoring.roles import Role
 
 pytestmark = pytest.mark.timeout(60)

@@ -10,17 +10,9 @@ import zmq
 from monitor.bench.beside import Beside, Counters, Mode
 from monitor.bench.bundle import synthetic_bundle
 from monitor.errors import EngineError
-from monitor.wire.frames import (
-    VERSION,
-    Hello,
-    Started,
-    StateBlock,
-    Steer,
-    Stream,
-    decode_order,
-    encode_frame,
-    encode_hello,
-)
+from monitor.wire.codec import decode_order, encode_frame, encode_hello
+from monitor.wire.frames import VERSION, Hello, Started, StateBlock
+from monitor.wire.orders import Steer, Stream
 from monitor.wire.ring import StateWriter
 from probes.bundle import ModelIdentity
 from probes.scoring.roles import Role

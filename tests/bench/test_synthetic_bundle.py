@@ -13,7 +13,9 @@ from monitor.bench.bundle import (
 )
 from monitor.ingest import MemorySource, read_arrival
 from monitor.service.monitor import Monitor
-from monitor.wire.frames import Act, Started, Steer, decode_order, encode_frame
+from monitor.wire.codec import decode_order, encode_frame
+from monitor.wire.frames import Started
+from monitor.wire.orders import Act, Steer
 from probes.bundle import MAX_PROBES_PER_LAYER, ModelIdentity, save_bundle
 from probes.bundle.canaries import Canaries
 from probes.errors import BundleError

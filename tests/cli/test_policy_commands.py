@@ -14,7 +14,9 @@ from monitor.policy import load_policy
 from monitor.service.monitor import Monitor
 from monitor.sinks.audit import AuditLog
 from monitor.supervisor.serving import Plan
-from monitor.wire.frames import VERSION, GateEvent, GuardEvent, Hello, Release, Started, Steer, decode_order
+from monitor.wire.codec import decode_order
+from monitor.wire.frames import VERSION, GateEvent, GuardEvent, Hello, Started
+from monitor.wire.orders import Release, Steer
 from probes.scoring.roles import Role
 from tests.cli.conftest import assert_one_error
 from tests.conftest import make_bundle, make_frame

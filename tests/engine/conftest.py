@@ -11,7 +11,9 @@ import pytest
 import zmq
 
 from monitor.offline.engine_process import Answer, Arm
-from monitor.wire.frames import Frame, Hello, Order, Started, decode, encode_order
+from monitor.wire.codec import decode, encode_order
+from monitor.wire.frames import Frame, Hello, Started
+from monitor.wire.orders import Order
 from probes.bundle import Bundle, Calibration, Evaluation, Probe, Vector, save_bundle
 from probes.data.concepts import load_benign
 from probes.errors import PlumbobError

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from monitor.wire.frames import Order
+from monitor.wire.orders import Order
 from tests.engine.conftest import Seen, Wire
 
 SECONDS = 120.0

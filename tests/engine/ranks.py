@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from monitor.wire.frames import Act, Steer
+from monitor.wire.orders import Act, Steer
 from tests.engine.conftest import Wire
 
 TOKENS = 120

@@ -10,7 +10,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from monitor.wire.frames import Frame, Stream
+from monitor.wire.frames import Frame
+from monitor.wire.orders import Stream
 from monitor.wire.ring import StateReader
 from probes.data.concepts import load_benign
 from probes.models import DEMO, resolve_model

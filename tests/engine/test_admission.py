@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from monitor.engine.settings import Wanted, inherited, take_over  # noqa: E402
 from monitor.engine.vllm.admission import CHARACTERS, parse_admission  # noqa: E402
 from monitor.errors import OrderError  # noqa: E402
-from monitor.wire.frames import Act, Admission, Release, Steer  # noqa: E402
+from monitor.wire.orders import Act, Admission, Release, Steer  # noqa: E402
 from probes.errors import BundleError  # noqa: E402
 from tests.engine.test_slots import NEUTRAL, ONE, OTHER, PROMPT, House, capped, house  # noqa: E402, F401
 

@@ -19,7 +19,8 @@ from monitor.ingest import LocalSource
 from monitor.policy import Gate, Policy, Rule, SteerAction
 from monitor.service.monitor import Monitor
 from monitor.sinks import MemorySink
-from monitor.wire.frames import VERSION, Act, Arm, Disarm, Hello, Stream
+from monitor.wire.frames import VERSION, Hello
+from monitor.wire.orders import Act, Arm, Disarm, Stream
 from tests.conftest import make_bundle
 
 STEER = SteerAction("sycophancy", -0.2, None, gate=Gate())

@@ -28,7 +28,9 @@ from monitor.telemetry import MonitorCollector  # noqa: E402
 from monitor.v1 import event_pb2  # noqa: E402
 from monitor.v1.monitor_service_pb2 import WatchEventsRequest  # noqa: E402
 from monitor.v1.monitor_service_pb2_grpc import MonitorServiceStub  # noqa: E402
-from monitor.wire.frames import VERSION, Act, Hello, Refusal, Steer, Stop, Stream, decode_order  # noqa: E402
+from monitor.wire.codec import decode_order  # noqa: E402
+from monitor.wire.frames import VERSION, Hello, Refusal  # noqa: E402
+from monitor.wire.orders import Act, Steer, Stop, Stream  # noqa: E402
 from probes.scoring.roles import Role  # noqa: E402
 from tests.conftest import make_frame  # noqa: E402
 from tests.engine.test_caps import CAP, ONE, OTHER, House, add, arm, bundle  # noqa: E402, F401

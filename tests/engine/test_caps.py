@@ -18,7 +18,7 @@ from monitor.engine.steering.caps import require_together  # noqa: E402
 from monitor.engine.steering.table import ENTRIES_PER_SLOT, Steering  # noqa: E402
 from monitor.engine.taps import Taps  # noqa: E402
 from monitor.errors import OrderError  # noqa: E402
-from monitor.wire.frames import Act, Admission, Arm, Release, Steer  # noqa: E402
+from monitor.wire.orders import Act, Admission, Arm, Release, Steer  # noqa: E402
 from probes.bundle import Bundle, save_bundle  # noqa: E402
 from tests.conftest import make_bundle  # noqa: E402
 from tests.engine.test_gates import PROMPT, ROWS  # noqa: E402

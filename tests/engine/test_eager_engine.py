@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from monitor.wire.frames import Act, Release, Steer
+from monitor.wire.orders import Act, Release, Steer
 from probes.scoring.roles import Role
 from tests.engine.conftest import Seen, Wire, check_scores, settings, start
 

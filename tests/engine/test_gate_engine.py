@@ -6,7 +6,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from monitor.wire.frames import Act, Arm, Disarm, Frame, encode_ack
+from monitor.wire.codec import encode_ack
+from monitor.wire.frames import Frame
+from monitor.wire.orders import Act, Arm, Disarm
 from probes.bundle import Bundle, save_bundle
 from probes.scoring.aggregate import Aggregate, running
 from tests.engine.conftest import LAYERS, Seen, Wire, random_bundle, settings, start

@@ -18,7 +18,8 @@ from monitor.engine.steering.table import ENTRIES_PER_SLOT, Steering  # noqa: E4
 from monitor.engine.taps import Taps  # noqa: E402
 from monitor.engine.vllm.versions import require_features  # noqa: E402
 from monitor.errors import EngineError, FrameError, OrderError  # noqa: E402
-from monitor.wire.frames import Act, Arm, Steer, decode_order, encode_order  # noqa: E402
+from monitor.wire.codec import decode_order, encode_order  # noqa: E402
+from monitor.wire.orders import Act, Arm, Steer  # noqa: E402
 from probes.errors import PlumbobError  # noqa: E402
 from probes.scoring.aggregate import Aggregate  # noqa: E402
 from probes.scoring.roles import Role  # noqa: E402

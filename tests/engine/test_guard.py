@@ -17,7 +17,7 @@ from monitor.engine.steering.acts import NOTHING, act_of, entry_of, halved  # no
 from monitor.engine.steering.guard import STRIDE, THRESHOLD, WINDOW, Guard, Repeats, blamed, relent  # noqa: E402
 from monitor.engine.steering.table import Push, halved_from, timeline  # noqa: E402
 from monitor.errors import OrderError  # noqa: E402
-from monitor.wire.frames import Act, Release, Steer  # noqa: E402
+from monitor.wire.orders import Act, Release, Steer  # noqa: E402
 from probes.steering import Entry, steer  # noqa: E402
 from tests.engine.test_gates import House as Gated  # noqa: E402
 from tests.engine.test_slots import PROMPT, House  # noqa: E402

@@ -10,7 +10,9 @@ from monitor.policy import Policy
 from monitor.service.monitor import Monitor
 from monitor.sinks import MemorySink
 from monitor.sinks.audit import AuditLog, verify
-from monitor.wire.frames import Act, Arm, Disarm, Frame, Steer, encode_ack
+from monitor.wire.codec import encode_ack
+from monitor.wire.frames import Frame
+from monitor.wire.orders import Act, Arm, Disarm, Steer
 from tests.engine.conftest import LAYERS, Seen, Wire, random_bundle, settings, start
 
 pytest.importorskip("torch")

@@ -3,7 +3,8 @@
 import pytest
 
 from monitor.engine.steering.leases import Arrived, Leases
-from monitor.wire.frames import Act, Arm, Disarm, Refusal, Release, Steer, Stop, Stream
+from monitor.wire.frames import Refusal
+from monitor.wire.orders import Act, Arm, Disarm, Release, Steer, Stop, Stream
 
 ACTS = [Act("v", add=0.1)]
 KEYS = {"a", "b"}

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from monitor.offline.engine_process import Arm
-from monitor.wire.frames import Act, Frame, Steer, Stream
+from monitor.wire.frames import Frame
+from monitor.wire.orders import Act, Steer, Stream
 from probes.bundle import Bundle
 from tests import models
 from tests.engine.conftest import Seen, Wire, random_bundle

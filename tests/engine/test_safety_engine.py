@@ -14,7 +14,8 @@ from monitor.ingest import LocalSource
 from monitor.policy import Gate, Policy, Rule, SteerAction, StopAction
 from monitor.service.monitor import Monitor
 from monitor.sinks import MemorySink
-from monitor.wire.frames import Act, Arm, Disarm, Steer, encode_ack
+from monitor.wire.codec import encode_ack
+from monitor.wire.orders import Act, Arm, Disarm, Steer
 from probes.bundle import save_bundle
 from tests.engine.conftest import Wire, random_bundle, settings, start
 from tests.models import tiny_model

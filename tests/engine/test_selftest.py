@@ -22,7 +22,9 @@ from monitor.engine import canary_run, selftest
 from monitor.engine.settings import ENVIRONMENT, KEY, Settings
 from monitor.engine.vllm.wrap import wrap_once
 from monitor.errors import EngineError
-from monitor.wire.frames import VERSION, Hello, Stream, decode, encode_order
+from monitor.wire.codec import decode, encode_order
+from monitor.wire.frames import VERSION, Hello
+from monitor.wire.orders import Stream
 from probes.bundle import Bundle, WorkerProbe, save_bundle
 from probes.bundle.canaries import TOLERANCE, Canaries
 from probes.fit.bundle_fit import record_canaries

@@ -19,7 +19,7 @@ from monitor.engine.staging import Stage  # noqa: E402
 from monitor.engine.steering.table import ENTRIES_PER_SLOT, FOREVER, Push, Steering, timeline  # noqa: E402
 from monitor.engine.taps import Taps  # noqa: E402
 from monitor.errors import OrderError  # noqa: E402
-from monitor.wire.frames import Act, Release, Steer  # noqa: E402
+from monitor.wire.orders import Act, Release, Steer  # noqa: E402
 from probes.bundle import save_bundle  # noqa: E402
 from probes.scoring.roles import Role  # noqa: E402
 from tests.conftest import make_bundle  # noqa: E402

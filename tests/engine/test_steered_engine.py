@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from monitor.wire.frames import Act, Arm, Disarm, Steer
+from monitor.wire.orders import Act, Arm, Disarm, Steer
 from probes.bundle import Bundle, Vector, save_bundle
 from probes.models.chat import Message
 from probes.scoring.aggregate import Aggregate, running

@@ -14,7 +14,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from monitor.wire.frames import Act, Admission, Arm, Disarm, Refusal, Release, Steer, Stop, Stream, encode_ack
+from monitor.wire.codec import encode_ack
+from monitor.wire.frames import Refusal
+from monitor.wire.orders import Act, Admission, Arm, Disarm, Release, Steer, Stop, Stream
 from probes.bundle import save_bundle
 from tests.cli.conftest import Running, free_port
 from tests.engine.conftest import Seen, Wire, random_bundle

@@ -19,21 +19,9 @@ from monitor.policy import AlertAction, Gate, Policy, Rule, SteerAction
 from monitor.service.monitor import Monitor
 from monitor.sinks import MemorySink
 from monitor.sinks.audit import AuditLog, verify
-from monitor.wire.frames import (
-    VERSION,
-    Ack,
-    Act,
-    Admission,
-    Arm,
-    Disarm,
-    GateEvent,
-    Hello,
-    Refusal,
-    Release,
-    Started,
-    Steer,
-    decode_order,
-)
+from monitor.wire.codec import decode_order
+from monitor.wire.frames import VERSION, GateEvent, Hello, Refusal, Started
+from monitor.wire.orders import Ack, Act, Admission, Arm, Disarm, Release, Steer
 from probes.scoring.roles import Role
 
 CLAMP = SteerAction("sycophancy", 0.0, 50, "clamp", high=0.1, gate=Gate(hold=8, release=0.25, release_streak=2))

@@ -13,7 +13,9 @@ from monitor.service.monitor import Monitor
 from monitor.sinks import MemorySink
 from monitor.sinks.audit import AuditLog, verify
 from monitor.telemetry.collector import MonitorCollector
-from monitor.wire.frames import VERSION, Act, GateEvent, GuardEvent, Hello, Started, decode, encode_frame
+from monitor.wire.codec import decode, encode_frame
+from monitor.wire.frames import VERSION, GateEvent, GuardEvent, Hello, Started
+from monitor.wire.orders import Act
 from probes.scoring.roles import Role
 
 LEFT = [Act("sycophancy", add=-0.1), Act("harmful_intent", scale=0.5)]

@@ -14,18 +14,9 @@ import zmq.asyncio
 
 from monitor.errors import PortError
 from monitor.ingest import LocalSource, Malformed, core_identity, read_arrival
-from monitor.wire.frames import (
-    HELLO,
-    VERSION,
-    Act,
-    Frame,
-    Hello,
-    Steer,
-    decode_order,
-    encode_frame,
-    encode_hello,
-    encode_order,
-)
+from monitor.wire.codec import HELLO, decode_order, encode_frame, encode_hello, encode_order
+from monitor.wire.frames import VERSION, Frame, Hello
+from monitor.wire.orders import Act, Steer
 
 
 @pytest.fixture

@@ -11,18 +11,9 @@ from monitor.ingest import Arrival, LocalSource, Malformed, MemorySource
 from monitor.policy import AlertAction, Policy, Rule, SteerAction, default_policy
 from monitor.service.monitor import Limits, Monitor
 from monitor.sinks import MemorySink
-from monitor.wire.frames import (
-    RESYNC,
-    VERSION,
-    Ack,
-    Act,
-    Hello,
-    Started,
-    Steer,
-    decode_order,
-    encode_frame,
-    encode_hello,
-)
+from monitor.wire.codec import RESYNC, decode_order, encode_frame, encode_hello
+from monitor.wire.frames import VERSION, Hello, Started
+from monitor.wire.orders import Ack, Act, Steer
 from probes.scoring.roles import Role
 
 STEER_ID = "rule:sycophancy:-0.2:50"

@@ -8,7 +8,7 @@ from monitor.interventions import Actions
 from monitor.policy import AlertAction, Decision, SteerAction
 from monitor.sinks import LogSink, MemorySink, Recorder
 from monitor.telemetry.stats import Stats
-from monitor.wire.frames import Act, Steer
+from monitor.wire.orders import Act, Steer
 
 
 def fired(key="a", probe="toxicity") -> ProbeFired:

@@ -12,7 +12,9 @@ from monitor.policy import SteerAction, StopAction, load_policy
 from monitor.service.monitor import Monitor
 from monitor.sinks import MemorySink
 from monitor.sinks.audit import AuditLog, verify
-from monitor.wire.frames import VERSION, Ack, Act, Arm, Hello, Refusal, Started, Steer, Stop, decode_order
+from monitor.wire.codec import decode_order
+from monitor.wire.frames import VERSION, Hello, Refusal, Started
+from monitor.wire.orders import Ack, Act, Arm, Steer, Stop
 from probes.scoring.roles import Role
 
 MESSAGE = "I must stop here."

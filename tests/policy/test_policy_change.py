@@ -6,7 +6,8 @@ import pytest
 
 from monitor.events import Alert, Intervention, Ordered, PolicyChanged
 from monitor.policy import AlertAction, Gate, Policy, Rule, SteerAction
-from monitor.wire.frames import Act, Arm, Disarm, GateEvent, Refusal, Started, Steer
+from monitor.wire.frames import GateEvent, Refusal, Started
+from monitor.wire.orders import Act, Arm, Disarm, Steer
 from probes.scoring.roles import Role
 from tests.policy.test_fail_closed import Desk
 

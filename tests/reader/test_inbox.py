@@ -5,18 +5,10 @@ import pytest
 import zmq
 
 from monitor.offline.inbox import StateInbox
-from monitor.wire.frames import (
-    ROW,
-    VERSION,
-    FrameHeader,
-    Hello,
-    Started,
-    StateBlock,
-    Stream,
-    decode_order,
-    encode_frame,
-)
-from monitor.wire.frames import encode_hello as hello
+from monitor.wire.codec import decode_order, encode_frame
+from monitor.wire.codec import encode_hello as hello
+from monitor.wire.frames import ROW, VERSION, FrameHeader, Hello, Started, StateBlock
+from monitor.wire.orders import Stream
 from monitor.wire.ring import StateWriter
 
 HIDDEN = 4

@@ -13,8 +13,10 @@ from monitor.ingest import Arrival, MemorySource
 from monitor.policy import default_policy
 from monitor.service.monitor import Limits, Monitor
 from monitor.sinks import MemorySink
-from monitor.wire.frames import VERSION, Frame, Hello, Started, StateBlock, Steer, Stream, decode, decode_order
-from monitor.wire.frames import encode_frame as encode
+from monitor.wire.codec import decode, decode_order
+from monitor.wire.codec import encode_frame as encode
+from monitor.wire.frames import VERSION, Frame, Hello, Started, StateBlock
+from monitor.wire.orders import Steer, Stream
 from monitor.wire.ring import StateWriter
 from monitor.workers import WorkerPool
 from probes.bundle import Bundle, Calibration, Evaluation, Probe, WorkerProbe, save_bundle

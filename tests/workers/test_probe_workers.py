@@ -12,8 +12,10 @@ from monitor.events import Alert, Intervention, ProbeFired, RequestFinished
 from monitor.ingest import Arrival, MemorySource
 from monitor.policy import AlertAction, Policy, Rule, SteerAction, default_policy, load_policy
 from monitor.service.monitor import Monitor
+from monitor.wire.codec import encode_frame, encode_hello
 from monitor.wire.frames import VERSION as FRAMES
-from monitor.wire.frames import Act, Hello, Started, StateBlock, Steer, Stream, encode_frame, encode_hello
+from monitor.wire.frames import Hello, Started, StateBlock
+from monitor.wire.orders import Act, Steer, Stream
 from probes.scoring.aggregate import running
 from probes.scoring.roles import Role
 from tests.conftest import HIDDEN

@@ -9,7 +9,7 @@ from monitor.engine.ops.gate import FOREVER
 from monitor.engine.ops.tap import NEUTRAL
 from monitor.engine.steering.acts import entry_of
 from monitor.errors import OrderError
-from monitor.wire.frames import Arm
+from monitor.wire.orders import Arm
 from probes.bundle import Bundle, Probe
 from probes.scoring.roles import Role
 

@@ -27,7 +27,8 @@ from monitor.engine.steering.caps import require_together
 from monitor.engine.steering.table import to_device
 from monitor.engine.taps import Taps
 from monitor.errors import OrderError
-from monitor.wire.frames import Arm, GateEvent, Started
+from monitor.wire.frames import GateEvent, Started
+from monitor.wire.orders import Arm
 from probes.bundle import Bundle
 from probes.scoring.roles import Role
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from monitor.engine.ops.tap import NEUTRAL
 from monitor.errors import OrderError
-from monitor.wire.frames import Act
+from monitor.wire.orders import Act
 from probes.bundle import Bundle, Vector
 from probes.errors import BundleError, SteeringError
 from probes.steering import Entry, Operation

@@ -12,7 +12,7 @@ from typing import Final
 
 from monitor.engine.steering.acts import NOTHING, entry_of
 from monitor.errors import OrderError
-from monitor.wire.frames import Arm
+from monitor.wire.orders import Arm
 from probes.bundle import Bundle, Vector
 from probes.steering import Entry
 

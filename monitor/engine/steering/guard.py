@@ -26,7 +26,8 @@ import numpy as np
 
 from monitor.engine.gates.host import Gates
 from monitor.engine.slots import Slots
-from monitor.wire.frames import Act, GuardEvent
+from monitor.wire.frames import GuardEvent
+from monitor.wire.orders import Act
 from probes.steering.repetition import NGRAM, repetition
 
 WINDOW: Final = 64

@@ -11,7 +11,8 @@ from typing import Final
 
 from monitor.engine.steering.refusals import refusal
 from monitor.errors import OrderError
-from monitor.wire.frames import Arm, Disarm, Order, Refusal, Release, Steer
+from monitor.wire.frames import Refusal
+from monitor.wire.orders import Arm, Disarm, Order, Release, Steer
 
 _ARMED: Final = ""
 """In the place of a request's key: the lease is a gate's."""

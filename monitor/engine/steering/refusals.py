@@ -1,7 +1,8 @@
 """Orders that are not carried out, as the monitor is told of them."""
 
 from monitor.errors import OrderError
-from monitor.wire.frames import Order, Refusal
+from monitor.wire.frames import Refusal
+from monitor.wire.orders import Order
 
 
 def refusal(order: Order, error: OrderError, key: str = "") -> Refusal:

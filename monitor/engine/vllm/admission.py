@@ -14,7 +14,7 @@ from monitor.engine.settings import inherited, switched_on
 from monitor.engine.steering.acts import compose, entry_of, require_composed
 from monitor.engine.vllm.wrap import Method, wrap_once
 from monitor.errors import OrderError
-from monitor.wire.frames import Admission
+from monitor.wire.orders import Admission
 from probes.bundle import Bundle, load_bundle
 from probes.steering import Entry
 

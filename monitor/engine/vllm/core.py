@@ -31,7 +31,8 @@ from monitor.engine.vllm.stop import deliver, stop
 from monitor.engine.vllm.versions import vllm_version
 from monitor.engine.vllm.wrap import Method, wrap_once
 from monitor.errors import OrderError
-from monitor.wire.frames import VERSION, Arm, Disarm, Hello, Order, Refusal, Steer, Stop
+from monitor.wire.frames import VERSION, Hello, Refusal
+from monitor.wire.orders import Arm, Disarm, Order, Steer, Stop
 from probes.bundle import load_bundle
 
 _COMPLETION: Final = re.compile(r"^(cmpl-.+)-\d+$")

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from monitor.errors import OrderError
-from monitor.wire.frames import Stop
+from monitor.wire.orders import Stop
 
 MESSAGE_CHARACTERS: Final = 4096
 """The longest message."""
