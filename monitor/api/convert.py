@@ -51,10 +51,6 @@ _ORDER_RESULTS: dict[events.OrderResult, event_pb2.OrderResult] = {
     "expired": event_pb2.ORDER_RESULT_EXPIRED,
 }
 
-_GUARD_OUTCOMES: dict[events.GuardOutcome, event_pb2.GuardOutcome] = {
-    "halved": event_pb2.GUARD_OUTCOME_HALVED,
-    "released": event_pb2.GUARD_OUTCOME_RELEASED,
-}
 
 _STATES: dict[stats.EngineState, event_pb2.EngineState] = {
     "pending": event_pb2.ENGINE_STATE_PENDING,
@@ -333,12 +329,10 @@ def _interventions_lost(event: events.InterventionsLost) -> event_pb2.Interventi
 def _guarded(event: events.Guarded) -> event_pb2.Guarded:
     return event_pb2.Guarded(
         request=_request(event.request),
-        outcome=_GUARD_OUTCOMES[event.outcome],
         position=event.position,
         repetition=event.repetition,
         threshold=event.threshold,
         window=event.window,
-        left=event.left,
         gates=event.gates,
         number=event.number,
         reason=event.reason,

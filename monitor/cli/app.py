@@ -199,7 +199,7 @@ def serve(
     allow_steering: AllowSteering = None,
     allow_control: AllowControl = False,
     guard: Annotated[
-        bool, typer.Option("--guard/--no-guard", help="Steer an answer less, then no more, where it repeats itself.")
+        bool, typer.Option("--guard/--no-guard", help="Steer an answer no more where it repeats itself.")
     ] = True,
 ) -> None:
     """Serve a model with vLLM, tapped, with its monitor beside it. Unknown options go to vllm serve."""

@@ -131,7 +131,7 @@ def from_monitor(number: int, address: str) -> Why:
     event = getattr(first, kind)
     if kind == "guarded":
         read = (event.repetition, event.threshold, event.position)
-        return _of_guard(f"event {number}", event.request.request_id, _outcome(event), *read, event.reason)
+        return _of_guard(f"event {number}", event.request.request_id, *read, event.reason)
     why = Why(
         what=f"event {number}",
         kind=kind,
@@ -161,7 +161,7 @@ def _of_event(why: Why, event: Any, later: list[Any]) -> Why:
             "result": _result(event.sent, mode, event.gate, event.refusal),
             "steered": _steered(_endings(event, later)) if event.sent else "nothing",
             "guard": _guard(
-                (_outcome(other.guarded), other.guarded.position)
+                other.guarded.position
                 for other in later
                 if other.WhichOneof("payload") == "guarded" and other.guarded.request.key == event.request.key
             ),
@@ -180,23 +180,15 @@ def _endings(event: Any, later: list[Any]) -> Iterator[tuple[str, int]]:
             yield "request", about.steered
 
 
-def _outcome(guarded: Any) -> str:
-    from monitor.v1 import event_pb2
-
-    return event_pb2.GuardOutcome.Name(guarded.outcome).removeprefix("GUARD_OUTCOME_").lower()
-
-
-def _of_guard(
-    what: str, request_id: str, outcome: str, repetition: float, threshold: float, position: int, reason: str
-) -> Why:
-    result = "half of what was ordered is done" if outcome == "halved" else "the request is steered no more, for good"
+def _of_guard(what: str, request_id: str, repetition: float, threshold: float, position: int, reason: str) -> Why:
+    result = "the request is steered no more, for good"
     return Why(what, "guarded", request_id, "", repetition, threshold, position, result=result, reason=reason)
 
 
-def _guard(reliefs: Iterable[tuple[str, int]]) -> str:
-    """What the guard did about a request that was steered."""
-    said = [f"{outcome} from token {position} on" for outcome, position in reliefs]
-    return f"{', '.join(said)}, since the answer repeated itself" if said else ""
+def _guard(positions: Iterable[int]) -> str:
+    """Say from which token on the guard released a steered request; empty: it did not."""
+    position = next(iter(positions), None)
+    return "" if position is None else f"released from token {position} on, since the answer repeated itself"
 
 
 def _events(number: int, address: str) -> tuple[Iterator[Any], str]:
@@ -252,7 +244,7 @@ def from_audit(number: int, path: Path) -> Why:
         )
     if record["kind"] == "guarded":
         read = (record["repetition"], record["threshold"], record["position"])
-        return _of_guard(f"record {number} of {path}", record["request_id"], record["outcome"], *read, record["reason"])
+        return _of_guard(f"record {number} of {path}", record["request_id"], *read, record["reason"])
     why = Why(
         what=f"record {number} of {path}",
         kind=record["kind"],
@@ -280,7 +272,7 @@ def from_audit(number: int, path: Path) -> Why:
         "result": _result(sent, why.mode, gate, record["refusal"] or ""),
         "steered": _steered(_recorded_endings(record, gate, later)) if sent else "nothing",
         "guard": _guard(
-            (other["outcome"], other["position"])
+            other["position"]
             for other in later
             if other["kind"] == "guarded" and (other["key"], other["engine"]) == (record["key"], record["engine"])
         ),

@@ -129,7 +129,7 @@ def format_event(event: Event) -> Text:
         case "guarded":
             guarded = event.guarded
             _begin(line, "GUARD", "bold yellow", guarded.request.request_id)
-            _add(line, _name(event_pb2.GuardOutcome.Name(guarded.outcome)), "bold")
+            _add(line, "released", "bold")
             _add(line, f": {guarded.reason}")
         case "escalated":
             _escalated(line, event.escalated)

@@ -35,7 +35,7 @@ SEND_FRAMES: Final = 64
 """Frames that may wait inside ZeroMQ for the monitor to read them."""
 EVENTS: Final = 4096
 """What gates decided that may wait for a monitor to confirm it, as many orders that were refused, and as much that the
-guard took back; beyond it the oldest are lost, which their numbers show."""
+guard released; beyond it the oldest are lost, which their numbers show."""
 FRAME_EVENTS: Final = 64
 """Of them, those that one frame carries."""
 HELLO_SECONDS: Final = 1.0

@@ -45,7 +45,7 @@ class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     admission: list[str] = []
     """Vectors that a request may itself ask to be steered by, within the bundle's cap."""
     guard: bool = True
-    """Halve and then release steering that makes an answer repeat itself (:mod:`monitor.engine.steering.guard`)."""
+    """Release requests that steering makes repeat themselves (:mod:`monitor.engine.steering.guard`)."""
 
 
 class Settings(msgspec.Struct, frozen=True):

@@ -14,9 +14,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.engine.steering.acts import act_of, entry_of, require_composed
+from monitor.engine.steering.acts import entry_of, require_composed
 from monitor.engine.steering.caps import require_together
-from monitor.engine.steering.table import FOREVER, Amounts, Push, Segment, Steering, halved_from, timeline
+from monitor.engine.steering.table import FOREVER, Push, Segment, Steering, timeline
 from monitor.errors import OrderError
 from monitor.wire.frames import ROW, Started
 from monitor.wire.orders import Act, Admission, Arm, Release, Steer
@@ -42,10 +42,8 @@ class Tracked:
     admitted: Admission | None = None
     gated_from: int = _NEVER
     """The first position that a gate steered."""
-    halved: bool = False
-    """The guard has halved what orders do (:mod:`monitor.engine.steering.guard`)."""
     released: bool = False
-    """It has released the request, for good."""
+    """The guard has released it, for good (:mod:`monitor.engine.steering.guard`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,32 +235,13 @@ class Slots:
 
     def steers(self, request: Tracked) -> bool:
         """Whether orders steer the request's next row."""
-        return bool(self._amounts(request))
-
-    def halve(self, request: Tracked) -> list[Act]:
-        """Do half of what was ordered from the request's next row on.
-
-        Returns:
-            What is done to that row then; nothing where nothing of it has a half, or there is no room for one.
-        """
-        try:
-            self._steer(request, halved_from(request.pushes, self.upcoming(request.slot)))
-        except OrderError:
-            # Too many acts, or the tables are full.
-            return []
-        request.halved = True
-        vectors = self._bundle.manifest.vectors
-        return [act_of(vectors[vector], entry) for vector, entry in self._amounts(request)]
+        upcoming = self.upcoming(request.slot)
+        return any(segment.start <= upcoming < segment.end for segment in timeline(request.pushes))
 
     def release(self, request: Tracked) -> None:
         """Steer a request by no order any more, from its next row on."""
         self.order(Release(request.key))
         request.released = True
-
-    def _amounts(self, request: Tracked) -> Amounts:
-        upcoming = self.upcoming(request.slot)
-        segments = timeline(request.pushes)
-        return next((segment.amounts for segment in segments if segment.start <= upcoming < segment.end), ())
 
     def _steerable(self, key: str) -> Tracked:
         request = self._requests.get(key)

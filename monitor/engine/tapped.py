@@ -26,7 +26,7 @@ from monitor.engine.rows import commit, map_rows
 from monitor.engine.settings import inherited
 from monitor.engine.slots import Batch, Gap, Slots
 from monitor.engine.staging import Stage, Staging
-from monitor.engine.steering.guard import Repeats, relent
+from monitor.engine.steering.guard import Repeats, release
 from monitor.engine.steering.refusals import admission_refusal, refusal
 from monitor.engine.steering.table import ENTRIES_PER_SLOT, Steering, to_device
 from monitor.engine.streams import Streams
@@ -48,7 +48,7 @@ REPEATS_FIELD: Final = "plumbob_repeats"
 """The same for answers that repeat themselves."""
 
 LOGGED_REFUSALS: Final = 20
-"""Orders refused that are logged, and as many reliefs by the guard; the monitor is told of all."""
+"""Orders refused that are logged, and as many releases by the guard; the monitor is told of all."""
 SLOTS_PER_SEQUENCE: Final = 2
 """Preempted requests keep their slot, so there are more than can run at once."""
 
@@ -119,7 +119,7 @@ class RunnerTap:
         self._finished: list[int] = []
         self._refused = 0
         self._refusals: list[Refusal] = []
-        self._relented = 0
+        self._releases = 0
         self._guarded: list[GuardEvent] = []
         logger.info(
             "Plumbob reads %d probes at layers %s of %s (bundle %s)",
@@ -167,7 +167,7 @@ class RunnerTap:
         for refused in getattr(scheduler_output, REFUSALS_FIELD, []):
             self._refuse(refused)
         for repeats in getattr(scheduler_output, REPEATS_FIELD, []):
-            self._relent(repeats)
+            self._release(repeats)
         orders: list[Order] = getattr(scheduler_output, ORDERS_FIELD, [])
         for order in orders:
             try:
@@ -193,20 +193,19 @@ class RunnerTap:
         if self._refused <= LOGGED_REFUSALS:
             logger.warning("Plumbob refused an order: %s", refused.reason)
 
-    def _relent(self, repeats: Repeats) -> None:
-        """Steer an answer less that repeats itself, and say so to the monitor, and in the log the first few times."""
-        event = relent(repeats, self.slots, self._gates, self._relented)
+    def _release(self, repeats: Repeats) -> None:
+        """Release an answer that repeats itself; tell the monitor, and the log the first few times."""
+        event = release(repeats, self.slots, self._gates, self._releases)
         if event is None:
             return
-        self._relented += 1
+        self._releases += 1
         self._guarded.append(event)
-        if self._relented <= LOGGED_REFUSALS:
+        if self._releases <= LOGGED_REFUSALS:
             logger.warning(
-                "Plumbob's guard: request %s repeats itself (%.0f%% of %d tokens), its steering is %s",
+                "Plumbob's guard: request %s repeats itself (%.0f%% of %d tokens) and is steered no more",
                 event.request_id,
                 100 * event.repetition,
                 event.window,
-                event.kind,
             )
 
     def _carry_out(self, order: Order) -> None:

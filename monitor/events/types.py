@@ -42,14 +42,6 @@ OrderResult = Literal["sent", "refused", "expired"]
 """
 
 
-GuardOutcome = Literal["halved", "released"]
-"""What the engine's guard did about an answer that repeated itself while it was steered.
-
-* ``halved``: half of what was ordered is done from there on.
-* ``released``: it is steered no more, for good.
-"""
-
-
 @dataclass(frozen=True, slots=True)
 class Request:
     """A request as its user and its engine know it."""
@@ -183,20 +175,17 @@ class InterventionsLost:
 
 @dataclass(frozen=True, slots=True)
 class Guarded:
-    """An answer repeated itself while it was steered, and the engine's guard took steering back."""
+    """An answer repeated itself while it was steered, and the engine's guard released it for good."""
 
     request: Request
     """Where the monitor does not follow it, its prompt's length is 0."""
-    outcome: GuardOutcome
     position: int
-    """Of the first token that is steered less."""
+    """Of the first token that is steered no more."""
     repetition: float
     """Share of the sequences of three tokens that repeat an earlier one, among the last ``window`` tokens."""
     threshold: float
     """The share at which the guard acts."""
     window: int
-    left: tuple[str, ...]
-    """What orders do from there on, an act each, in words."""
     gates: tuple[str, ...]
     """Gates of the engine that steered it up to there, and steer it no more."""
     number: int

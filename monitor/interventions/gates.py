@@ -63,9 +63,8 @@ def guard_words(event: GuardEvent) -> str:
         f"{event.repetition:.0%} of the sequences of three among the last {event.window} tokens repeat an earlier one "
         f"(allowed: under {event.threshold:.0%})"
     )
-    done = f"half of it is left: {' and '.join(map(act_words, event.left))}" if event.left else "it is steered no more"
     gates = f"; steered up to there by {' and '.join(event.gates)}" if event.gates else ""
-    return f"{found}; from token {event.position} on, {done}{gates}"
+    return f"{found}; from token {event.position} on, it is steered no more{gates}"
 
 
 def finite(bound: float) -> float | None:

@@ -151,7 +151,7 @@ class Gating:
         )
 
     def guarded(self, link: Link, events: Sequence[GuardEvent]) -> None:
-        """Tell what an engine's guard took back, each once; to be called before the verdict table lets requests go."""
+        """Tell whom an engine's guard released, each once; to be called before the verdict table lets requests go."""
         fresh, missing = self._guarded.fresh(link.engine, events)
         if missing:
             self._stats.guarded_lost[link.model,] += missing
@@ -159,16 +159,14 @@ class Gating:
             request = self._verdicts.find(link.engine, event.key, link.model)
             if request is None:
                 request = Request(link.engine, link.model, event.request_id, event.key, 0)
-            self._stats.guarded[link.model, event.kind] += 1
+            self._stats.guarded[link.model,] += 1
             self._recorder.record(
                 Guarded(
                     request=request,
-                    outcome=event.kind,
                     position=event.position,
                     repetition=event.repetition,
                     threshold=event.threshold,
                     window=event.window,
-                    left=tuple(map(act_words, event.left)),
                     gates=tuple(event.gates),
                     number=event.number,
                     reason=guard_words(event),

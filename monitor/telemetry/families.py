@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, get_args
 
-from monitor.events import GuardOutcome
 from monitor.telemetry.stats import (
     AuditFault,
     DropReason,
@@ -171,12 +170,11 @@ COUNTERS: Final = (
     ),
     Family(
         "guarded",
-        "Times that guards of engines halved or released steering, since an answer repeated itself.",
-        ("model_name", "decision"),
+        "Requests that guards of engines released from steering, since their answers repeated themselves.",
+        MODEL,
         lambda s: s.guarded,
-        get_args(GuardOutcome),
     ),
-    Family("guarded_lost", "Times that they did and that never arrived.", MODEL, lambda s: s.guarded_lost),
+    Family("guarded_lost", "Such releases that the monitor was never told of.", MODEL, lambda s: s.guarded_lost),
     Family(
         "escalations",
         "Requests that rules marked for review; in mode shadow, no trace is kept.",

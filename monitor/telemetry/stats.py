@@ -135,11 +135,10 @@ class Stats:
         """``(model,)``: refusals of engines that never arrived."""
         self.gate_tokens_steered: Counter[tuple[str, str]] = Counter()
         """``(model, rule)``: tokens that gates steered, counted when they closed."""
-        self.guarded: Counter[tuple[str, str]] = Counter()
-        """``(model, decision)``: times that guards of engines took steering back; decisions are
-        :data:`monitor.events.GuardOutcome`."""
+        self.guarded: Counter[tuple[str]] = Counter()
+        """``(model,)``: requests that guards of engines released from steering."""
         self.guarded_lost: Counter[tuple[str]] = Counter()
-        """``(model,)``: times that they did and that never arrived."""
+        """``(model,)``: releases by guards that never arrived."""
         self.escalations: Counter[tuple[str, str, str]] = Counter()
         """``(model, rule, mode)``: requests marked for review."""
         self.orders: Counter[tuple[str, str, str]] = Counter()

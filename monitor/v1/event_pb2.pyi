@@ -66,12 +66,6 @@ class OrderResult(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ORDER_RESULT_REFUSED: _ClassVar[OrderResult]
     ORDER_RESULT_EXPIRED: _ClassVar[OrderResult]
 
-class GuardOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
-    __slots__ = ()
-    GUARD_OUTCOME_UNSPECIFIED: _ClassVar[GuardOutcome]
-    GUARD_OUTCOME_HALVED: _ClassVar[GuardOutcome]
-    GUARD_OUTCOME_RELEASED: _ClassVar[GuardOutcome]
-
 class EngineState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     ENGINE_STATE_UNSPECIFIED: _ClassVar[EngineState]
@@ -118,9 +112,6 @@ ORDER_RESULT_UNSPECIFIED: OrderResult
 ORDER_RESULT_SENT: OrderResult
 ORDER_RESULT_REFUSED: OrderResult
 ORDER_RESULT_EXPIRED: OrderResult
-GUARD_OUTCOME_UNSPECIFIED: GuardOutcome
-GUARD_OUTCOME_HALVED: GuardOutcome
-GUARD_OUTCOME_RELEASED: GuardOutcome
 ENGINE_STATE_UNSPECIFIED: EngineState
 ENGINE_STATE_PENDING: EngineState
 ENGINE_STATE_CONNECTED: EngineState
@@ -299,28 +290,24 @@ class InterventionsLost(_message.Message):
     def __init__(self, engine: _Optional[str] = ..., model: _Optional[str] = ..., decisions: _Optional[int] = ...) -> None: ...
 
 class Guarded(_message.Message):
-    __slots__ = ("request", "outcome", "position", "repetition", "threshold", "window", "left", "gates", "number", "reason")
+    __slots__ = ("request", "position", "repetition", "threshold", "window", "gates", "number", "reason")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
-    OUTCOME_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     REPETITION_FIELD_NUMBER: _ClassVar[int]
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
-    LEFT_FIELD_NUMBER: _ClassVar[int]
     GATES_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     request: Request
-    outcome: GuardOutcome
     position: int
     repetition: float
     threshold: float
     window: int
-    left: _containers.RepeatedScalarFieldContainer[str]
     gates: _containers.RepeatedScalarFieldContainer[str]
     number: int
     reason: str
-    def __init__(self, request: _Optional[_Union[Request, _Mapping]] = ..., outcome: _Optional[_Union[GuardOutcome, str]] = ..., position: _Optional[int] = ..., repetition: _Optional[float] = ..., threshold: _Optional[float] = ..., window: _Optional[int] = ..., left: _Optional[_Iterable[str]] = ..., gates: _Optional[_Iterable[str]] = ..., number: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    def __init__(self, request: _Optional[_Union[Request, _Mapping]] = ..., position: _Optional[int] = ..., repetition: _Optional[float] = ..., threshold: _Optional[float] = ..., window: _Optional[int] = ..., gates: _Optional[_Iterable[str]] = ..., number: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Escalated(_message.Message):
     __slots__ = ("request", "rule", "mode", "probe", "aggregate", "threshold", "position", "reason")

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monitor.errors import Cause
-from monitor.wire.orders import Act, Admission
+from monitor.wire.orders import Admission
 
-VERSION: Final = 2
+VERSION: Final = 3
 
 ROW: Final = np.dtype([("slot", "<i4"), ("position", "<i4"), ("role", "u1"), ("steered", "u1")])
 """One row of a frame: the request's slot, the token's absolute position in the request, its role
@@ -106,29 +106,25 @@ class Refusal(msgspec.Struct, frozen=True, array_like=True):
 
 
 class GuardEvent(msgspec.Struct, frozen=True, array_like=True):
-    """The guard (:mod:`monitor.engine.steering.guard`) has taken steering back, since an answer repeated itself.
+    """The guard (:mod:`monitor.engine.steering.guard`) released a request for good, since its answer repeated itself.
 
     Sent with every frame until the monitor has confirmed one that had it: whoever records them keeps each number once.
     """
 
     number: int
     """Counts from 0 with the engine; a gap is a loss."""
-    kind: Literal["halved", "released"]
-    """Half of what orders did is done, or the request is steered no more, for good."""
     key: str
     """The engine's own id of the request."""
     request_id: str
     """The id that the user of the API sees."""
     position: int
-    """The first that is steered less."""
+    """The first that is steered no more."""
     repetition: float
     """Share of the window's sequences of three tokens that repeat an earlier one of it."""
     threshold: float
     """The share at which the guard acts."""
     window: int
     """Tokens of the answer that were judged together."""
-    left: list[Act]
-    """What orders do from that position on."""
     gates: list[str]
     """Gates that steered the request up to there, and steer it no more."""
 
@@ -161,7 +157,7 @@ class FrameHeader(msgspec.Struct, frozen=True, array_like=True):
     refused: list[Refusal] = []
     """What was not done, oldest first, as far as it is not confirmed."""
     guarded: list[GuardEvent] = []
-    """What the guard took back, oldest first, as far as it is not confirmed."""
+    """Whom the guard released, oldest first, as far as it is not confirmed."""
 
 
 class Frame(msgspec.Struct, frozen=True):

@@ -42,9 +42,7 @@ SAMPLES: dict[type, events.Event] = {
     ),
     events.InterventionEnded: events.InterventionEnded(REQUEST, "rule", "policy:abc:rule:0", 30, 13, 8),
     events.InterventionsLost: events.InterventionsLost("engine-1", "tiny", 3),
-    events.Guarded: events.Guarded(
-        REQUEST, "released", 80, 0.9, 0.7, 64, ("harm: add 0.1",), ("policy:abc:rule:0",), 3, "why"
-    ),
+    events.Guarded: events.Guarded(REQUEST, 80, 0.9, 0.7, 64, ("policy:abc:rule:0",), 3, "why"),
     events.Escalated: events.Escalated(REQUEST, "rule", "alert", "harm", 2.5, 1.5, 17, "why"),
     events.Ordered: events.Ordered(
         "order:1", "arm", "refused", "engine-1", "tiny", REQUEST, "operator ipv4:1", 60.0, "arm it", "no such vector"
@@ -68,7 +66,6 @@ NAMES = {
     "operation": event_pb2.Operation,
     "kind": event_pb2.OrderKind,
     "result": event_pb2.OrderResult,
-    "outcome": event_pb2.GuardOutcome,
 }
 
 
@@ -94,9 +91,7 @@ def assert_mirrors(value: object, message: object) -> None:
 
 
 def _prefix(name: str) -> str:
-    return {"state": "ENGINE_STATE", "kind": "ORDER_KIND", "result": "ORDER_RESULT", "outcome": "GUARD_OUTCOME"}.get(
-        name, name.upper()
-    )
+    return {"state": "ENGINE_STATE", "kind": "ORDER_KIND", "result": "ORDER_RESULT"}.get(name, name.upper())
 
 
 @pytest.mark.parametrize("kind", get_args(events.Event))

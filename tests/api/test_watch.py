@@ -96,8 +96,8 @@ def line(event):
         ),
         (events.InterventionsLost("engine-1", "tiny", 3), "LOST   tiny 3 decisions of gates"),
         (
-            events.Guarded(REQUEST, "halved", 80, 0.9, 0.7, 64, ("harm: add 0.1",), (), 3, "why"),
-            "GUARD  chat-1 halved: why",
+            events.Guarded(REQUEST, 80, 0.9, 0.7, 64, (), 3, "why"),
+            "GUARD  chat-1 released: why",
         ),
         (
             events.Escalated(REQUEST, "r", "alert", "harm", 2.5, 1.5, 17, "why"),

@@ -140,7 +140,7 @@ def intervene(serving):
     gate = gate_of(serving)
     serving.frame(gates=[GateEvent(0, gate, "opened", "a", "user-a", 5, 0.75, 0)])
     serving.frame(gates=[GateEvent(1, gate, "closed", "a", "user-a", 18, None, 13)])
-    serving.frame(guarded=[GuardEvent(0, "released", "a", "user-a", 18, 0.9, 0.7, 64, [], [gate])])
+    serving.frame(guarded=[GuardEvent(0, "a", "user-a", 18, 0.9, 0.7, 64, [gate])])
     serving.frame([(0, 30, Role.USER, 0)], 9.0)
     serving.frame(finished=[0])
 

@@ -1,8 +1,7 @@
-"""The degeneration guard without an engine: what repeats, what is blamed for it, and what is taken back."""
+"""The degeneration guard without an engine: what repeats, what is blamed for it, and who is released."""
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,13 +11,9 @@ from probes.steering.repetition import repetition
 torch = pytest.importorskip("torch")
 
 from monitor.engine.settings import ENVIRONMENT, KEY, inherited, read_wanted, take_over  # noqa: E402
-from monitor.engine.slots import ACTS  # noqa: E402
-from monitor.engine.steering.acts import NOTHING, act_of, entry_of, halved  # noqa: E402
-from monitor.engine.steering.guard import STRIDE, THRESHOLD, WINDOW, Guard, Repeats, blamed, relent  # noqa: E402
-from monitor.engine.steering.table import Push, halved_from, timeline  # noqa: E402
+from monitor.engine.steering.guard import STRIDE, THRESHOLD, WINDOW, Guard, Repeats, blamed, release  # noqa: E402
 from monitor.errors import OrderError  # noqa: E402
-from monitor.wire.orders import Act, Release, Steer  # noqa: E402
-from probes.steering import Entry, steer  # noqa: E402
+from monitor.wire.orders import Act, Steer  # noqa: E402
 from tests.engine.test_gates import House as Gated  # noqa: E402
 from tests.engine.test_slots import PROMPT, House  # noqa: E402
 
@@ -137,50 +132,6 @@ def test_steering_is_blamed_where_it_touched_half_of_the_rows_behind_the_window(
     assert blamed(stretches, noticed) is (touched >= WINDOW / 2)
 
 
-@given(
-    st.floats(-50, 50),
-    st.floats(-1, 1),
-    st.floats(-100, 100),
-)
-def test_half_of_adding_and_scaling_is_half_of_what_they_do(add, scale, projection):
-    direction = np.array([[0.6, 0.8]])
-    state = projection * direction
-    whole = steer(state, direction, np.array([Entry(add, scale, -np.inf, np.inf)])) - state
-    half = steer(state, direction, np.array([halved(Entry(add, scale, -np.inf, np.inf))])) - state
-    assert half == pytest.approx(whole / 2, abs=1e-9)
-
-
-def test_a_range_has_no_half():
-    assert halved(Entry(0.0, 1.0, -3.0, np.inf)) == NOTHING
-    # Without its range, a scale would do more than with it.
-    assert halved(Entry(2.0, 5.0, -3.0, 3.0)) == Entry(1.0, 1.0, -np.inf, np.inf)
-
-
-@given(st.lists(st.tuples(st.integers(0, 1), st.integers(-9, 9), st.integers(0, 40), st.integers(1, 40)), max_size=6))
-def test_halving_leaves_what_was_and_halves_what_is_to_come(parts):
-    pushes = [
-        Push(vector, Entry(float(add), 1.0, -np.inf, np.inf), "o", start, start + length)
-        for vector, add, start, length in parts
-    ]
-    position = 25
-
-    def at(row: int, of: list[Push]) -> dict[int, float]:
-        segments = [segment for segment in timeline(of) if segment.start <= row < segment.end]
-        return {vector: entry.add for segment in segments for vector, entry in segment.amounts}
-
-    halves = halved_from(pushes, position)
-    for row in range(90):
-        before = at(row, pushes)
-        expected = before if row < position else {vector: add / 2 for vector, add in before.items()}
-        assert at(row, halves) == expected
-
-
-def test_an_act_says_what_an_entry_does(shared_bundle):
-    for act in (UP, Act("sycophancy", scale=0.0), Act("sycophancy", add=0.1, low=-0.5), Act("sycophancy", high=0.25)):
-        row, entry = entry_of(shared_bundle, act)
-        assert act_of(shared_bundle.manifest.vectors[row], entry) == act
-
-
 @pytest.fixture
 def house(shared_bundle):
     return House(shared_bundle)
@@ -201,36 +152,29 @@ def repeats(noticed, share=0.9):
     return Repeats("a", share, noticed)
 
 
-def test_the_dose_is_halved_and_then_released(house):
+def test_steering_that_makes_an_answer_repeat_itself_is_released(house):
     upcoming = begin(house, UP)
     assert house.added(0) == [4.0, 0.0]
-    event = relent(repeats(100), house.slots, None, 3)
-    assert (event.number, event.kind, event.position, event.repetition) == (3, "halved", upcoming, 0.9)
-    assert (event.key, event.request_id) == ("a", "user-a")
-    assert event.left == [Act("harmful_intent", add=0.2)] and event.gates == []
+    event = release(repeats(100), house.slots, None, 3)
+    assert (event.number, event.position, event.repetition) == (3, upcoming, 0.9)
+    assert (event.key, event.request_id, event.gates) == ("a", "user-a", [])
     house.step(a=(upcoming, 1))
-    assert house.added(0) == [2.0, 0.0]
-    event = relent(repeats(100), house.slots, None, 4)
-    assert (event.kind, event.position, event.left) == ("released", upcoming + 1, [])
-    house.step(a=(upcoming + 1, 1))
     assert house.added(0) == [0.0, 0.0]
-    # Nothing is left to take back.
-    assert relent(repeats(100), house.slots, None, 5) is None
+    # Nothing is left to release.
+    assert release(repeats(100), house.slots, None, 4) is None
 
 
 def test_rows_that_come_again_are_steered_as_they_were(house):
     upcoming = begin(house, UP)
-    relent(repeats(100), house.slots, None, 0)
+    release(repeats(100), house.slots, None, 0)
     house.step(a=(upcoming, 1))
-    relent(repeats(100), house.slots, None, 1)
     house.step(a=(upcoming - 2, 4))
-    assert [house.added(row)[0] for row in range(4)] == [4.0, 4.0, 2.0, 0.0]
+    assert [house.added(row)[0] for row in range(4)] == [4.0, 4.0, 0.0, 0.0]
 
 
 def test_a_released_request_is_steered_by_no_order_any_more(house):
     begin(house, UP)
-    relent(repeats(100), house.slots, None, 0)
-    relent(repeats(100), house.slots, None, 1)
+    release(repeats(100), house.slots, None, 0)
     with pytest.raises(OrderError, match="is steered no more") as refused:
         house.slots.order(Steer("a", [UP], None, "another"))
     assert refused.value.cause == "guard"
@@ -240,46 +184,31 @@ def test_a_released_request_is_steered_by_no_order_any_more(house):
     assert house.added(0) == [0.0, 0.0]
 
 
-def test_a_halved_order_can_still_be_released_by_its_id(house):
-    upcoming = begin(house, UP)
-    relent(repeats(100), house.slots, None, 0)
-    house.slots.order(Release("a", "order"))
-    house.step(a=(upcoming, 1))
-    assert house.added(0) == [0.0, 0.0]
-
-
-def test_a_clamp_is_released_at_once(house):
-    begin(house, Act("harmful_intent", high=0.1))
-    event = relent(repeats(100), house.slots, None, 0)
-    assert event.kind == "released"
+@pytest.mark.parametrize("act", [Act("harmful_intent", scale=0.0), Act("harmful_intent", high=0.1)])
+def test_whatever_is_done_along_a_vector_is_released(house, act):
+    begin(house, act)
+    assert release(repeats(100), house.slots, None, 0) is not None
     with pytest.raises(OrderError):
         house.slots.order(Steer("a", [UP]))
 
 
 def test_an_answer_that_repeated_itself_before_is_not_blamed_on_steering(house):
     begin(house, UP, at=150)
-    assert relent(repeats(len(PROMPT) + 150 + 10), house.slots, None, 0) is None
+    assert release(repeats(len(PROMPT) + 150 + 10), house.slots, None, 0) is None
     # With most of the window behind the order it is.
-    assert relent(repeats(len(PROMPT) + 150 + WINDOW), house.slots, None, 0).kind == "halved"
+    assert release(repeats(len(PROMPT) + 150 + WINDOW), house.slots, None, 0) is not None
 
 
 def test_steering_that_has_ended_is_not_blamed(house):
     begin(house, UP, tokens=80)
-    assert relent(repeats(70), house.slots, None, 0) is None
+    assert release(repeats(70), house.slots, None, 0) is None
 
 
 def test_who_is_not_steered_or_has_ended_is_left_alone(house):
     begin(house)
-    assert relent(repeats(100), house.slots, None, 0) is None
+    assert release(repeats(100), house.slots, None, 0) is None
     house.slots.finish("a")
-    assert relent(repeats(100), house.slots, None, 0) is None
-
-
-def test_where_there_is_no_room_for_halves_it_is_released(house):
-    begin(house, *[Act("harmful_intent", add=0.001)] * (ACTS // 2 + 1))
-    assert relent(repeats(100), house.slots, None, 0).kind == "released"
-    house.step(a=(300, 1))
-    assert house.added(0) == [0.0, 0.0]
+    assert release(repeats(100), house.slots, None, 0) is None
 
 
 @pytest.fixture
@@ -298,8 +227,8 @@ def test_a_gate_lets_the_request_go_and_no_other(gated):
         gated.start(key)
         gated.step(9.0, **{key: (0, len(PROMPT))})
         assert all(answer(gated, key, 80))
-    event = relent(repeats(len(PROMPT) + 70), gated.slots, gated.gates, 0)
-    assert (event.kind, event.position, event.left, event.gates) == ("released", len(PROMPT) + 80, [], ["g"])
+    event = release(repeats(len(PROMPT) + 70), gated.slots, gated.gates, 0)
+    assert (event.position, event.gates) == (len(PROMPT) + 80, ["g"])
     gated.events += gated.gates.take_events()
     closed = gated.events[-1]
     assert (closed.gate, closed.kind, closed.key, closed.position) == ("g", "closed", "a", len(PROMPT) + 80)
@@ -321,10 +250,10 @@ def test_who_repeats_himself_unsteered_is_not_rid_of_gates(gated):
     gated.start("a")
     gated.step(0.0, a=(0, len(PROMPT)))
     assert not any(answer(gated, "a", 80, score=0.0))
-    assert relent(repeats(len(PROMPT) + 70), gated.slots, gated.gates, 0) is None
+    assert release(repeats(len(PROMPT) + 70), gated.slots, gated.gates, 0) is None
     # Nor once the gate is open: the answer had repeated itself before.
     assert all(answer(gated, "a", 80, len(PROMPT) + 80))
-    assert relent(repeats(len(PROMPT) + 70), gated.slots, gated.gates, 0) is None
+    assert release(repeats(len(PROMPT) + 70), gated.slots, gated.gates, 0) is None
     assert all(answer(gated, "a", 5, len(PROMPT) + 160))
 
 
@@ -334,26 +263,25 @@ def test_a_gate_that_has_closed_is_not_blamed(gated):
     gated.step(9.0, a=(0, len(PROMPT)))
     steered = answer(gated, "a", 80, score=0.0)
     assert steered[50] and not steered[-1]
-    assert relent(repeats(len(PROMPT) + 60), gated.slots, gated.gates, 0) is None
+    assert release(repeats(len(PROMPT) + 60), gated.slots, gated.gates, 0) is None
     assert all(answer(gated, "a", 5, len(PROMPT) + 80))
 
 
-def test_an_order_is_halved_while_the_gate_beside_it_lets_go(gated):
+def test_an_order_and_the_gate_beside_it_are_released_together(gated):
     gated.arm()
     gated.start("a")
     gated.slots.order(Steer("a", [UP]))
     gated.step(9.0, a=(0, len(PROMPT)))
     answer(gated, "a", 80)
-    event = relent(repeats(len(PROMPT) + 70), gated.slots, gated.gates, 0)
-    assert (event.kind, event.left, event.gates) == ("halved", [Act("harmful_intent", add=0.2)], ["g"])
-    # A gate that does not steer the request is not touched by that.
+    assert release(repeats(len(PROMPT) + 70), gated.slots, gated.gates, 0).gates == ["g"]
+    assert not any(answer(gated, "a", 3, len(PROMPT) + 80))
+    # A gate that did not steer the request is not named, and does not steer it later either.
     gated.start("b")
     gated.slots.order(Steer("b", [UP]))
     gated.step(0.0, b=(0, len(PROMPT)))
     answer(gated, "b", 80, score=0.0)
-    event = relent(Repeats("b", 0.9, len(PROMPT) + 70), gated.slots, gated.gates, 1)
-    assert (event.kind, event.gates) == ("halved", [])
-    assert all(answer(gated, "b", 3, len(PROMPT) + 80))
+    assert release(Repeats("b", 0.9, len(PROMPT) + 70), gated.slots, gated.gates, 1).gates == []
+    assert not any(answer(gated, "b", 3, len(PROMPT) + 80))
 
 
 def test_it_is_on_unless_it_is_switched_off(shared_bundle, monkeypatch):

@@ -266,8 +266,8 @@ def test_refusals_go_with_every_frame_until_one_that_had_them_is_confirmed(endpo
 
 def test_what_the_guard_did_goes_with_every_frame_until_one_that_had_it_is_confirmed(endpoint, exporter):
     guarded = [
-        GuardEvent(0, "halved", "a-1", "a", 80, 0.9, 0.7, 64, [Act("v", add=0.1)], []),
-        GuardEvent(1, "released", "a-1", "a", 144, 0.95, 0.7, 64, [], ["g"]),
+        GuardEvent(0, "a-1", "a", 80, 0.9, 0.7, 64, []),
+        GuardEvent(1, "b-1", "b", 144, 0.95, 0.7, 64, ["g"]),
     ]
     exporter.tell([], [], guarded)
     peer = Peer(endpoint)

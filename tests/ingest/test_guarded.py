@@ -1,4 +1,4 @@
-"""What engines' guards did, from the monitor's side: told, counted and recorded once each."""
+"""Releases by engines' guards, from the monitor's side: told, counted and recorded once each."""
 
 from contextlib import closing
 
@@ -15,15 +15,13 @@ from monitor.sinks.audit import AuditLog, verify
 from monitor.telemetry.collector import MonitorCollector
 from monitor.wire.codec import decode, encode_frame
 from monitor.wire.frames import VERSION, GateEvent, GuardEvent, Hello, Started
-from monitor.wire.orders import Act
 from probes.scoring.roles import Role
 
-LEFT = [Act("sycophancy", add=-0.1), Act("harmful_intent", scale=0.5)]
 GATE = "policy:abcdef012345:flattery:0"
 
 
-def relieved(number=0, kind="halved", key="a", left=LEFT, gates=()):
-    return GuardEvent(number, kind, key, f"user-{key}", 80, 0.9, 0.7, 64, list(left), list(gates))
+def released(number=0, key="a", gates=()):
+    return GuardEvent(number, key, f"user-{key}", 80, 0.9, 0.7, 64, list(gates))
 
 
 class Desk:
@@ -46,10 +44,7 @@ class Desk:
     def counted(self):
         registry = CollectorRegistry()
         registry.register(MonitorCollector(self.monitor.stats, self.monitor.status, self.monitor.events, self.bundle))
-        return {
-            decision: registry.get_sample_value("plumbob_guarded_total", {"model_name": "tiny", "decision": decision})
-            for decision in ("halved", "released")
-        }
+        return registry.get_sample_value("plumbob_guarded_total", {"model_name": "tiny"})
 
 
 @pytest.fixture
@@ -63,47 +58,45 @@ def begin(desk):
 
 def test_it_is_told_once_with_all_that_the_engine_said(desk):
     begin(desk)
-    assert desk.counted() == {"halved": 0, "released": 0}
-    desk.frame(1, guarded=[relieved()])
-    desk.frame(2, guarded=[relieved(), relieved(1, "released", left=(), gates=[GATE])])
+    assert not desk.counted()
+    desk.frame(1, guarded=[released()])
+    desk.frame(2, guarded=[released(), released(1, "b", gates=[GATE])])
     first, second = desk.told()
     assert first == Guarded(
         request=Request("engine", "tiny", "user-a", "a", 4),
-        outcome="halved",
         position=80,
         repetition=0.9,
         threshold=0.7,
         window=64,
-        left=("sycophancy: add -0.1", "harmful_intent: scale by 0.5"),
         gates=(),
         number=0,
         reason=(
             "90% of the sequences of three among the last 64 tokens repeat an earlier one (allowed: under 70%); from "
-            "token 80 on, half of it is left: sycophancy: add -0.1 and harmful_intent: scale by 0.5"
+            "token 80 on, it is steered no more"
         ),
     )
-    assert (second.outcome, second.left, second.gates) == ("released", (), (GATE,))
+    assert second.gates == (GATE,)
     assert second.reason.endswith(f"from token 80 on, it is steered no more; steered up to there by {GATE}")
-    assert desk.counted() == {"halved": 1, "released": 1}
+    assert desk.counted() == 2
 
 
 def test_a_gap_in_the_numbers_is_a_loss(desk):
     begin(desk)
-    desk.frame(1, guarded=[relieved(4)])
-    desk.frame(2, guarded=[relieved(7, "released")])
+    desk.frame(1, guarded=[released(4)])
+    desk.frame(2, guarded=[released(7, "b")])
     assert [event.number for event in desk.told()] == [4, 7]
     assert desk.monitor.stats.guarded_lost == {("tiny",): 2}
 
 
 def test_it_is_told_before_the_end_of_its_request(desk):
     begin(desk)
-    desk.frame(1, guarded=[relieved()], finished=[0])
+    desk.frame(1, guarded=[released()], finished=[0])
     kinds = [type(event) for event in desk.sink.events if isinstance(event, Guarded | RequestFinished)]
     assert kinds == [Guarded, RequestFinished]
 
 
 def test_a_request_that_nobody_follows_is_told_of_all_the_same(desk):
-    desk.frame(0, guarded=[relieved(key="b")])
+    desk.frame(0, guarded=[released(key="b")])
     (event,) = desk.told()
     assert event.request == Request("engine", "tiny", "user-b", "b", 0)
 
@@ -118,26 +111,24 @@ def test_the_audit_log_has_it_once_though_a_second_monitor_hears_it_again(tiny_b
     opened = GateEvent(9, GATE, "opened", "a", "user-a", 5, 0.75, 0)
     first = Desk(bundle, frame, AuditLog(path))
     begin(first)
-    first.frame(1, guarded=[relieved()], gates=[opened])
+    first.frame(1, guarded=[released()], gates=[opened])
     first.monitor.close()
     # The confirmation was lost, and the guard acted once more meanwhile. Gates have numbers of their own.
     second = Desk(bundle, frame, AuditLog(path))
     with closing(second.monitor):
-        second.frame(2, guarded=[relieved(), relieved(1, "released", left=(), gates=[GATE])], gates=[opened])
+        second.frame(2, guarded=[released(), released(1, "b", gates=[GATE])], gates=[opened])
     found = [record for record in records(path) if record["kind"] == "guarded"]
-    assert [(record["number"], record["outcome"]) for record in found] == [(0, "halved"), (1, "released")]
+    assert [(record["number"], record["key"]) for record in found] == [(0, "a"), (1, "b")]
     assert found[0] == {
         "kind": "guarded",
         "engine": "engine",
         "model": "tiny",
         "request_id": "user-a",
         "key": "a",
-        "outcome": "halved",
         "position": 80,
         "repetition": 0.9,
         "threshold": 0.7,
         "window": 64,
-        "left": ["sycophancy: add -0.1", "harmful_intent: scale by 0.5"],
         "gates": [],
         "number": 0,
         "reason": found[0]["reason"],

@@ -48,28 +48,6 @@ def operation_of(act: Act) -> Operation:
     return Operation(act.add, act.scale, low, high)
 
 
-def act_of(vector: Vector, entry: Entry) -> Act:
-    """The act that has this entry."""
-    add, low, high = (number / vector.hidden_norm for number in (entry.add, entry.low, entry.high))
-    return Act(
-        vector.name,
-        add,
-        entry.scale,
-        low if math.isfinite(low) else None,
-        high if math.isfinite(high) else None,
-    )
-
-
-def halved(entry: Entry) -> Entry:
-    """Half of what an entry does to a projection: half of what it adds, and a scale half as far from 1, so that what
-    takes the projection away takes half of it.
-
-    A range has no half: to move the projection half of the way to a bound is no entry. It is dropped, with its scale.
-    """
-    ranged = math.isfinite(entry.low) or math.isfinite(entry.high)
-    return Entry(entry.add / 2, 1.0 if ranged else (entry.scale + 1.0) / 2, NOTHING.low, NOTHING.high)
-
-
 def compose(entries: Iterable[Entry]) -> Entry:
     """Several entries of one vector as one, whatever their order: what is added adds up, scales multiply, and ranges
     intersect, as the op joins those of gates (:mod:`monitor.engine.ops.tap`). The range may be empty.

@@ -1,4 +1,4 @@
-"""The degeneration guard: steering that makes an answer repeat itself is halved, and then released.
+"""The degeneration guard: an answer that repeats itself while it is steered is steered no more.
 
 1. The engine core watches each request from when it may first be steered: by an order, as it asked for, or by a gate.
    Every :data:`STRIDE` tokens it judges the last :data:`WINDOW` of the answer by the share of their sequences of three
@@ -7,13 +7,11 @@
    same one, and judges anew when a whole window of new tokens is there.
 3. The workers know which rows were steered. They blame steering where it goes on, and touched at least half of the rows
    that the first of the windows that repeat in a row came from: an answer that repeated itself before is not theirs.
-4. The first time, half of what orders do to the projection is taken back, from the request's next row on
-   (:func:`monitor.engine.steering.acts.halved`). A gate's entry of the table is every request's, and cannot be halved
-   for one: a gate that steers the request lets it go for good. So does the second time everything that steers the
-   request, and an order to steer it again is refused.
+4. Everything that steers the request then lets it go for good, from its next row on: what was ordered is released,
+   gates pass it by, and an order to steer it again is refused.
 
-It needs no monitor; one that is there is told, as a ``GuardEvent``. What was taken back is not given again: the rows
-that steering touched are part of the context, and a text that repeats itself tends to go on so.
+It needs no monitor; one that is there is told, as a ``GuardEvent``. The release is for good: the rows that steering
+touched are part of the context, and a text that repeats itself tends to go on so.
 """
 
 import math
@@ -27,7 +25,6 @@ import numpy as np
 from monitor.engine.gates.host import Gates
 from monitor.engine.slots import Slots
 from monitor.wire.frames import GuardEvent
-from monitor.wire.orders import Act
 from probes.steering.repetition import NGRAM, repetition
 
 WINDOW: Final = 64
@@ -141,42 +138,36 @@ def blamed(stretches: Iterable[tuple[int, int]], noticed: int) -> bool:
     return int(rows.sum()) * 2 >= WINDOW
 
 
-def relent(repeats: Repeats, slots: Slots, gates: Gates | None, number: int) -> GuardEvent | None:
-    """The workers' part: take steering back, if it is to blame. All ranks come to the same.
+def release(repeats: Repeats, slots: Slots, gates: Gates | None, number: int) -> GuardEvent | None:
+    """Release a request that steering makes repeat itself: the workers' part. All ranks come to the same.
 
     Args:
         repeats: What the core found.
-        slots: Knows what orders do to the request, and does less.
+        slots: Knows what orders do to the request, and releases it.
         gates: The engine's; ``None``: it has none.
         number: Of the event.
 
     Returns:
-        What was done; ``None`` where the request has ended, or steering is not to blame.
+        What was done; ``None`` where the request has ended, is not steered, or steering is not to blame.
     """
     request = slots.tracked(repeats.key)
     if request is None:
         return None
     by_gates = [] if gates is None else gates.steered(request.slot)
-    gated = any(steered.steering for steered in by_gates)
-    if not (gated or slots.steers(request)):
+    if not (slots.steers(request) or any(steered.steering for steered in by_gates)):
         return None
     stretches = [(push.start, push.end) for push in request.pushes]
     stretches += [(first, end) for steered in by_gates for first, end in (*steered.early, *steered.late)]
     if not blamed(stretches, repeats.noticed):
         return None
-    left: list[Act] = [] if request.halved else slots.halve(request)
-    if not left:
-        slots.release(request)
-    closed = gates.exempt(request.slot) if gates is not None and (gated or not left) else []
+    slots.release(request)
     return GuardEvent(
         number=number,
-        kind="halved" if left else "released",
         key=request.key,
         request_id=request.request_id,
         position=slots.upcoming(request.slot),
         repetition=repeats.share,
         threshold=THRESHOLD,
         window=WINDOW,
-        left=left,
-        gates=closed,
+        gates=[] if gates is None else gates.exempt(request.slot),
     )

@@ -9,7 +9,7 @@ The host keeps the timelines and sends what has changed, at most once a step.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from monitor.engine.rows import SEGMENTS
-from monitor.engine.steering.acts import NOTHING, compose, halved
+from monitor.engine.steering.acts import NOTHING, compose
 from monitor.engine.taps import Taps
 from monitor.errors import OrderError
 from probes.bundle import Bundle
@@ -79,17 +79,6 @@ def timeline(pushes: Iterable[Push]) -> list[Segment]:
         elif amounts:
             segments.append(Segment(start, end, amounts))
     return segments
-
-
-def halved_from(pushes: Iterable[Push], position: int) -> list[Push]:
-    """The same up to a position, and half of it from there on."""
-    halves: list[Push] = []
-    for push in pushes:
-        if push.start < position:
-            halves.append(replace(push, end=min(push.end, position)))
-        if push.end > position and (entry := halved(push.entry)) != NOTHING:
-            halves.append(replace(push, entry=entry, start=max(push.start, position)))
-    return halves
 
 
 class Steering:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from monitor.events import GuardOutcome, Mode, Operation, OrderKind, OrderResult
+from monitor.events import Mode, Operation, OrderKind, OrderResult
 
 
 class StartRecord(msgspec.Struct, frozen=True, tag_field="kind", tag="monitor_started"):
@@ -136,21 +136,18 @@ class GateLossRecord(msgspec.Struct, frozen=True, tag_field="kind", tag="interve
 
 
 class GuardRecord(msgspec.Struct, frozen=True, tag_field="kind", tag="guarded"):
-    """An answer repeated itself while it was steered, and the engine's guard took steering back."""
+    """An answer repeated itself while it was steered, and the engine's guard released it for good."""
 
     engine: str
     model: str
     request_id: str
     key: str
-    outcome: GuardOutcome
     position: int
-    """Of the first token that is steered less."""
+    """Of the first token that is steered no more."""
     repetition: float
     """Share of the sequences of three tokens that repeat an earlier one, among the last ``window`` tokens."""
     threshold: float
     window: int
-    left: tuple[str, ...]
-    """What orders do from there on, an act each, in words."""
     gates: tuple[str, ...]
     """Gates that steered it up to there, and steer it no more."""
     number: int
