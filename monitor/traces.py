@@ -22,7 +22,7 @@ MAX_EVENTS: Final = 128
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What the probes had read of a request at one moment."""
+    """The probes' averages on a request at one moment."""
 
     time: datetime
     """UTC."""

@@ -21,7 +21,7 @@ from monitor.v1.monitor_service_pb2 import GetStatusRequest, WatchEventsRequest
 from monitor.v1.monitor_service_pb2_grpc import MonitorServiceStub
 
 ANSWER_SECONDS: Final = 5.0
-"""How long to wait for a monitor to answer a call."""
+"""Seconds to wait for a monitor to answer a call."""
 
 FIRST_DELAY_SECONDS: Final = 0.25
 LONGEST_DELAY_SECONDS: Final = 15.0
@@ -49,7 +49,7 @@ _TRANSIENT: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """What a watcher should know besides the events."""
+    """News for a watcher besides the events."""
 
     text: str
     """One sentence."""
@@ -119,7 +119,7 @@ def retry_delay(failures: int) -> float:
 
 
 async def _place(address: str, after: int | None) -> tuple[int, str]:
-    """Where to begin: a sequence, and the log it counts in.
+    """The place to begin: a sequence, and the log it counts in.
 
     A sequence that the user names belongs to whichever log it fits.
     """

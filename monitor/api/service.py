@@ -92,7 +92,7 @@ class MonitorService(MonitorServiceServicer):
         await context.abort(grpc.StatusCode.UNAVAILABLE, "The monitor is stopping.")
 
     async def ListProbes(self, request: ListProbesRequest, context: object) -> ListProbesResponse:
-        """What the bundle holds."""
+        """List the bundle's probes and vectors."""
         manifest = self._bundle.manifest
         return ListProbesResponse(
             bundle_digest=self._bundle.digest,
@@ -139,7 +139,7 @@ class MonitorService(MonitorServiceServicer):
 
 
 async def _filter(request: WatchEventsRequest, context: WatchContext) -> Callable[[Event], bool]:
-    """What the request asks for, as a predicate."""
+    """The request's filter, as a predicate."""
     kinds = frozenset(request.kinds)
     if unknown := kinds.difference(event_pb2.EventKind.values()) | kinds & {event_pb2.EVENT_KIND_UNSPECIFIED}:
         await context.abort(

@@ -1,4 +1,4 @@
-"""What the monitor knows of one engine, and what it owes it: a confirmation, a request to resync."""
+"""One engine as the monitor knows it, and what is due to it: a confirmation, a request to resync."""
 
 from dataclasses import dataclass, field
 
@@ -18,15 +18,15 @@ class Link:
     model: str = ""
     vllm: str = ""
     fits: bool | None = None
-    """Whether it scores with the monitor's bundle; ``None`` until it has said."""
+    """True where it scores with the monitor's bundle; ``None`` before its first HELLO."""
     drift: float | None = None
     """The largest that its self-test found; ``None``: it was not tested, or not since its weights changed."""
     shadow: bool = False
-    """Whether nothing may be enforced on what its scores say."""
+    """True where nothing may be enforced on its scores."""
     gates: int | None = None
     """Gates that may be armed at once; ``None``: it does not say."""
     lost: bool = False
-    """Whether it has been silent for too long."""
+    """True where it has been silent for too long."""
     exporter: bytes | None = None
     """Routing id of who sends its frames."""
     sequence: FrameSequence = field(default_factory=FrameSequence)
@@ -36,7 +36,7 @@ class Link:
     lag_seconds: float | None = None
     resync_wanted: bool = False
     streams: bool = False
-    """Whether it was ordered to stream what probe workers read."""
+    """True where it was ordered to stream what probe workers read."""
     worker_unscored: int = 0
     """Tokens that probe workers did not score, each counted once a probe."""
     recorded_with: int = 0
@@ -48,7 +48,7 @@ class Link:
 
     @property
     def state(self) -> EngineState:
-        """What the engine is to the monitor."""
+        """The engine's state, as the monitor sees it."""
         if self.lost:
             return "lost"
         if self.fits is None:
@@ -90,7 +90,7 @@ class Link:
         return self._acked
 
     def take_resync(self, now: float, every: float) -> bool:
-        """Whether to ask for a resync now.
+        """Decide if a resync is due now.
 
         Args:
             now: In seconds.

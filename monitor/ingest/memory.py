@@ -12,7 +12,7 @@ class MemorySource:
     def __init__(self) -> None:
         self._waiting: asyncio.Queue[Arrival | None] = asyncio.Queue()
         self.sent: list[tuple[bytes, list[bytes]]] = []
-        """What the monitor sent, with the routing id it was for."""
+        """Messages that the monitor sent, with the routing id of each."""
         self.away: set[bytes] = set()
         """Routing ids that take nothing."""
 

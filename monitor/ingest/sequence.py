@@ -1,4 +1,4 @@
-"""Which frames of an engine were lost: sequence numbers begin at 0, ascend by one, and never repeat."""
+"""Find lost frames by their sequence numbers, which begin at 0, ascend by one, and never repeat."""
 
 
 class FrameSequence:

@@ -38,7 +38,7 @@ class Source(Protocol):
     """Carries messages between engines and the monitor."""
 
     def __aiter__(self) -> AsyncIterator[Arrival]:
-        """What arrives, in the order of each sender, until the source is closed."""
+        """Arriving messages, in the order of each sender, until the source is closed."""
         ...
 
     def send(self, identity: bytes, parts: list[bytes]) -> bool:
@@ -51,7 +51,7 @@ class Source(Protocol):
 
 
 def core_identity(engine: str) -> bytes:
-    """Where orders for an engine go."""
+    """The routing id that an engine's orders go to."""
     return f"{engine}/core".encode()
 
 

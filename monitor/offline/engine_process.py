@@ -105,7 +105,7 @@ class Arm:
         self._write(Generate([list(prompt) for prompt in prompts], tokens, list(stops), logprobs, fresh))
 
     def answered(self) -> bool:
-        """Whether :meth:`answer` would not wait: the answer is there, or the engine has ended."""
+        """True where :meth:`answer` would not wait: the answer is there, or the engine has ended."""
         if self._process.stdout is None:
             return True
         poll = select.poll()
@@ -113,7 +113,7 @@ class Arm:
         return bool(poll.poll(0))
 
     def answer(self) -> Answer:
-        """What was asked for."""
+        """Wait for the answer."""
         return self._read(Answer)
 
     def profile(self, *, on: bool) -> None:
@@ -122,7 +122,7 @@ class Arm:
         self._read(Done)
 
     def report(self) -> Facts:
-        """What the engine is, and the memory it has taken so far."""
+        """The engine's description, and the memory it has taken so far."""
         self._write(Report())
         return self._read(Facts)
 

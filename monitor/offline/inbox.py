@@ -23,19 +23,19 @@ from monitor.wire.ring import StateReader
 
 @dataclass(slots=True)
 class Expected:
-    """What is wanted of one request."""
+    """The rows that are wanted of one request."""
 
     states: NDArray[np.float32]
     """Shape ``(layers, tokens, hidden)``; undefined where no row has come."""
     come: NDArray[np.bool_] = field(init=False)
-    """Which rows have come, shape ``(layers, tokens)``."""
+    """Rows that have arrived, shape ``(layers, tokens)``."""
 
     def __post_init__(self) -> None:
         self.come = np.zeros(self.states.shape[:2], bool)
 
     @property
     def complete(self) -> bool:
-        """Whether every row has come."""
+        """True once every row has arrived."""
         return bool(self.come.all())
 
 
@@ -56,7 +56,7 @@ class StateInbox:
         self._hidden = hidden
         self._expected: dict[str, Expected] = {}
         self._requests: dict[int, str] = {}
-        """Who holds a slot."""
+        """The request that holds a slot."""
         self._rings: dict[str, StateReader] = {}
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)

@@ -49,10 +49,10 @@ _STEPS: Final = 2
 """Of the largest steps, what the rings hold, and what is handed over at once."""
 _POLL_SECONDS: Final = 0.05
 _SETTLE_SECONDS: Final = 5.0
-"""How long frames may be on their way when the engine has answered."""
+"""Seconds that frames may still take once the engine has answered."""
 _WAKE_SECONDS: Final = 0.2
 _START_SECONDS: Final = 30.0
-"""How long it may take until an engine that is ready streams: it introduces itself every second."""
+"""Seconds until an engine that is ready streams, at most: it says HELLO every second."""
 
 
 class VllmSource:

@@ -1,4 +1,4 @@
-"""What the monitor has counted, and what it looks like now.
+"""The monitor's counters, and snapshots of its state.
 
 :class:`Stats` only ever goes up: plain counters, cheap enough for every frame, that a metrics collector reads
 when it is scraped. :class:`Status` is a snapshot of everything that goes up and down.
@@ -29,7 +29,7 @@ _EDGES: Final = np.array(MARGIN_EDGES)
 
 
 class MarginHistogram:
-    """How far the finished requests of one model were from each probe's threshold.
+    """Histogram of the distance of one model's finished requests from each probe's threshold.
 
     A margin is a request's peak minus the threshold, in logits: 0 or more is a firing. Requests of which a
     probe read too few tokens have no peak, and are not in here.
@@ -176,7 +176,7 @@ class Stats:
 
 
 GateDecision = Literal["opened", "closed"]
-"""What a gate decided: it begins to steer a request, or it steers it no more."""
+"""A gate's decision: it begins to steer a request, or it steers it no more."""
 
 SkipReason = Literal["refused", "probes", "duplicate", "engines"]
 """Why a frame was not read.
@@ -226,7 +226,7 @@ WorkerFault = Literal["ended", "stuck"]
 """
 
 AuditFault = Literal["write", "sync", "disturbed"]
-"""What is wrong with the audit log.
+"""A fault of the audit log.
 
 * ``write``: it cannot be written, such as on a full disk; tried again each second.
 * ``sync``: the disk did not confirm what was written.
@@ -234,7 +234,7 @@ AuditFault = Literal["write", "sync", "disturbed"]
 """
 
 EngineState = Literal["pending", "connected", "lost", "refused", "shadow"]
-"""What an engine is to the monitor.
+"""The state of an engine, as the monitor sees it.
 
 * ``pending``: it sends frames; its first HELLO has not arrived.
 * ``connected``: it scores with the monitor's bundle, and its self-test passed where the bundle has canaries.

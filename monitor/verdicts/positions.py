@@ -1,4 +1,4 @@
-"""Which rows of a frame are news: the high-water mark of positions, for all requests of a frame at once.
+"""Find the rows of a frame that are new, by the high-water mark of positions, for all its requests at once.
 
 A request's rows arrive in order of position, with two exceptions. After a preemption the engine computes the
 request again from its start: positions at or below the highest one seen are *replays*. And positions may be
@@ -17,7 +17,7 @@ _STRIDE: Final = 1 << 33
 
 @dataclass(frozen=True, slots=True)
 class Advance:
-    """What the rows of a frame add to their requests."""
+    """The rows that a frame adds to each of its requests."""
 
     fresh: NDArray[np.bool_]
     """Rows above every earlier position of their request, shape ``(rows,)``; the others are replays."""

@@ -47,7 +47,7 @@ class RequestRows:
         return len(self._holders) - len(self._free)
 
     def __getitem__(self, row: int) -> Holder:
-        """Who holds ``row``.
+        """The request that holds ``row``.
 
         Raises:
             KeyError: Nobody does.

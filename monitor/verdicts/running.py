@@ -1,4 +1,4 @@
-"""What probes have made of requests so far: aggregates by row, and how events tell of them."""
+"""The running aggregates of all probes, by row of the verdict table, and as events show them."""
 
 from collections.abc import Iterator, Sequence
 
@@ -33,7 +33,7 @@ class RunningVerdicts:
         self.aggregates.reset(row)
 
     def reads(self, roles: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """Which probe reads tokens of which role, shape ``(tokens, probes)``."""
+        """The mask of tokens that each probe reads, by role, shape ``(tokens, probes)``."""
         return self._reads[roles]
 
     def fold(
@@ -94,7 +94,7 @@ class RunningVerdicts:
         )
 
     def readings(self, row: int, unscored: Sequence[int] = ()) -> tuple[Reading, ...]:
-        """What each probe has read of a request.
+        """The reading of each probe on a request.
 
         Args:
             row: The request's.

@@ -27,7 +27,7 @@ from probes.bundle import Bundle
 
 @dataclass(slots=True)
 class Tally:
-    """What became of the rows of one frame."""
+    """Counts of a frame's rows, by what became of them."""
 
     scored: int = 0
     """Rows that entered a verdict."""
@@ -50,14 +50,14 @@ class EnteredRows:
     """The rows of a frame that entered a verdict, grouped by request and in order of position within it."""
 
     index: NDArray[np.int64]
-    """Which row of the frame each one is, shape ``(rows,)``."""
+    """Index of each one's row in the frame, shape ``(rows,)``."""
     owner: NDArray[np.int64]
     """Its request's row of the table, shape ``(rows,)``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """What one frame changed."""
+    """The changes that one frame made."""
 
     finished: list[RequestFinished]
     """Requests that ended, all of them before any row of the frame."""
@@ -137,7 +137,7 @@ class VerdictTable:
         return row >= 0 and self._running.note_fired(row, fired)
 
     def __getitem__(self, row: int) -> Holder:
-        """Who holds a row of the table.
+        """The request that holds a row of the table.
 
         Raises:
             KeyError: Nobody does.

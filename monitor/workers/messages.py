@@ -32,7 +32,7 @@ FORGET_REQUESTS: Final = 1024
 
 
 class Outcome(IntEnum):
-    """What became of one token and probe in a worker."""
+    """The outcome of one token and probe in a worker."""
 
     READ = 0
     """The probe read it, or does not read tokens of its role."""
@@ -49,7 +49,7 @@ class Job(msgspec.Struct, frozen=True, array_like=True, tag="job"):
 
     number: int
     blocks: list[StateBlock]
-    """Where the states of each layer are: as many as the worker's rows take of them."""
+    """Places of each layer's states in its ring: as many as the worker's rows take of them."""
     requests: bytes
     """int64, shape ``(rows,)``: a number for each row's request, never used for another. Grouped by request."""
     states: bytes
@@ -68,7 +68,7 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, tag="answer"):
-    """What a worker made of a job."""
+    """A worker's answer to a job."""
 
     number: int
     scores: bytes
@@ -92,7 +92,7 @@ _reply: msgspec.msgpack.Decoder[Ready | Answer] = msgspec.msgpack.Decoder(Ready 
 
 
 def rows_per_job(layers: int, probes: int) -> int:
-    """How many rows a job may have, so that it and its answer are packets of :data:`PACKET_BYTES`."""
+    """Rows of a job, at most, for it and its answer to be packets of :data:`PACKET_BYTES`."""
     return PACKET_BYTES // max(8 + 4 * layers + probes, 9 * probes)
 
 

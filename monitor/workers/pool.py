@@ -23,18 +23,18 @@ from monitor.workers.queue import Answered, Asked, WorkerQueue
 from probes.bundle import Bundle
 
 OF_BUNDLE: Final = "monitor.workers.worker:of_bundle"
-"""What a worker reads with, if nothing else is said: the worker probes of the bundle."""
+"""The default readers of a worker: the worker probes of the bundle."""
 
 START_SECONDS: Final = 60.0
-"""How long a worker may take until it is ready; importing numpy and reading a bundle takes less than one."""
+"""Seconds until a worker is ready, at most; importing numpy and reading a bundle takes less than one."""
 STUCK_SECONDS: Final = 10.0
-"""How long a worker may be without an answer while jobs wait for it."""
+"""Seconds that a worker may take to answer while jobs wait for it."""
 FIRST_PAUSE_SECONDS: Final = 0.5
 LONGEST_PAUSE_SECONDS: Final = 30.0
 STEADY_SECONDS: Final = 60.0
 """A worker that lasted so long is started again after the first pause."""
 _END_SECONDS: Final = 1.0
-"""How long workers may take to end by themselves when the pool is closed."""
+"""Seconds for workers to end by themselves when the pool is closed."""
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class WorkerLost:
     worker: int
     fault: WorkerFault
     asked: list[Asked]
-    """What waited for it, and will not be answered."""
+    """Rows that waited for it, and will not be answered."""
 
 
 @dataclass(slots=True)
@@ -84,7 +84,7 @@ class WorkerPool:
         probes = bundle.manifest.worker_probes
         self._probes = [probe.name for probe in probes]
         self.rows_per_job = rows_per_job(len({probe.layer for probe in probes}), len(probes))
-        """How many rows :meth:`submit` takes at once."""
+        """Rows that :meth:`submit` takes at once, at most."""
         self._requests = 0
         self._epoll = select.epoll()
         self._ending: list[WorkerProcess] = []
@@ -137,7 +137,7 @@ class WorkerPool:
             queue.forget(request)
 
     def collect(self) -> list[Answered | WorkerLost]:
-        """What has come since the last time: answers in the order of each worker, then workers that were lost."""
+        """News since the last call: answers in the order of each worker, then workers that were lost."""
         found, now = list[Answered | WorkerLost](), self._clock()
         for index, place in enumerate(self._places):
             while (queue := place.queue) is not None:

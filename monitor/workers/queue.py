@@ -1,4 +1,4 @@
-"""What waits for one probe worker: jobs that were not sent yet, and those that it has not answered."""
+"""The queue of one probe worker: jobs that were not sent yet, and those that it has not answered."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ class Asked:
     roles: NDArray[np.uint8]
     """Shape ``(rows,)``."""
     reads: NDArray[np.bool_]
-    """Which probe is to read which row, shape ``(rows, probes)``."""
+    """The mask of rows that each probe is to read, shape ``(rows, probes)``."""
 
     def select(self, which: NDArray[np.intp]) -> Self:
         """Some of the rows, in the order of their indices ``which``."""
@@ -51,7 +51,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What a worker made of a job."""
+    """A worker's answer to a job."""
 
     asked: Asked
     scores: NDArray[np.float64]
@@ -74,7 +74,7 @@ class WorkerQueue:
         self.started = self.heard = now
         """``heard``: when it last said something, or was last without work."""
         self.ready = False
-        """Whether it takes jobs."""
+        """True while it takes jobs."""
         self._probes = list(probes)
         self._jobs = 0
         self._unsent: deque[bytes] = deque()
@@ -84,12 +84,12 @@ class WorkerQueue:
 
     @property
     def asked(self) -> list[Asked]:
-        """What was not answered yet, in order."""
+        """Jobs without an answer, in order."""
         return list(self._asked.values())
 
     @property
     def idle(self) -> bool:
-        """Whether everything was answered."""
+        """True where everything was answered."""
         return not self._asked
 
     def submit(
@@ -134,7 +134,7 @@ class WorkerQueue:
             self._unsent.popleft()
 
     def receive(self, now: float) -> list[Answered] | None:
-        """What the worker has answered; ``None`` where it never will, since it has ended.
+        """The worker's next answer; ``None`` where there will be none, since it has ended.
 
         Raises:
             ValueError: It reads with other probes, or says what was not asked.

@@ -31,7 +31,7 @@ from monitor.workers.requests import Followed, FollowedRequests
 from probes.bundle import Probe
 
 WAIT_SECONDS: Final = 2.0
-"""How long a finished request waits for outstanding answers. More than the queue holds (:data:`QUEUE_ROWS`)."""
+"""Seconds that a finished request waits for outstanding answers. More than the queue holds (:data:`QUEUE_ROWS`)."""
 MAX_HELD: Final = 4096
 """Finished requests that wait at once; beyond it the one that has waited longest goes out with what there is."""
 
@@ -44,7 +44,7 @@ _REASONS: Final[dict[Outcome, UnscoredReason]] = {
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What workers have brought."""
+    """Firings and finished requests that workers' answers led to."""
 
     fired: list[tuple[ProbeFired, bool]] = field(default_factory=list[tuple[ProbeFired, bool]])
     """First firings, and whether the request had ended by then."""
@@ -75,7 +75,7 @@ class ProbeWorkers:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.layers = sorted({probe.layer for probe in probes})
-        """What engines are to stream."""
+        """Layers that engines are to stream."""
         self.pool = pool
         self._running = RunningVerdicts(probes)
         self._stats, self._on_unscored = stats, on_unscored
@@ -158,7 +158,7 @@ class ProbeWorkers:
                 self._submit(worker, asked, mine[begin : begin + self.pool.rows_per_job], blocks, states)
 
     def collect(self) -> News:
-        """What workers have answered since the last time; of requests that need not wait any more, the end."""
+        """Collect workers' answers since the last call, and the ends of requests that need not wait any more."""
         news = News()
         for found in self.pool.collect():
             match found:
@@ -200,7 +200,7 @@ class ProbeWorkers:
         return followed
 
     def _states(self, frame: Frame, index: NDArray[np.int64]) -> tuple[list[StateBlock | None], NDArray[np.int32]]:
-        """Where the states of some rows of a frame are.
+        """The places of some rows' states in the rings.
 
         Returns:
             The block of each layer, and which of its states is each row's, −1 for none, shape ``(layers, rows)``.

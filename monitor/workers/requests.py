@@ -24,7 +24,7 @@ class Followed:
     """Of the running verdicts, and of the counters beside them."""
     worker: int
     sent: bool = False
-    """Whether its worker remembers something of it, as far as we know."""
+    """True where its worker keeps state of it, as far as the monitor knows."""
     finished: RequestFinished | None = None
     """Without the readings of workers, while they are waited for."""
     deadline: float = 0.0
@@ -51,7 +51,7 @@ class FollowedRequests:
         return len(self._holders) - len(self._free)
 
     def __getitem__(self, row: int) -> Followed:
-        """Who holds ``row``.
+        """The request that holds ``row``.
 
         Raises:
             KeyError: Nobody does.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 CERTIFYING: Final = 3.0
 """Times one over the rate: no alarm in n requests shows, at 95%, a rate below 3/n."""
 SOURCE_SLICE: Final = "source="
-"""How the names of slices begin that have a say in the threshold."""
+"""Prefix of the names of slices that have a say in the threshold."""
 LENGTHS: Final = (16, 32, 64, 128, 256)
 """Upper ends of the slices by length, in tokens read; the last slice has none."""
 MAX_SLICES: Final = 256
@@ -157,7 +157,7 @@ def traffic_slices(
 
 
 def may_fire(count: int, rate: float) -> int:
-    """How many of ``count`` benign requests may reach a threshold that is set on them.
+    """Benign requests, of ``count``, that may reach a threshold set on them.
 
     Args:
         count: Requests.

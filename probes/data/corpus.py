@@ -1,4 +1,4 @@
-"""What is read of the data: conversations as tokens, cut to length, and few enough for a token budget.
+"""The corpus to read: conversations as tokens, cut to length, and few enough for a token budget.
 
 The rule of subsampling: each data set gets an equal share of its concept's tokens, and what one does not need goes to
 the others. Within a set, whole groups are taken in the order of a hash of their names, so that the choice is the same
@@ -36,11 +36,11 @@ class Sample(Generic[_Item]):
     tokens: list[list[int]]
     """Token ids of each."""
     cut: int
-    """How many were longer than :data:`MAX_TOKENS`."""
+    """Conversations longer than :data:`MAX_TOKENS`."""
     dropped: int
-    """How many of these lost the message that they are labelled for, and were left out."""
+    """Those of them that lost the message that they are labelled for, and were left out."""
     available: int
-    """How many there were before any choice."""
+    """Conversations before any choice."""
 
 
 def sample_examples(examples: Sequence[Example], encode: Encode, budget: int, name: str) -> Sample[Example]:

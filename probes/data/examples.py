@@ -25,9 +25,9 @@ class Example(msgspec.Struct, frozen=True):
     group: str
     """Examples of one group are never on both sides of a split; unique across sources."""
     topic: str
-    """What it is about: the unit of leave-topic splits."""
+    """Its topic: the unit of splits that leave topics out."""
     label: bool
-    """Whether the last message shows the concept."""
+    """True where the last message shows the concept."""
     messages: list[Message]
     """The conversation; empty roles are not allowed. One message of role ``text`` is a bare text: no chat template."""
     tags: list[str] = []

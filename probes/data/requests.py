@@ -50,7 +50,7 @@ class Request(msgspec.Struct, frozen=True):
     labels: dict[str, bool] = {}
     """Probe to whether the request shows what it is named after; only the probes that are known."""
     group: str | None = None
-    """What must stay whole when requests are resampled."""
+    """The group that stays whole when requests are resampled."""
     source: str | None = None
     """The data set or service it comes from."""
     slices: dict[str, str] = {}

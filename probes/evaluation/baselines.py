@@ -1,4 +1,4 @@
-"""What text gives away without any model: TF-IDF and length, fitted on what the probe was fitted on.
+"""Text baselines, without any model: TF-IDF and length, fitted on what the probe was fitted on.
 
 A probe that does not beat them reads words, and a list of words is cheaper, faster and easier to explain.
 """
@@ -15,7 +15,7 @@ from probes.models.chat import Message
 
 
 def text_of(messages: Sequence[Message], concept: Concept) -> str:
-    """What a probe of the concept reads of a conversation, as text."""
+    """The text of a conversation that a probe of the concept reads."""
     roles = {role.name.lower() for role in concept.roles} | {"text"}
     return "\n".join(message.content for message in messages if message.role in roles)
 

@@ -1,4 +1,4 @@
-"""What the numbers say of a probe, in plain sentences: first whether it earns its place, then where it fails.
+"""Conclusions about a probe in plain sentences: first if it earns its place, then where it fails.
 
 The rules are fixed, so that a report cannot be kinder than its figures:
 
@@ -30,7 +30,7 @@ def concluded(report: Report) -> Report:
 
 
 def sentences(probe: ProbeReport) -> list[str]:
-    """What is to be said of a probe, most important first; never empty."""
+    """The conclusions about a probe, most important first; never empty."""
     if probe.given:
         return [
             *_given_evidence(probe.given),

@@ -1,4 +1,4 @@
-"""What words and length show on labelled texts that are all there is: learnt on some of them, judged on the others.
+"""Text baselines where labelled texts are all there is: learnt on some of them, judged on the others.
 
 Groups are kept whole (scikit-learn's StratifiedGroupKFold), so that no text is judged by what was learnt from its twin.
 An AUROC compares only texts that were left out together: scores of two fits have no common scale, and to pool them
@@ -32,7 +32,7 @@ class Crossed:
     """The fold that left it out."""
 
     def baseline(self, positive: NDArray[np.bool_], negative: NDArray[np.bool_], rate: float) -> Baseline | None:
-        """What both show on a part of the texts.
+        """The figures of both baselines on a part of the texts.
 
         Args:
             positive: Which texts are, shape ``(texts,)``.

@@ -37,12 +37,12 @@ _TIMED_RUNS: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What :func:`judge` found."""
+    """The result of :func:`judge`."""
 
     probes: list[ProbeReport]
     """Those that the data have labels for, in the bundle's order."""
     notes: list[str]
-    """What holds for all of them, in plain sentences."""
+    """Notes that hold for all probes, in plain sentences."""
 
 
 def require_labels(requests: Sequence[Request], path: Path) -> None:
@@ -108,7 +108,7 @@ class _Read:
 
 
 def _probe(scorer: Scorer, column: int, read: _Read, cost: float, *, examples: bool) -> ProbeReport:
-    """What one probe shows on the requests that are labelled for it."""
+    """The figures of one probe on the requests that are labelled for it."""
     bundle, probe = scorer.bundle, scorer.bundle.all_probes[column]
     rows = [index for index, request in enumerate(read.requests) if probe.name in request.labels]
     mine = [read.requests[row] for row in rows]
@@ -156,7 +156,7 @@ def _detected(scorer: Scorer, encoded: Sequence[Encoded], fired_at: NDArray[np.i
 
 
 def _seconds_a_token(scorer: Scorer) -> float:
-    """What one probe's score and verdict take beyond the activations, all probes of the bundle sharing the work."""
+    """The cost of one probe's score and verdict beyond the activations, all probes of the bundle sharing the work."""
     probes, hidden = scorer.bundle.all_probes, scorer.bundle.manifest.model.hidden
     states = np.ones((len({probe.layer for probe in probes}), _TIMED_TOKENS, hidden), np.float32)
     thresholds = np.array([probe.threshold for probe in probes])

@@ -50,7 +50,7 @@ class Labelled:
     parts: Mapping[str, NDArray[np.bool_]]
     """All of them, then each source and slice."""
     text: Crossed | str
-    """What words and length show, or, in a sentence, why that is not known."""
+    """The text baselines, or, in a sentence, the reason why there are none."""
 
     @classmethod
     def of(
@@ -106,7 +106,7 @@ class Labelled:
         )
 
     def rates(self, fitted: frozenset[str]) -> list[Rate]:
-        """How often it fires on the negatives of each part that has any."""
+        """False-positive rates on the negatives of each part that has any."""
         found: list[Rate] = []
         for name, part in self.parts.items():
             negative = part & ~self.labels
@@ -124,12 +124,12 @@ class Labelled:
         return Roc(name, len(high), len(low), roc_points(high, low))
 
     def scores(self) -> Histogram:
-        """How scores are distributed, by label."""
+        """Histograms of scores, by label."""
         classes = {"shows the concept": self.labels, "does not": ~self.labels}
         return Histogram.of({name: self.peaks[mask] for name, mask in classes.items() if mask.any()})
 
     def reliability(self) -> Reliability | None:
-        """How far the bundle's probability is off, over requests that have one."""
+        """Calibration error of the bundle's probability, over requests that have one."""
         fitted, heard = self.probe.probability, np.isfinite(self.peaks)
         if fitted is None or len(np.unique(self.labels[heard])) < 2:
             return None
@@ -137,7 +137,7 @@ class Labelled:
         return Reliability(int(heard.sum()), BINS, expected_calibration_error(probability, self.labels[heard], BINS))
 
     def remarks(self, fitted: frozenset[str]) -> list[str]:
-        """What the figures do not say."""
+        """Caveats of the figures."""
         said = [self.text] if isinstance(self.text, str) and len(np.unique(self.labels)) == 2 else []
         if silent := int((~np.isfinite(self.peaks)).sum()):
             said.append(
@@ -182,7 +182,7 @@ def parts(requests: Sequence[Request]) -> dict[str, NDArray[np.bool_]]:
 
 
 def _read(request: Request, probe: Probe) -> str:
-    """What the probe reads of a request, as text; a prompt without a template is the user's."""
+    """The text of a request that the probe reads; a prompt without a template is the user's."""
     if request.prompt:
         return request.prompt if probe.reads(Role.USER) else ""
     return "\n".join(message.content for message in request.messages if message.role in probe.roles)

@@ -1,4 +1,4 @@
-"""How well scores tell two classes apart, and how sure that is.
+"""Metrics of how well scores tell two classes apart, with intervals.
 
 Pure functions on arrays. A score of −inf is a request that had too little to read: it ranks below every other and fires
 at no threshold. A score that is NaN is refused, since no rank of it would be true.
@@ -276,7 +276,7 @@ def platt(scores: ArrayLike, labels: ArrayLike) -> Platt:
 
 
 def selectivity(task_score: float, control_score: float) -> float:
-    """How much better a probe does on its task than on labels drawn at random: what it reads, less what it memorises.
+    """Selectivity: how much better a probe does on its task than on labels drawn at random.
 
     Hewitt and Liang, Designing and Interpreting Probes with Control Tasks, EMNLP 2019.
 
@@ -288,7 +288,7 @@ def selectivity(task_score: float, control_score: float) -> float:
 
 
 def certifiable(n: int, rate: float) -> bool:
-    """Whether ``n`` requests can show a false-positive rate of ``rate`` at all.
+    """True where ``n`` requests can show a false-positive rate of ``rate`` at all.
 
     No false alarm in n bounds the rate by 3/n with 95% confidence (rule of three: Hanley and Lippman-Hand, JAMA 1983).
 

@@ -46,7 +46,7 @@ class Encoded:
     token_ids: NDArray[np.int32]
     """Shape ``(tokens,)``."""
     truncated: bool
-    """Whether it was longer than the model's context."""
+    """True where it was longer than the model's context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +73,11 @@ class TokenScores:
     scores: NDArray[np.float32]
     """In logits, shape ``(tokens, all probes)``."""
     read: NDArray[np.bool_]
-    """Which probe has a score of which token that counts for its verdict, shape ``(tokens, all probes)``."""
+    """The mask of tokens whose score counts for each probe's verdict, shape ``(tokens, all probes)``."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What one probe says of one request."""
+    """One probe's verdict on one request."""
 
     score: float | None
     """Its largest aggregate, in logits; ``None`` where it has no verdict."""
@@ -89,7 +89,7 @@ class Verdict(msgspec.Struct, frozen=True):
     tokens: int
     """Tokens that it read."""
     scored: bool
-    """Whether it has a verdict: false without tokens of its roles, and with fewer than it needs. The two are
+    """True where it has a verdict: false without tokens of its roles, and with fewer than it needs. The two are
     told apart by ``tokens``; neither means that the request is harmless."""
     probability: float | msgspec.UnsetType | None = msgspec.UNSET
     """That the request shows the concept, for the mixture that the bundle names; ``None`` without a verdict, or where
@@ -104,7 +104,7 @@ class ScoredRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     verdicts: dict[str, Verdict]
     """By name of the probe."""
     truncated: bool = False
-    """Whether the request was longer than the model's context; only its beginning was read."""
+    """True where the request was longer than the model's context; only its beginning was read."""
 
 
 class Scorer:

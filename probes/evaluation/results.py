@@ -33,7 +33,7 @@ SplitKind = Literal[
 
 
 class Baseline(msgspec.Struct, frozen=True):
-    """What the text gives away without any model.
+    """A text baseline, without any model.
 
     Of a :class:`Split`, learnt on the same examples as the probe; of a :class:`Given`, on the given data themselves.
     """
@@ -69,7 +69,7 @@ class Split(msgspec.Struct, frozen=True):
 
     @property
     def beats_baselines(self) -> bool:
-        """Whether the whole interval of its AUROC lies above both baselines."""
+        """True where the whole interval of its AUROC lies above both baselines."""
         return self.auroc.low > self.text.auroc
 
 
@@ -77,7 +77,7 @@ class AtRate(msgspec.Struct, frozen=True):
     """Recall where the threshold is set on the negatives of the set itself."""
 
     rate: Share
-    """How many of them may fire."""
+    """Requests of them that may fire."""
     recall: Interval | None
     """By groups; ``None`` where they are too few to certify the rate."""
 
@@ -102,7 +102,7 @@ class Given(msgspec.Struct, frozen=True):
 
     @property
     def beats_baselines(self) -> bool:
-        """Whether the whole interval of its AUROC lies above both baselines, and above chance, where they may be under.
+        """True where the whole interval of its AUROC lies above both baselines and above chance, which they may be under.
 
         What was learnt by cross-validation where there is nothing to learn does worse than chance.
         """
@@ -110,7 +110,7 @@ class Given(msgspec.Struct, frozen=True):
 
 
 class Rate(msgspec.Struct, frozen=True):
-    """How often a probe fires on requests that are benign, or that a user labelled as not showing the concept."""
+    """The false-positive rate on benign requests, or on those that a user labelled as not showing the concept."""
 
     source: str
     """A data set, or another slice of the traffic, such as ``length: 512 to 1,023 tokens``."""
@@ -119,9 +119,9 @@ class Rate(msgspec.Struct, frozen=True):
     interval: Interval
     """Clopper and Pearson's."""
     certified: bool
-    """Whether there are enough requests to show the nominal rate."""
+    """True where there are enough requests to show the nominal rate."""
     left_out: bool | None
-    """Whether its source had no part in fitting and calibration; ``None`` where that is not known."""
+    """True where its source had no part in fitting and calibration; ``None`` where that is not known."""
 
     @classmethod
     def of(cls, source: str, fired: int, requests: int, nominal: float, *, left_out: bool | None) -> Self:
@@ -208,7 +208,7 @@ class Heatmap(msgspec.Struct, frozen=True):
 
 
 class Causal(msgspec.Struct, frozen=True):
-    """Whether the model uses what the probe reads: its behaviour with the direction taken away, and added."""
+    """The causal check: the model's behaviour with the probe's direction taken away, and added."""
 
     measure: str
     """A behaviour that more of the direction should raise: ``the share of harmless requests that are refused``."""
@@ -222,11 +222,11 @@ class Causal(msgspec.Struct, frozen=True):
     random: Interval | None
     """With a random direction of the same norm added: what any push does."""
     verdict: str
-    """What the check itself concluded, a plain sentence."""
+    """The check's conclusion, a plain sentence."""
 
 
 class Controls(msgspec.Struct, frozen=True):
-    """What a probe of this kind scores where there is nothing to read, over repeated draws, on the grouped split."""
+    """Controls: scores of a probe of this kind where there is nothing to read, over repeated draws, grouped split."""
 
     draws: Annotated[int, msgspec.Meta(ge=1)]
     random_label: Interval
@@ -238,7 +238,7 @@ class Controls(msgspec.Struct, frozen=True):
 
 
 class Reliability(msgspec.Struct, frozen=True):
-    """How far the Platt probability can be taken at its word."""
+    """Reliability of the Platt probability."""
 
     n: Count
     """Examples that it was judged on, none of which it was fitted on."""
@@ -252,7 +252,7 @@ class ProbeReport(msgspec.Struct, frozen=True):
 
     name: str
     definition: str
-    """What a high score means."""
+    """The meaning of a high score."""
     layer: int
     kind: str
     roles: list[str]
@@ -261,24 +261,24 @@ class ProbeReport(msgspec.Struct, frozen=True):
     nominal: Annotated[float, msgspec.Meta(gt=0, lt=1)]
     """The false-positive rate a request that the threshold was set for."""
     aggregate: str
-    """How token scores become a verdict, in words."""
+    """The aggregation of token scores into a verdict, in words."""
     splits: list[Split]
     false_positives: list[Rate]
     sweep: list[SweepPoint] = []
     roc: list[Roc] = []
     scores: Histogram | None = None
     given: list[Given] = []
-    """Where the probe was judged on data of a user's, ``all`` of them first; there are no splits then."""
+    """Figures on a user's own data, ``all`` of them first; there are no splits then."""
     heatmaps: list[Heatmap] = []
     causal: Causal | None = None
     controls: Controls | None = None
     calibration: Reliability | None = None
     seconds_a_token: Annotated[float, msgspec.Meta(ge=0)] | None = None
-    """What scoring adds, beyond computing the activations."""
+    """The cost of scoring, beyond computing the activations."""
     remarks: list[str] = []
-    """What the numbers do not say, in plain sentences."""
+    """Caveats of the numbers, in plain sentences."""
     verdict_says: list[str] = []
-    """What the numbers say, by :func:`probes.evaluation.conclusions.sentences`; filled when the report is written."""
+    """Conclusions, by :func:`probes.evaluation.conclusions.sentences`; filled when the report is written."""
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -295,5 +295,5 @@ class Report(msgspec.Struct, frozen=True):
     fingerprint: dict[str, str] = {}
     """SHA-256 of each part of the model, as in the bundle."""
     notes: list[str] = []
-    """What holds for every probe."""
+    """Notes that hold for every probe."""
     format: int = FORMAT

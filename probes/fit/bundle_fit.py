@@ -151,7 +151,7 @@ def record_canaries(
     progress: Progress = no_progress,
     workers: Sequence[WorkerProbe] = (),
 ) -> Canaries:
-    """What probes read in the canaries.
+    """Record what probes read in the canaries.
 
     Args:
         source: Reads the model; in bfloat16 as well as in float32, since either is much nearer to the other than what
@@ -207,7 +207,7 @@ def _notes(materials: Sequence[Material], data: Path | None, tokens: int) -> lis
 
 
 def _provenance(concepts: Sequence[Concept], data: Path | None) -> dict[str, list[Provenance]]:
-    """Which files each concept, and the benign requests, come from."""
+    """The files of each concept and of the benign requests."""
 
     def pairs(path: Path, rows: int) -> Provenance:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()

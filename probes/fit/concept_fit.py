@@ -199,7 +199,7 @@ class ConceptFit:
     def _causal(
         self, source: TransformersSource, probe: Probe, direction: NDArray[np.floating], norm: float
     ) -> Causal | None:
-        """Whether the model uses what the probe reads; ``None`` where too few pairs end with an answer."""
+        """Check whether the model uses what the probe reads; ``None`` where too few pairs end with an answer."""
         pairs = self._concept.pairs
         if Role.ASSISTANT in self._concept.roles:
             pairs = [pair for pair in pairs if pair.positive[-1].role == pair.negative[-1].role == "assistant"]
@@ -246,7 +246,7 @@ def _shifted(margins: Histogram, threshold: float) -> Histogram:
 
 
 def _in_calibration(probe: Probe) -> list[Rate]:
-    """What the threshold does to the requests that it was set on, by kind."""
+    """False-positive rates of the threshold on the requests that it was set on, by kind."""
     calibration = probe.calibration
     pooled = Rate.of(
         "all requests that set the threshold",

@@ -1,4 +1,4 @@
-"""What a probe is worth, shown on data that it was not fitted on.
+"""A probe's figures on data that it was not fitted on.
 
 For each fold of :mod:`probes.fit.selection` the probe is made as it would have been without the data that the fold
 leaves out: layer, kind and penalty chosen by the other folds, fitted on their data, its threshold set on the
@@ -44,7 +44,7 @@ GROUPED: Final = 5
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What :func:`evaluate` found."""
+    """The result of :func:`evaluate`."""
 
     splits: list[Split]
     rates: list[Rate]
@@ -101,10 +101,10 @@ class _Tested:
     labels: NDArray[np.bool_]
     groups: NDArray[np.str_]
     words: NDArray[np.float64]
-    """What TF-IDF makes of them."""
+    """Their TF-IDF scores."""
     length: NDArray[np.float64]
     at: NDArray[np.int64]
-    """Which variants they are; −1: none."""
+    """Index of each one's variant; −1: none."""
 
     @classmethod
     def join(cls, parts: "Sequence[_Tested]") -> "_Tested":
@@ -116,7 +116,7 @@ class _Tested:
         return _Tested(*(getattr(self, name)[chosen] for name in self.__slots__))
 
     def split(self, name: str, kind: SplitKind) -> Split:
-        """What is reported of them."""
+        """The reported figures."""
         high, low = self.labels, ~self.labels
         return Split(
             name,
@@ -299,7 +299,7 @@ class _Judge:
         return threshold
 
     def _read_words(self, training: Training, texts: Sequence[str]) -> TextScores:
-        """What the baselines make of texts, learnt from the same examples as the probe."""
+        """The baselines' scores of texts, learnt from the same examples as the probe."""
         learnt = [self._texts[index] for index in training.chosen.tolist()]
         return text_scores(learnt, training.labels, training.weights, texts)
 
@@ -391,7 +391,7 @@ def _grouped(material: Material) -> list[Fold]:
 
 
 def sweep(table: Table) -> list[SweepPoint]:
-    """What every candidate showed, for the figure."""
+    """The figures of every candidate, for the plot."""
     return [
         SweepPoint(
             candidate.layer,

@@ -40,7 +40,7 @@ MINED: Final = 2
 BENIGN_POINTS: Final = 2
 """Places of each benign request that are ordinary from the start."""
 END_GAP: Final = 4.0
-"""How far the score of an end lies above that of a place before it, in standard deviations of the scores at ends: more,
+"""Distance of the score of an end from that of a place before it, in standard deviations of the scores at ends: more,
 and where an end is seen best decides instead of what is seen there."""
 TOLD: Final = 2.0
 """Standard deviations by which ends must differ from the places before them to be told apart: less would be noise,
@@ -154,7 +154,7 @@ class Spans:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What a probe learns from: conversations of some :class:`Spans`.
+    """Training data of a probe: conversations of some :class:`Spans`.
 
     Each array has one element a conversation.
     """
@@ -162,13 +162,13 @@ class Training:
     chosen: NDArray[np.int64]
     """Conversations."""
     labels: NDArray[np.bool_]
-    """Whether each shows the concept."""
+    """True where each shows the concept."""
     weights: NDArray[np.float64]
-    """How much each counts."""
+    """Weight of each."""
     polarity: NDArray[np.float64]
     """−1 where the statement is negated, otherwise 1."""
     benign: NDArray[np.bool_]
-    """Whether it is an ordinary request, all of whose rows are ordinary; of the others, the last message is
+    """True for benign requests, all of whose rows are benign; of the others, the last message is
     labelled."""
 
 
@@ -266,7 +266,7 @@ def _fit_ends(
     points: NDArray[np.int64],
     penalty: float,
 ) -> Linear:
-    """What ends show, and a direction that lifts them above the places before them."""
+    """The direction of ends, and one that lifts them above the places before them."""
     probe = _fit_points(states, training, index, "logistic", penalty)
     before = _before_end(spans, training, index, points)
     if not len(before):

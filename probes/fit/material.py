@@ -57,7 +57,7 @@ class Ordinary:
 
     @property
     def sources(self) -> NDArray[np.str_]:
-        """Where each comes from."""
+        """The origin of each."""
         return np.array([item.source for item in self.sample.items])
 
     def answer_states(self, layer: int) -> NDArray[np.float32]:
@@ -153,7 +153,7 @@ def gather(
 
 
 def calibrating(requests: Sequence[Benign]) -> NDArray[np.bool_]:
-    """Which benign requests set thresholds, shape ``(requests,)``."""
+    """The mask of benign requests that set thresholds, shape ``(requests,)``."""
     return _draws(requests) < CALIBRATING
 
 

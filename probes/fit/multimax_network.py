@@ -26,7 +26,7 @@ _NOWHERE: Final = -1e9
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a network is made.
+    """Hyperparameters of a network.
 
     Raises:
         ValueError: A size is out of its range.
@@ -95,9 +95,9 @@ class Batch:
     states: Tensor
     """Standardised, of all rows of the conversations, one after the other, ``(rows, hidden)``."""
     places: Tensor
-    """Where each of them goes in the padded, flattened batch, ``(rows,)``."""
+    """Index of each in the padded, flattened batch, ``(rows,)``."""
     labelled: Tensor
-    """Which places count, ``(conversations, tokens)``."""
+    """The mask of places that count, ``(conversations, tokens)``."""
     labels: Tensor
     """``(conversations,)``, 0 or 1."""
     weights: Tensor

@@ -42,7 +42,7 @@ LEARNING_RATE: Final = 3e-4
 WEIGHT_DECAY: Final = 1.0
 """Strong, since a probe must hold beyond the data it saw; biases have none."""
 PLAIN: Final = Recipe()
-"""What is fitted unless told otherwise."""
+"""The default hyperparameters."""
 
 
 def fit_multimax(spans: Spans, training: Training, groups: NDArray[np.str_], recipe: Recipe = PLAIN) -> MultiMax:

@@ -1,4 +1,4 @@
-"""Which layer, kind and penalty: chosen by what left-out data show, never by the data a probe was fitted on.
+"""Choose layer, kind and penalty by left-out data, never by the data that a probe was fitted on.
 
 Each fold leaves out whole data sets (or topics, where there is one set only), of labelled examples and of benign
 requests at once. Every candidate is fitted on the rest and scores what was left out. The choice is the candidate with
@@ -27,7 +27,7 @@ from probes.scoring.multimax import MultiMax
 SHIPPED: Final = "shipped"
 """The source of what comes with Plumbob."""
 TOPIC_FOLDS: Final = 3
-"""Where topics are left out."""
+"""The folds that leave topics out."""
 GAIN_DRAWS: Final = 300
 """Resamples of the interval that a bigger probe has to clear."""
 
@@ -45,7 +45,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """What is left out, of the conversations of a concept; ``(conversations,)`` each."""
+    """One fold: the conversations of a concept that are left out; ``(conversations,)`` each."""
 
     name: str
     test: NDArray[np.bool_]
@@ -66,7 +66,7 @@ class Labelled:
     topics: NDArray[np.str_]
 
     def training(self, chosen: NDArray[np.bool_]) -> Training:
-        """What a probe learns from the chosen ones.
+        """Training data from the chosen ones.
 
         Data sets count by the square root of their size: the largest does not drown the others, and the smallest does
         not count as much as it. Benign requests count together as much as the other negatives.
@@ -164,7 +164,7 @@ def make(spans: Spans, data: Labelled, chosen: NDArray[np.bool_], candidate: Can
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a candidate's probe, fitted without it, makes of what a fold leaves out."""
+    """Scores of a fold's left-out data by a candidate's probe that was fitted without them."""
 
     peaks: NDArray[np.float64]
     """Of all conversations, −inf where they are not of the fold, shape ``(conversations,)``."""
@@ -191,7 +191,7 @@ def shown(peaks: NDArray[np.float64], data: Labelled, fold: Fold, rate: float) -
 
 
 Table = Mapping[Candidate, Sequence[Shown]]
-"""What each candidate shows in each fold."""
+"""The scores of each candidate in each fold."""
 
 
 def leave_out(
@@ -256,7 +256,7 @@ def choose(table: Table, without: int | None = None) -> Candidate:
 def gain(
     plain: Sequence[Shown], bigger: Sequence[Shown], data: Labelled, folds: Sequence[Fold], rate: float
 ) -> Interval:
-    """What a bigger probe adds to what a choice is made by, on what folds leave out, with its interval by groups.
+    """The gain of a bigger probe in the criterion of choice, on left-out data, with its interval by groups.
 
     Both probes are judged on the same resamples, so that what is hard for both does not widen the interval.
 

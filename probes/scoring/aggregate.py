@@ -36,7 +36,7 @@ _BLOCK = 64
 
 
 class Aggregate(msgspec.Struct, frozen=True):
-    """How token scores become a request's verdict."""
+    """The aggregation of token scores into a request's verdict."""
 
     half_life: Annotated[float, msgspec.Meta(gt=0)] = 12.0
     """Tokens after which a score counts half."""
@@ -248,7 +248,7 @@ class Aggregates:
     def _agreed(
         self, rows: NDArray[np.integer], mean: NDArray[np.float64], read: NDArray[np.bool_]
     ) -> NDArray[np.float64]:
-        """What enough of the last averages reach, shape ``(tokens, probes)``."""
+        """The value that enough of the last averages reach, shape ``(tokens, probes)``."""
         back = self._means.shape[2]
         if not back:
             return mean
@@ -305,7 +305,7 @@ class Aggregates:
         return sums / np.minimum(count, window)
 
     def _agreed_block(self, row: int, probes: NDArray[np.intp], mean: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What enough of the last averages reach, after each of a run of tokens, shape ``(tokens, probes)``."""
+        """The value that enough of the last averages reach, after each token of a run, shape ``(tokens, probes)``."""
         back, last = self._means.shape[2], int(self._agree_of[probes[0]])
         if not back:
             return mean

@@ -40,7 +40,7 @@ _TENSORS: Final = ("w1", "b1", "w2", "b2", "value", "attention", "bias")
 
 @dataclass(slots=True)
 class Carry:
-    """What is remembered of the last tokens of one request, the newest last; changed by :meth:`MultiMax.scores`."""
+    """The memory of the last tokens of one request, the newest last; changed by :meth:`MultiMax.scores`."""
 
     recent: NDArray[np.float64]
     """Value and attention logit, shape ``(window - 1, heads, 2)``; a logit of −inf where there was no token."""
@@ -110,12 +110,12 @@ class MultiMax:
         return cls(**{name: np.asarray(tensors[name], np.float32) for name in _TENSORS}, window=int(window[0]))
 
     def tensors(self) -> dict[str, NDArray[np.generic]]:
-        """What is written into a bundle, by name."""
+        """The tensors of a bundle, by name."""
         weights: dict[str, NDArray[np.generic]] = {name: getattr(self, name) for name in _TENSORS}
         return {**weights, "window": np.array([self.window], np.int64)}
 
     def begin(self) -> Carry:
-        """What is remembered before the first token of a request."""
+        """The memory before the first token of a request."""
         recent = np.zeros((self.window - 1, self.heads, 2))
         recent[..., 1] = -np.inf
         return Carry(recent)

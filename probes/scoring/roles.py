@@ -1,4 +1,4 @@
-r"""Who wrote a token: the role of every position of a conversation, from the chat template's own markers.
+r"""Roles: the author of every token of a conversation, from the chat template's own markers.
 
 A chat template writes fixed token sequences before and after each message (``<|im_start|>user\n`` … ``<|im_end|>``).
 A bundle stores those sequences, found once at fit time, and the engine walks a prompt with them:
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 
 class Role(IntEnum):
-    """Who wrote a token."""
+    """The author of a token."""
 
     TEMPLATE = 0
     """Markers that the chat template adds."""

@@ -21,7 +21,7 @@ class TokenReader(Protocol[CarryT]):
     """
 
     def begin(self) -> CarryT:
-        """What is remembered before the first token of a request."""
+        """The memory before the first token of a request."""
         ...
 
     def scores(self, states: NDArray[np.float32], carry: CarryT, /) -> NDArray[np.float64]:

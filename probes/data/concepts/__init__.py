@@ -18,6 +18,6 @@ CONCEPTS: Final = (
     sycophancy.CONCEPT,
     *deception.CONCEPTS,
 )
-"""What ships, in the order in which it is fitted."""
+"""The concepts that ship, in the order in which they are fitted."""
 
 __all__ = ["CONCEPTS", "Concept", "benign_path", "load_benign", "load_concept"]

@@ -1,4 +1,4 @@
-"""What a concept is, and how its data are gathered."""
+"""A concept, and how its data are gathered."""
 
 import math
 from collections.abc import Callable, Collection
@@ -28,11 +28,11 @@ Load = Callable[[str, Path], list[Example]]
 
 @dataclass(frozen=True)
 class Concept:
-    """What a probe is to read."""
+    """A concept that a probe is to read."""
 
     name: str
     definition: str
-    """What a high score means, and what it does not."""
+    """The meaning of a high score, and what it does not mean."""
     roles: tuple[Role, ...]
     """Whose tokens the probe reads; never the template's."""
     path: Path
@@ -46,7 +46,7 @@ class Concept:
     family: str = ""
     """Probes of one family share a false-positive budget; none where empty."""
     limits: str = ""
-    """What the reading cannot show, for the card."""
+    """Limits of the reading, for the card."""
 
     @cached_property
     def pairs(self) -> list[Pair]:
@@ -170,7 +170,7 @@ def _require_contrast(concept: Concept, roles: Collection[str]) -> None:
 
 
 def benign_path() -> Path:
-    """Where the ordinary requests are that ship with Plumbob."""
+    """The file of benign requests that ships."""
     return DATA / "benign.jsonl"
 
 

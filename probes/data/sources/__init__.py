@@ -68,7 +68,7 @@ def load_benign(data: Path) -> list[Benign]:
 
 
 def provenance(what: str, data: Path) -> list[Provenance]:
-    """Which sets and files a concept's examples come from, in the order they are read.
+    """The data sets and files of a concept's examples, in the order they are read.
 
     Args:
         what: A concept's name, or ``benign``.

@@ -23,7 +23,7 @@ class Statement:
 
     @property
     def negated(self) -> bool:
-        """Whether it denies something."""
+        """True where it denies something."""
         return NEGATION.search(self.text) is not None
 
 

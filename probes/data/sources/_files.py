@@ -22,13 +22,13 @@ _LICENCE: Final = re.compile(r"^- licence:[ \t]*(\S.*?)\s*$", re.MULTILINE)
 _REMEDY: Final = "Restore the file from its source, or remove its folder."
 _FLAGS: Final = ("0", "1", "false", "true")
 _MAX_BYTES: Final = 256 << 20
-"""What one file may hold once decompressed: a hundred times the largest of these sets."""
+"""Bytes that one file may hold once decompressed: a hundred times the largest of these sets."""
 
 _Row = TypeVar("_Row")
 
 
 class Provenance(msgspec.Struct, frozen=True):
-    """Where examples come from."""
+    """The origin of examples."""
 
     source: str
     """The set: the name of its folder."""
@@ -138,7 +138,7 @@ class Files:
         return lists
 
     def provenance(self) -> list[Provenance]:
-        """What was read so far, set by set."""
+        """Files read so far, set by set."""
         return [
             Provenance(folder, self._licence(folder), digests, sum(self._rows[folder].values()))
             for folder, digests in self._digests.items()
@@ -190,7 +190,7 @@ def _malformed_line(text: str) -> int:
 
 
 def is_yes(value: str) -> bool:
-    """Whether a flag, checked when it was read, says yes."""
+    """True where a flag, checked when it was read, says yes."""
     return value.strip().lower() in ("1", "true")
 
 

@@ -102,7 +102,7 @@ def _questions(files: Files) -> Iterator[Example]:
 
 
 def _kind(row: _Question) -> str:
-    """What a question asks for: its words without names, so that a country is swapped for a country."""
+    """The form of a question: its words without names, so that a country is swapped for a country."""
     words = [word for word in row.question.split()[1:] if word.islower()]
     return f"{row.dataset} {' '.join(words[:4])}"
 

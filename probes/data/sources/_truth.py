@@ -114,7 +114,7 @@ def _family(files: Files, family: Family) -> Iterator[Statement]:
 
 
 def about(text: str, entity: str = "") -> str:
-    """What a statement is about: the same for its negation and its variants."""
+    """The topic of a statement: the same for its negation and its variants."""
     text = text.removeprefix("It's not true that ")
     match = re.search(entity, text, re.IGNORECASE) if entity else None
     if match:
