@@ -102,7 +102,7 @@ class Given(msgspec.Struct, frozen=True):
 
     @property
     def beats_baselines(self) -> bool:
-        """True where the whole interval of its AUROC lies above both baselines and above chance, which they may be under.
+        """True where the whole interval of its AUROC lies above both baselines and above chance.
 
         What was learnt by cross-validation where there is nothing to learn does worse than chance.
         """
