@@ -75,7 +75,7 @@ class Traces:
         request: Request | None = getattr(event, "request", None)
         if request is None:
             return
-        identity = (request.engine, request.key)
+        identity = (request.engine, request.engine_request_id)
         if isinstance(event, Escalated) and event.mode != "shadow" and identity not in self._traces:
             self._begin(identity, request, recorded)
         elif (trace := self._traces.get(identity)) is not None:

@@ -212,7 +212,7 @@ def _request(request: events.Request) -> event_pb2.Request:
         engine=request.engine,
         model=request.model,
         request_id=request.request_id,
-        key=request.key,
+        engine_request_id=request.engine_request_id,
         prompt_tokens=request.prompt_tokens,
     )
 

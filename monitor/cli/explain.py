@@ -163,7 +163,8 @@ def _of_event(why: Why, event: Any, later: list[Any]) -> Why:
             "guard": _guard(
                 other.guarded.position
                 for other in later
-                if other.WhichOneof("payload") == "guarded" and other.guarded.request.key == event.request.key
+                if other.WhichOneof("payload") == "guarded"
+                and other.guarded.request.engine_request_id == event.request.engine_request_id
             ),
         }
     return replace(why, **said)
@@ -174,9 +175,13 @@ def _endings(event: Any, later: list[Any]) -> Iterator[tuple[str, int]]:
     for other in later:
         kind = other.WhichOneof("payload")
         about = getattr(other, kind)
-        if kind == "intervention_ended" and about.request.key == event.request.key and about.gate == event.gate:
+        if (
+            kind == "intervention_ended"
+            and about.request.engine_request_id == event.request.engine_request_id
+            and about.gate == event.gate
+        ):
             yield "gate", about.steered
-        elif kind == "request_finished" and about.request.key == event.request.key:
+        elif kind == "request_finished" and about.request.engine_request_id == event.request.engine_request_id:
             yield "request", about.steered
 
 

@@ -4,8 +4,10 @@ from monitor.events.log import EventLog, Subscription
 from monitor.events.types import (
     Alert,
     EngineChanged,
+    EngineEvent,
     Escalated,
     Event,
+    EventBase,
     FramesLost,
     Guarded,
     Intervention,
@@ -21,15 +23,19 @@ from monitor.events.types import (
     Reading,
     Recorded,
     Request,
+    RequestEvent,
     RequestFinished,
     Severity,
+    type_name,
 )
 
 __all__ = [
     "Alert",
     "EngineChanged",
+    "EngineEvent",
     "Escalated",
     "Event",
+    "EventBase",
     "EventLog",
     "FramesLost",
     "Guarded",
@@ -46,7 +52,9 @@ __all__ = [
     "Reading",
     "Recorded",
     "Request",
+    "RequestEvent",
     "RequestFinished",
     "Severity",
     "Subscription",
+    "type_name",
 ]

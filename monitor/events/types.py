@@ -1,8 +1,14 @@
-"""The events: verdicts, alerts, interventions, and the state of engines, a frozen type each."""
+"""The events: verdicts, alerts, interventions, and the state of engines, a frozen struct each.
 
-from dataclasses import dataclass
+An event is written once, here. Everything that shows it is machinery: protobuf messages (:mod:`monitor.api.convert`)
+and JSON in the log of the process.
+"""
+
+import re
 from datetime import datetime
-from typing import Literal
+from typing import ClassVar, Literal
+
+import msgspec
 
 Mode = Literal["shadow", "alert", "enforce"]
 """How far a rule goes.
@@ -42,8 +48,12 @@ OrderResult = Literal["sent", "refused", "expired"]
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+def _tag(name: str) -> str:
+    """``ProbeFired`` as ``probe_fired``."""
+    return re.sub("(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+class Request(msgspec.Struct, frozen=True, gc=False):
     """A request as its user and its engine know it."""
 
     engine: str
@@ -51,13 +61,13 @@ class Request:
     """The name it is served under."""
     request_id: str
     """The id that the user of the API sees."""
-    key: str
+    engine_request_id: str
     """The engine's own, unique id; orders are addressed to it."""
     prompt_tokens: int
+    """Length of the prompt; 0 where an engine tells of a request that the monitor does not follow."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(msgspec.Struct, frozen=True, gc=False):
     """What one probe read of one request."""
 
     probe: str
@@ -78,11 +88,41 @@ class Reading:
         return self.fired_at is not None
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeFired:
-    """A probe's running aggregate reached its threshold, for the first time in this request."""
+class EventBase(msgspec.Struct, frozen=True, tag_field="type", tag=_tag):
+    """What all events share: JSON says which one it is as ``type``, its name in snake case."""
+
+    logged: ClassVar[bool] = True
+    """Whether the log of the process has it; it does not have what comes with every request, since that is much."""
+    audited: ClassVar[bool] = True
+    """Whether the audit log has it."""
+
+
+def type_name(event: EventBase | type[EventBase]) -> str:
+    """The name of a kind of event: ``probe_fired``, as JSON and protobuf have it."""
+    return str(event.__struct_config__.tag)
+
+
+class RequestEvent(EventBase, frozen=True):
+    """An event about one request."""
 
     request: Request
+
+
+class EngineEvent(EventBase, frozen=True):
+    """An event about one engine."""
+
+    engine: str
+    """Unique for each start of an engine."""
+    model: str
+    """The name that it serves under; empty until it has said who it is."""
+
+
+class ProbeFired(RequestEvent, frozen=True):
+    """A probe's running aggregate reached its threshold, for the first time in this request."""
+
+    logged: ClassVar[bool] = False
+    audited: ClassVar[bool] = False
+
     probe: str
     aggregate: float
     threshold: float
@@ -90,11 +130,11 @@ class ProbeFired:
     role: str
 
 
-@dataclass(frozen=True, slots=True)
-class Alert:
+class Alert(RequestEvent, frozen=True):
     """A rule of the policy chose to alert."""
 
-    request: Request
+    audited: ClassVar[bool] = False
+
     rule: str
     mode: Mode
     severity: Severity
@@ -106,15 +146,12 @@ class Alert:
     """The decision in words."""
 
 
-@dataclass(frozen=True, slots=True)
-class Intervention:
+class Intervention(RequestEvent, frozen=True):
     """A rule of the policy chose to change a generation, or a gate that it armed did.
 
     In ``shadow``, it is what it would have done.
     """
 
-    request: Request
-    """Where a gate decided on a request that the monitor does not follow, its prompt's length is 0."""
     rule: str
     """Empty: of a gate that no rule of this policy has armed."""
     mode: Mode
@@ -148,11 +185,9 @@ class Intervention:
     """Why a rule that enforces changed nothing; empty where it did."""
 
 
-@dataclass(frozen=True, slots=True)
-class InterventionEnded:
+class InterventionEnded(RequestEvent, frozen=True):
     """A gate of the engine steers a request no more: until it opens again, or for good."""
 
-    request: Request
     rule: str
     gate: str
     position: int
@@ -163,22 +198,16 @@ class InterventionEnded:
     """Of the gate's decision, counted with the engine."""
 
 
-@dataclass(frozen=True, slots=True)
-class InterventionsLost:
+class InterventionsLost(EngineEvent, frozen=True):
     """What gates of an engine decided and never arrived: a gap in its numbers."""
 
-    engine: str
-    model: str
     decisions: int
     """Openings and closings, together."""
 
 
-@dataclass(frozen=True, slots=True)
-class Guarded:
+class Guarded(RequestEvent, frozen=True):
     """An answer repeated itself while it was steered, and the engine's guard released it for good."""
 
-    request: Request
-    """Where the monitor does not follow it, its prompt's length is 0."""
     position: int
     """Of the first token that is steered no more."""
     repetition: float
@@ -194,11 +223,9 @@ class Guarded:
     """All of it in words."""
 
 
-@dataclass(frozen=True, slots=True)
-class Escalated:
+class Escalated(RequestEvent, frozen=True):
     """A rule of the policy marked a request for review; its trace is kept, but in ``shadow``."""
 
-    request: Request
     rule: str
     mode: Mode
     probe: str
@@ -209,8 +236,7 @@ class Escalated:
     """The decision in words."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ordered:
+class Ordered(EventBase, frozen=True):
     """An order that no decision on a request stands behind, or any that an engine refused.
 
     The former are an operator's, and the gates that the policy arms.
@@ -235,11 +261,11 @@ class Ordered:
     """Why it was refused or undone; empty where it was sent."""
 
 
-@dataclass(frozen=True, slots=True)
-class RequestFinished:
+class RequestFinished(RequestEvent, frozen=True):
     """A request ended; the final verdict of each probe."""
 
-    request: Request
+    logged: ClassVar[bool] = False
+
     tokens: int
     """Positions read, each counted once."""
     unscored: int
@@ -249,9 +275,10 @@ class RequestFinished:
     readings: tuple[Reading, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyChanged:
+class PolicyChanged(EventBase, frozen=True):
     """The policy was read again, while the monitor ran."""
+
+    audited: ClassVar[bool] = False
 
     policy: str
     """Path of its file."""
@@ -265,22 +292,18 @@ class PolicyChanged:
     """What it means for rules, in words, or why it is not in force."""
 
 
-@dataclass(frozen=True, slots=True)
-class EngineChanged:
+class EngineChanged(EngineEvent, frozen=True):
     """An engine connected, was lost, does not fit this monitor, or does not score as its bundle's model would."""
 
-    engine: str
-    model: str
     state: Literal["connected", "lost", "refused", "shadow"]
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class FramesLost:
+class FramesLost(EngineEvent, frozen=True):
     """A gap in an engine's sequence numbers."""
 
-    engine: str
-    model: str
+    audited: ClassVar[bool] = False
+
     frames: int
 
 
@@ -300,8 +323,7 @@ Event = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
+class Recorded(msgspec.Struct, frozen=True):
     """An event with its place in the log."""
 
     sequence: int

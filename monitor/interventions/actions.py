@@ -121,7 +121,7 @@ class Actions:
             id: Of the order.
             why: In words.
         """
-        applied = self._applied.get((request.engine, request.key))
+        applied = self._applied.get((request.engine, request.engine_request_id))
         if applied is not None and (found := applied.closed.pop(id, None)) is not None:
             self._fail_closed(*found, why)
 
@@ -132,7 +132,7 @@ class Actions:
         if (id := applied.instead.pop(gate, None)) is None:
             return
         applied.closed.pop(id, None)
-        if self._order(request, Release(request.key, id)):
+        if self._order(request, Release(request.engine_request_id, id)):
             self._stats.orders["policy", "release", "sent"] += 1
             detail = f"release {id}: gate {gate} steers instead"
             self._recorder.record(
@@ -163,7 +163,7 @@ class Actions:
 
     def forget(self, request: Request) -> None:
         """A request ended."""
-        identity = (request.engine, request.key)
+        identity = (request.engine, request.engine_request_id)
         applied = self._applied.pop(identity, None)
         if identity in self._unstopped and applied is not None and applied.failed is not None:
             del self._unstopped[identity]
@@ -188,7 +188,7 @@ class Actions:
         return [decision for decision in decisions if decision not in left]
 
     def _remember(self, request: Request) -> _Applied:
-        identity = (request.engine, request.key)
+        identity = (request.engine, request.engine_request_id)
         applied = self._applied.setdefault(identity, _Applied())
         self._applied.move_to_end(identity)
         if len(self._applied) > self._max_requests:
@@ -233,12 +233,14 @@ class Actions:
     def _intervene(self, fired: ProbeFired, decision: Decision, action: SteerAction | StopAction) -> None:
         request, enforced, sent = fired.request, decision.mode == "enforce", False
         if isinstance(action, StopAction):
-            sent = enforced and self._order(request, Stop(request.key, action.message, f"{decision.rule}:stop"))
+            sent = enforced and self._order(
+                request, Stop(request.engine_request_id, action.message, f"{decision.rule}:stop")
+            )
         elif enforced:
-            applied = self._applied[request.engine, request.key]
+            applied = self._applied[request.engine, request.engine_request_id]
             id = _order_id(decision.rule, action, applied.orders)
             applied.orders.add(id)
-            order = Steer(request.key, [act_of(action)], action.tokens, id, max_dose=self.max_dose)
+            order = Steer(request.engine_request_id, [act_of(action)], action.tokens, id, max_dose=self.max_dose)
             sent = self._order(request, order)
             if decision.gate and sent:
                 applied.instead[decision.gate] = id
@@ -250,7 +252,7 @@ class Actions:
 
     def _fail_closed(self, fired: ProbeFired, decision: Decision, why: str) -> None:
         """Stop a generation that is not steered as it was to be; once, whatever else is refused."""
-        identity = (fired.request.engine, fired.request.key)
+        identity = (fired.request.engine, fired.request.engine_request_id)
         applied = self._applied[identity]
         if applied.failed is None:
             applied.failed = fired, decision, why

@@ -102,7 +102,7 @@ class Arming:
         state = self._engines.get(request.engine)
         if state is None or gate not in state.sent or gate in state.refused:
             return False
-        return (gate, request.key) not in state.left_out
+        return (gate, request.engine_request_id) not in state.left_out
 
     def hello(self, hello: Hello, *, enforced: bool) -> None:
         """Bring an engine's gates up to date.
@@ -163,18 +163,18 @@ class Arming:
         """The same of one request in flight, which a gate does not steer."""
         if (state := self._engines.get(request.engine)) is None or gate not in state.sent:
             return False
-        state.left_out.add((gate, request.key))
+        state.left_out.add((gate, request.engine_request_id))
         return True
 
     def opened(self, request: Request, gate: str) -> None:
         """A gate steers a request in flight: it came early enough."""
         if (state := self._engines.get(request.engine)) is not None:
-            state.left_out.discard((gate, request.key))
+            state.left_out.discard((gate, request.engine_request_id))
 
     def finish(self, request: Request) -> None:
         """A request ended."""
         if (state := self._engines.get(request.engine)) is not None and state.left_out:
-            state.left_out = {(gate, key) for gate, key in state.left_out if key != request.key}
+            state.left_out = {(gate, key) for gate, key in state.left_out if key != request.engine_request_id}
 
     def heard_of(self, engine: str, gate: str) -> None:
         """A gate has decided something: one of an earlier policy, or of a lease that has ended, is disarmed."""

@@ -103,7 +103,7 @@ class GateDecisions:
 
     def _count_steered(self, event: GateEvent, request: Request, rule: str) -> None:
         # A gate that opens again counts on.
-        counted = (request.engine, request.key, event.gate)
+        counted = (request.engine, request.engine_request_id, event.gate)
         self._stats.gate_tokens_steered[request.model, rule] += max(0, event.steered - self._steered.get(counted, 0))
         self._steered[counted] = event.steered
         self._steered.move_to_end(counted)

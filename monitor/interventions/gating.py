@@ -91,7 +91,7 @@ class Gating:
 
     def finish(self, request: Request) -> None:
         """A request ended."""
-        self._admitted.pop((request.engine, request.key), None)
+        self._admitted.pop((request.engine, request.engine_request_id), None)
         self.arming.finish(request)
         self._operator.finish(request)
 

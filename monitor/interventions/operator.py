@@ -98,7 +98,9 @@ class Operator:
             lease = self._lease("steer", who, told.detail, seconds)
             order = [act_of(action)]
             for request in requests:
-                steer = Steer(request.key, order, action.tokens, lease.id, lease=seconds, max_dose=self.max_dose)
+                steer = Steer(
+                    request.engine_request_id, order, action.tokens, lease.id, lease=seconds, max_dose=self.max_dose
+                )
                 if self._send(request.engine, steer):
                     lease.requests.append(request)
             if not lease.requests:
@@ -187,7 +189,9 @@ class Operator:
         if engine in lease.engines:
             lease.engines.remove(engine)
             lease.refused.add(engine)
-        lease.requests = [request for request in lease.requests if (request.engine, request.key) != (engine, key)]
+        lease.requests = [
+            request for request in lease.requests if (request.engine, request.engine_request_id) != (engine, key)
+        ]
         if not lease.engines and not lease.requests:
             self._end(lease)
 
@@ -297,7 +301,7 @@ class Operator:
             self._expired.popitem(last=False)
 
     def _undo(self, lease: Lease) -> None:
-        orders = [(request.engine, Release(request.key, lease.id)) for request in lease.requests]
+        orders = [(request.engine, Release(request.engine_request_id, lease.id)) for request in lease.requests]
         orders += [(engine, Disarm(lease.id)) for engine in lease.engines]
         self._undoing += [(engine, order) for engine, order in orders if not self._send(engine, order)]
 

@@ -100,7 +100,7 @@ class VerdictTable:
     def steered(self, request: Request) -> int:
         """Positions of a request in flight that were downstream of steering; 0 for one that has ended."""
         slots = self._slots.get(request.engine)
-        row = slots.row_of(request.key) if slots else UNKNOWN
+        row = slots.row_of(request.engine_request_id) if slots else UNKNOWN
         return int(self._rows.steered[row]) if row >= 0 else 0
 
     def find(self, engine: str, key: str, model: str) -> Request | None:
@@ -118,7 +118,7 @@ class VerdictTable:
         followed.
         """
         slots = self._slots.get(request.engine)
-        row = slots.row_of(request.key) if slots else UNKNOWN
+        row = slots.row_of(request.engine_request_id) if slots else UNKNOWN
         if row < 0:
             return None
         means = self._running.aggregates.mean(row).tolist()
@@ -133,7 +133,7 @@ class VerdictTable:
             Whether it is the probe's first in the request; false as well for one that is not followed.
         """
         slots = self._slots.get(fired.request.engine)
-        row = slots.row_of(fired.request.key) if slots else UNKNOWN
+        row = slots.row_of(fired.request.engine_request_id) if slots else UNKNOWN
         return row >= 0 and self._running.note_fired(row, fired)
 
     def __getitem__(self, row: int) -> Holder:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -110,7 +111,7 @@ class ProbeWorkers:
         for event, table_row in zip(finished, table_rows, strict=True):
             followed = self._by_table.pop(table_row, None)
             if followed is None:
-                done.append(replace(event, readings=(*event.readings, *self._unread)))
+                done.append(msgspec.structs.replace(event, readings=(*event.readings, *self._unread)))
                 continue
             followed.finished, followed.deadline = event, self._clock() + self._wait_seconds
             self._held[followed.row] = followed
@@ -295,7 +296,7 @@ class ProbeWorkers:
             self._requests.unscored[row] += late
         readings = self._running.readings(row, self._requests.unscored[row].tolist())
         self._let_go(followed)
-        return replace(finished, readings=(*finished.readings, *readings))
+        return msgspec.structs.replace(finished, readings=(*finished.readings, *readings))
 
     def _let_go(self, followed: Followed) -> None:
         self._held.pop(followed.row, None)

@@ -137,7 +137,10 @@ def test_a_request_is_steered_until_the_lease_ends(house):
             ("sent", id, 60.0),
             ("expired", id, 60.0),
         ]
-        assert house.told()[0].who.startswith("operator ipv4:127.0.0.1:") and house.told()[0].request.key == "a"
+        assert (
+            house.told()[0].who.startswith("operator ipv4:127.0.0.1:")
+            and house.told()[0].request.engine_request_id == "a"
+        )
         assert await refused(control.Release(pb.ReleaseRequest(id=id))) == (
             "FAILED_PRECONDITION",
             f"No order '{id}' to steer has a lease that runs. "

@@ -1,9 +1,11 @@
 """Every event, and every field of it, arrives on the wire."""
 
-from dataclasses import fields, is_dataclass
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
 from datetime import UTC, datetime
 from typing import get_args
 
+import msgspec
 import pytest
 
 from monitor import events
@@ -69,15 +71,18 @@ NAMES = {
 }
 
 
+def value_fields(value: object):
+    return dataclass_fields(value) if is_dataclass(value) else msgspec.structs.fields(value)
+
+
 def assert_mirrors(value: object, message: object) -> None:
-    """Every field of the dataclass is in the message, equal, and the message has no other."""
-    assert is_dataclass(value)
-    assert {field.name for field in message.DESCRIPTOR.fields} == {field.name for field in fields(value)}
-    for field in fields(value):
+    """Every field of the value is in the message, equal, and the message has no other."""
+    assert {field.name for field in message.DESCRIPTOR.fields} == {field.name for field in value_fields(value)}
+    for field in value_fields(value):
         expected, found = getattr(value, field.name), getattr(message, field.name)
         if expected is None:
             assert not message.HasField(field.name)
-        elif is_dataclass(expected):
+        elif isinstance(expected, msgspec.Struct):
             assert_mirrors(expected, found)
         elif isinstance(expected, tuple):
             assert len(expected) == len(found)

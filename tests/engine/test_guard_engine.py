@@ -50,7 +50,7 @@ class Desk(Wire):
 
     def guarded(self, seen: Seen | None = None) -> list[Guarded]:
         events = [event for event in self.sink.events if isinstance(event, Guarded)]
-        return [event for event in events if seen is None or event.request.key == seen.started.key]
+        return [event for event in events if seen is None or event.request.engine_request_id == seen.started.key]
 
     def gates(self, seen: Seen) -> list[tuple[str, str, int]]:
         found = {event.number: event for header in self.headers for event in header.gates}

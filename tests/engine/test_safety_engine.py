@@ -205,7 +205,9 @@ def test_a_rule_that_fails_closed_stops_the_generation_that_the_engine_does_not_
     steered = [event for event in refused if event.kind == "steer"]
     ended = [event for event in steered if event.reason.endswith("has ended.")]
     # Orders that came too late stopped nothing; every other was refused for the cap.
-    assert not {event.request.key for event in ended} & {event.request.key for event in stops(sink)}
+    assert not {event.request.engine_request_id for event in ended} & {
+        event.request.engine_request_id for event in stops(sink)
+    }
     capped = [event.reason for event in steered if event not in ended]
     assert capped and all("over the cap of 1.2" in reason for reason in capped)
 

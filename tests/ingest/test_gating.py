@@ -258,7 +258,7 @@ def test_what_was_left_to_a_gate_that_is_refused_is_ordered_then(desk):
     # b has ended, and c is steered by it.
     desk.frame(4, refused=[REFUSED])
     assert desk.orders() == [STEER]
-    assert [event.sent for event in desk.events(Intervention) if event.request.key == "a"] == [True]
+    assert [event.sent for event in desk.events(Intervention) if event.request.engine_request_id == "a"] == [True]
     desk.frame(5, refused=[msgspec.structs.replace(REFUSED, number=1)])
     assert desk.orders() == []
 
@@ -354,7 +354,7 @@ def test_a_decision_about_a_request_that_ended_is_told_all_the_same(desk):
     desk.frame(1, finished=[0])
     desk.frame(2, gates=[opened(), closed(1)])
     (told,), (ended,) = desk.events(Intervention), desk.events(InterventionEnded)
-    assert told.request.key == "a" and told.request.prompt_tokens == 0 and ended.steered == 13
+    assert told.request.engine_request_id == "a" and told.request.prompt_tokens == 0 and ended.steered == 13
     assert [event.rule for event in desk.events(Alert)] == ["flattery", "others"]
 
 
@@ -435,7 +435,7 @@ def test_what_a_request_asked_to_be_steered_by_is_told_once(desk):
     desk.frame(0, started=[begun, started(1, "b")])
     desk.frame(1, started=[begun, started(1, "b")], complete=True)
     (told,) = [event for event in desk.events(Ordered) if event.kind == "admission"]
-    assert (told.who, told.result, told.request.key) == ("request", "sent", "a")
+    assert (told.who, told.result, told.request.engine_request_id) == ("request", "sent", "a")
     assert told.detail == "sycophancy: add -0.2 and harmful_intent: scale by 0, at most 0.5 for 20 tokens"
     assert desk.stats.orders["request", "admission", "sent"] == 1
 

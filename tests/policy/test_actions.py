@@ -146,5 +146,5 @@ def test_the_log_sink_writes_one_line_of_json(stats, caplog):
     (record,) = caplog.records
     assert record.levelno == logging.WARNING and "\n" not in record.getMessage()
     line = json.loads(record.getMessage())
-    assert (line["sequence"], line["kind"]) == (2, "Alert")
+    assert (line["sequence"], line["event"]["type"]) == (2, "alert")
     assert line["event"]["request"]["request_id"] == "user-a" and line["event"]["reason"] == "because\nof it"

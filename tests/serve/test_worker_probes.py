@@ -257,7 +257,7 @@ def answer_of(turn: Turn) -> list[int]:
 def test_a_worker_probe_fires_where_it_fires_offline(turns, source, bundle, listener):  # noqa: F811
     worker = bundle.worker_probes[0]
     fired = {
-        event.probe_fired.request.key: event.probe_fired
+        event.probe_fired.request.engine_request_id: event.probe_fired
         for event in listener.events
         if event.WhichOneof("payload") == "probe_fired"
     }
@@ -273,7 +273,7 @@ def test_a_worker_probe_fires_where_it_fires_offline(turns, source, bundle, list
             continue
         checked += 1
         assert earliest[0] <= reading.fired_at <= latest[0]
-        event = fired[turn.live.request.key]
+        event = fired[turn.live.request.engine_request_id]
         assert (event.probe, event.position) == (worker.probe.name, reading.fired_at)
         assert event.aggregate >= event.threshold == pytest.approx(worker.probe.threshold)
     assert checked, "otherwise this would show nothing"

@@ -68,7 +68,7 @@ def test_firings_come_in_the_order_of_rows(apply):
     slots = [4, 1, 1, 3]
     rows = [(slot, position, Role.ASSISTANT, 0) for slot, position in zip(slots, (0, 0, 1, 0), strict=True)]
     fired = apply(0, rows, 10.0, started=[started(slot, f"key-{slot}") for slot in (1, 3, 4)]).fired
-    assert [item.request.key for item in fired] == ["key-4"] * 2 + ["key-1"] * 2 + ["key-3"] * 2
+    assert [item.request.engine_request_id for item in fired] == ["key-4"] * 2 + ["key-1"] * 2 + ["key-3"] * 2
 
 
 def test_too_few_tokens_are_no_peak(tiny_bundle, frame):
@@ -160,7 +160,7 @@ def test_roles_decide_which_probe_reads(apply):
 def test_rows_of_unknown_slots_are_counted(apply, slot):
     verdicts = apply(0, rows_of(0, [0]) + rows_of(slot, [0]), 100.0, started=[started(0)])
     assert verdicts.tally.unknown == 1 and verdicts.tally.scored == 1
-    assert {fired.request.key for fired in verdicts.fired} == {"a"}
+    assert {fired.request.engine_request_id for fired in verdicts.fired} == {"a"}
 
 
 def test_a_request_announced_again_goes_on(apply):
@@ -173,23 +173,23 @@ def test_a_request_announced_again_goes_on(apply):
 def test_a_slot_is_reused_within_one_frame(apply):
     apply(0, rows_of(0, [0]), 10.0, started=[started(0, "a")])
     verdicts = apply(1, rows_of(0, [0]), 0.0, started=[started(0, "b")], finished=[0])
-    assert [finished.request.key for finished in verdicts.finished] == ["a"]
+    assert [finished.request.engine_request_id for finished in verdicts.finished] == ["a"]
     finished = finish(apply)
-    assert finished.request.key == "b" and not any(reading.fired for reading in finished.readings)
+    assert finished.request.engine_request_id == "b" and not any(reading.fired for reading in finished.readings)
     assert finished.readings[HARMFUL].peak == pytest.approx(0.0), "nothing is left of the request before"
 
 
 def test_a_slot_taken_over_ends_the_request_before(apply, table):
     apply(0, rows_of(0, [0]), 0.0, started=[started(0, "a")])
     verdicts = apply(1, started=[started(0, "b")])
-    assert [finished.request.key for finished in verdicts.finished] == ["a"]
+    assert [finished.request.engine_request_id for finished in verdicts.finished] == ["a"]
     assert table.active("engine") == 1
 
 
 def test_a_complete_frame_ends_what_it_leaves_out(apply, table):
     apply(0, started=[started(0, "a"), started(1, "b"), started(2, "c")])
     verdicts = apply(1, started=[started(1, "b"), started(2, "d")], complete=True)
-    assert sorted(finished.request.key for finished in verdicts.finished) == ["a", "c"]
+    assert sorted(finished.request.engine_request_id for finished in verdicts.finished) == ["a", "c"]
     assert table.active("engine") == 2
 
 
@@ -255,10 +255,10 @@ def test_any_interleaving_gives_each_request_its_own_verdict(shared_bundle, fram
             done[slot] += chunk
         sent = frame(sequence, rows, values, started=announced if not sequence else ())
         for item in table.apply(sent, "tiny").fired:
-            fired[item.request.key, item.probe] = item.position
+            fired[item.request.engine_request_id, item.probe] = item.position
         sequence += 1
     for finished in table.apply(frame(sequence, finished=range(requests)), "tiny").finished:
-        slot = int(finished.request.key)
+        slot = int(finished.request.engine_request_id)
         for column, (probe, reading) in enumerate(zip(bundle.probes, finished.readings, strict=True)):
             read = bundle.read_mask[roles[slot], column]
             means = running_mean(scores[slot][read, column], 4.0)[2:]

@@ -99,10 +99,14 @@ def test_any_interleaving_equals_offline(house, seed):
             slots = {int(key.split("-")[1]) for name, key in expected if name == engine.name and key[0] == str(wave)}
             engine.frame(finished=sorted(slots))
     finished = house.until(lambda: (found := house.events(RequestFinished)) and len(found) == len(expected) and found)
-    fired = {(e.request.engine, e.request.key, e.probe): e for e in house.events(ProbeFired) if e.probe in NAMES}
+    fired = {
+        (e.request.engine, e.request.engine_request_id, e.probe): e
+        for e in house.events(ProbeFired)
+        if e.probe in NAMES
+    }
     for event in finished:
         request = event.request
-        verdicts, roles, scored = expected[request.engine, request.key]
+        verdicts, roles, scored = expected[request.engine, request.engine_request_id]
         assert [reading.probe for reading in event.readings] == [*LINEAR, *NAMES]
         for worker in house.bundle.worker_probes:
             probe, reading = worker.probe, by_probe(event)[worker.probe.name]
@@ -111,7 +115,7 @@ def test_any_interleaving_equals_offline(house, seed):
             assert (reading.tokens, reading.unscored) == (tokens, int((mine & ~scored).sum()))
             assert reading.peak == (None if peak is None else pytest.approx(peak, rel=CLOSE, abs=CLOSE))
             assert reading.fired_at == at
-            event_fired = fired.get((request.engine, request.key, probe.name))
+            event_fired = fired.get((request.engine, request.engine_request_id, probe.name))
             assert (event_fired.position if event_fired else None) == at
             if event_fired:
                 fired_somewhere = True

@@ -252,7 +252,7 @@ def test_finished_requests_that_wait_are_bounded(house, monkeypatch):
     with stopped(house):
         engine.frame([row for slot in range(4) for row in assistant([0], slot)], states([1, 2, 3, 4]))
         engine.frame(finished=[0, 1, 2, 3])
-    assert [event.request.key for event in house.events(RequestFinished)] == ["0", "1"]
+    assert [event.request.engine_request_id for event in house.events(RequestFinished)] == ["0", "1"]
     house.until(lambda: len(house.events(RequestFinished)) == 4)
     assert house.unscored() == {(name, "late"): 2 for name in NAMES}
 

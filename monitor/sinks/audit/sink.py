@@ -99,7 +99,7 @@ class AuditSink:
             case Intervention() as event:
                 self._log.append(self._intervention(event), recorded.time)
             case RequestFinished() as event:
-                ordered = self._ordered.pop((event.request.engine, event.request.key), 0)
+                ordered = self._ordered.pop((event.request.engine, event.request.engine_request_id), 0)
                 # Steered without an order of ours: that of the monitor before this one.
                 if ordered or event.steered:
                     self._log.append(_end(event, ordered), recorded.time)
@@ -138,7 +138,7 @@ class AuditSink:
         request = event.request
         result: Result = "ordered" if event.sent else "refused" if event.mode == "enforce" else "shadow"
         if event.sent:
-            identity = (request.engine, request.key)
+            identity = (request.engine, request.engine_request_id)
             self._ordered[identity] = self._ordered.get(identity, 0) + 1
             if len(self._ordered) > self._max_requests:
                 self._ordered.popitem(last=False)
@@ -146,7 +146,7 @@ class AuditSink:
             engine=_text(request.engine),
             model=_text(request.model),
             request_id=_text(request.request_id),
-            key=_text(request.key),
+            key=_text(request.engine_request_id),
             policy=self._policy_name,
             policy_digest=self._policy.digest,
             rule=event.rule,
@@ -176,7 +176,7 @@ class AuditSink:
             engine=_text(event.request.engine),
             model=_text(event.request.model),
             request_id=_text(event.request.request_id),
-            key=_text(event.request.key),
+            key=_text(event.request.engine_request_id),
             policy=self._policy_name,
             policy_digest=self._policy.digest,
             rule=event.rule,
@@ -194,7 +194,7 @@ def _closed(event: InterventionEnded) -> GateClosedRecord:
         engine=_text(event.request.engine),
         model=_text(event.request.model),
         request_id=_text(event.request.request_id),
-        key=_text(event.request.key),
+        key=_text(event.request.engine_request_id),
         rule=event.rule,
         gate=_text(event.gate),
         number=event.number,
@@ -208,7 +208,7 @@ def _guarded(event: Guarded) -> GuardRecord:
         engine=_text(event.request.engine),
         model=_text(event.request.model),
         request_id=_text(event.request.request_id),
-        key=_text(event.request.key),
+        key=_text(event.request.engine_request_id),
         position=event.position,
         repetition=event.repetition,
         threshold=event.threshold,
@@ -227,7 +227,7 @@ def _order(event: Ordered) -> OrderRecord:
         engine=_text(event.engine),
         model=_text(event.model),
         request_id=None if event.request is None else _text(event.request.request_id),
-        key=None if event.request is None else _text(event.request.key),
+        key=None if event.request is None else _text(event.request.engine_request_id),
         who=_text(event.who),
         lease_seconds=event.lease_seconds,
         detail=_text(event.detail),
@@ -241,7 +241,7 @@ def _end(event: RequestFinished, ordered: int) -> EndRecord:
         engine=_text(request.engine),
         model=_text(request.model),
         request_id=_text(request.request_id),
-        key=_text(request.key),
+        key=_text(request.engine_request_id),
         ordered=ordered,
         steered=event.steered,
         tokens=event.tokens,

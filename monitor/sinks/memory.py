@@ -1,0 +1,30 @@
+"""The last events, kept in memory: for tests, and for whoever runs a monitor inside a program."""
+
+from collections import deque
+
+from monitor.events import Event, Recorded
+
+
+class MemorySink:
+    """Keeps the last events.
+
+    Args:
+        limit: How many; beyond it the oldest is forgotten.
+    """
+
+    def __init__(self, limit: int = 4096) -> None:
+        self._kept: deque[Recorded] = deque(maxlen=limit)
+
+    @property
+    def recorded(self) -> list[Recorded]:
+        """What was kept, oldest first."""
+        return list(self._kept)
+
+    @property
+    def events(self) -> list[Event]:
+        """The events alone, oldest first."""
+        return [recorded.event for recorded in self._kept]
+
+    def emit(self, recorded: Recorded) -> None:
+        """Keep the event."""
+        self._kept.append(recorded)
