@@ -23,6 +23,7 @@ from monitor.cli.app import main
 from monitor.engine.vllm import versions as compat
 from probes.bundle import MANIFEST
 from probes.models import identify
+from tests.api.conftest import monitor  # noqa: F401  (a fixture)
 from tests.conftest import make_bundle
 
 MARK = "PLUMBOB_TEST_MARK"

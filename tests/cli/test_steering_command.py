@@ -15,7 +15,7 @@ from probes.report.steering_page import HTML, JSON, decode
 from tests.cli.conftest import assert_one_error
 from tests.models import tiny_model
 from tests.probes.conftest import one_thread  # noqa: F401  (a fixture: so small a model is slower on several threads)
-from tests.probes.test_score import bundle_for
+from tests.probes.evaluation.test_offline_scores import bundle_for
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -30,7 +30,7 @@ from probes.steering.extraction import (
 )
 from probes.steering.rewrite import require_room, with_vector
 from tests.conftest import HIDDEN, make_bundle
-from tests.probes.test_score import bundle_for
+from tests.probes.evaluation.test_offline_scores import bundle_for
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -1,0 +1,574 @@
+"""Gates through a step as an engine takes it: slots, rows that come again, orders, and what the host learns."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from monitor.engine.gates.host import Gates, Report  # noqa: E402
+from monitor.engine.ops.gate import MAX_GATES, Flag  # noqa: E402
+from monitor.engine.rows import map_rows  # noqa: E402
+from monitor.engine.settings import ENVIRONMENT, KEY, inherited, read_wanted, take_over  # noqa: E402
+from monitor.engine.slots import Slots  # noqa: E402
+from monitor.engine.staging import Stage  # noqa: E402
+from monitor.engine.steering.table import ENTRIES_PER_SLOT, Steering  # noqa: E402
+from monitor.engine.taps import Taps  # noqa: E402
+from monitor.engine.vllm.versions import require_features  # noqa: E402
+from monitor.errors import EngineError, FrameError, OrderError  # noqa: E402
+from monitor.wire.codec import decode_order, encode_order  # noqa: E402
+from monitor.wire.orders import Act, Arm, Steer  # noqa: E402
+from probes.errors import PlumbobError  # noqa: E402
+from probes.scoring.aggregate import Aggregate  # noqa: E402
+from probes.scoring.roles import Role  # noqa: E402
+from tests.conftest import make_bundle  # noqa: E402
+from tests.engine.ops.test_gate import Settings, clear, model  # noqa: E402
+from tests.engine.test_taps import HIDDEN, Decoder  # noqa: E402
+
+PROMPT = [1, 2, 7, 7, 7, 4, 1, 3]
+"""A user's message of three tokens, and the header of the answer."""
+LAST = len(PROMPT) - 1
+EARLY, LATE = Act("harmful_intent", add=0.2), Act("sycophancy", add=-0.1)
+"""On vectors of layers 1 and 2."""
+ROWS = 64
+
+
+def arm(**changes) -> Arm:
+    """A gate on probe ``toxicity`` of layer 1, which reads users and assistants, that one token opens."""
+    return Arm(**{"id": "g", "probe": "toxicity", "acts": [LATE], "threshold": 5.0, "half_life": 0.01, **changes})
+
+
+class House:
+    """A step of an engine, but for the model: scores are made up."""
+
+    def __init__(self, bundle, slots: int = 4, gates: int = 2) -> None:
+        self.model = Decoder()
+        self.taps = Taps(
+            self.model, bundle, max_tokens=ROWS, entries=ENTRIES_PER_SLOT * slots, gates=gates, slots=slots
+        )
+        self.steering = Steering(self.taps, bundle, slots)
+        self.slots = Slots(self.steering, bundle, slots)
+        self.gates = Gates(self.taps, bundle, self.slots.gated)
+        self.stage = Stage(ROWS, len(bundle.probes), torch.device("cpu"), gates)
+        self.events = []
+        self.cache = None
+        """Scores by position of whatever the prefix cache has."""
+
+    def start(self, key: str, prompt=tuple(PROMPT)) -> int:
+        started = self.slots.start(key, key.upper(), list(prompt), scored=True)
+        self.gates.start(started)
+        return started.slot
+
+    def finish(self, key: str) -> None:
+        self.gates.finish(self.slots.finish(key))
+        self.events += self.gates.take_events()
+
+    def arm(self, **changes) -> None:
+        self.gates.arm(arm(**changes), self.slots.upcoming)
+
+    def begin(self, computed) -> tuple[int, object]:
+        counts = np.array([count for _, count in computed.values()])
+        firsts = np.array([first for first, _ in computed.values()])
+        batch = self.slots.batch(list(computed), counts, firsts, suspended=False)
+        self.steering.flush()
+        rows, stage = int(counts.sum()), self.stage
+        map_rows(
+            torch.tensor([0, *np.cumsum(counts)], dtype=torch.int32),
+            torch.from_numpy(batch.slots),
+            torch.from_numpy(firsts.astype(np.int32)),
+            self.steering.segments,
+            stage.slots,
+            stage.positions,
+            self.taps.row_entry,
+            rows,
+            len(computed),
+        )
+        if self.gates.active:
+            cached = None
+            if batch.gaps and self.cache is not None:
+                found = np.concatenate([gap.rows() for gap in batch.gaps])
+                cached = found, torch.from_numpy(np.concatenate([self.cache[g.start : g.end] for g in batch.gaps]))
+            self.gates.open(batch, counts, firsts, stage, rows, cached)
+        return rows, batch
+
+    def end(self, rows: int) -> None:
+        if self.gates.active:
+            self.gates.close(self.stage, rows)
+        self.events += self.gates.take_events()
+
+    def step(self, scores=0.0, /, **computed: tuple[int, int]) -> np.ndarray:
+        """Rows of a step: for each request, the position of its first row and how many there are.
+
+        Args:
+            scores: Of every probe, shape ``(rows, probes)``, or one number for all of them.
+            computed: First row and rows of each request.
+
+        Returns:
+            Whether taps of layers 1 and 2 steer each row by each gate, bool, ``(2, rows, gates)``.
+        """
+        rows, _ = self.begin(computed)
+        steered, buffers = [], self.taps.gates
+        for layer in (1, 2):
+            steered.append((buffers.row_gates[:rows].numpy() & Flag.STEER) != 0)
+            self.taps.scores[:rows] = torch.as_tensor(scores, dtype=torch.float32)
+            torch.ops.plumbob.gate(
+                self.taps.scores,
+                buffers.row_slot,
+                buffers.row_position,
+                buffers.row_role,
+                self.taps.layers[layer].gated,
+                buffers.limits,
+                buffers.rules,
+                buffers.averages,
+                buffers.counters,
+                buffers.row_gates,
+                buffers.row_average,
+                rows,
+                layer,
+            )
+        self.end(rows)
+        return np.array(steered)
+
+    def seen(self, slot_gate: int = 0) -> list[bool]:
+        """Whether each row of the last step lies downstream of a gate's steering, by its flags."""
+        return (self.stage.gates[:, slot_gate] != 0).tolist()
+
+    def told(self) -> list[tuple]:
+        return [(event.kind, event.gate, event.request_id, event.position, event.steered) for event in self.events]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    return make_bundle(tmp_path_factory.mktemp("gates") / "bundle", min_tokens=1)
+
+
+@pytest.fixture
+def house(shared) -> House:
+    return House(shared)
+
+
+def test_an_open_gate_steers_later_layers_in_the_row_and_all_of_them_from_the_next_step(house):
+    house.start("a")
+    house.arm()
+    assert not house.step(a=(0, 8)).any()
+    assert not house.step(1.0, a=(8, 1)).any()
+    early, late = house.step(9.0, a=(9, 1))[..., 0]
+    assert (early.tolist(), late.tolist()) == ([False], [True])
+    assert house.step(0.0, a=(10, 1))[..., 0].all()
+    assert house.told() == [("opened", "g", "A", 9, 0)]
+    assert house.events[0].average == pytest.approx(9.0)
+
+
+def test_a_prompts_token_opens_it_and_the_first_response_row_is_steered(house):
+    house.start("a")
+    house.arm()
+    scores = np.zeros((8, 3))
+    scores[3] = 9.0
+    early, late = house.step(scores, a=(0, 8))[..., 0]
+    assert not early.any()
+    assert late.tolist() == [False] * LAST + [True]
+    assert house.step(a=(8, 1))[..., 0].all()
+    assert house.told() == [("opened", "g", "A", 3, 0)]
+
+
+def test_a_token_whose_keys_and_values_were_cached_counts_like_any_other(house):
+    house.start("a")
+    house.arm()
+    house.cache = np.zeros((8, 3), np.float32)
+    house.cache[3] = 9.0
+    assert house.step(0.0, a=(6, 2))[..., 0].tolist() == [[False, True]] * 2
+    assert house.told() == [("opened", "g", "A", 3, 0)]
+    assert house.step(0.0, a=(8, 1))[..., 0].all()
+
+
+def test_cached_tokens_without_scores_are_not_read_and_cached_answers_not_steered(house):
+    house.start("a")
+    house.arm(half_life=1e9, min_tokens=4)
+    house.cache = np.full((12, 3), np.nan, np.float32)
+    # Three of a prompt that was never scored, two of an answer: after a preemption, the cache may have both.
+    house.cache[[8, 9]] = 9.0
+    assert not house.step(9.0, a=(10, 1)).any()
+    assert house.step(9.0, a=(11, 1))[1, 0, 0]
+    house.start("b")
+    house.cache[:] = 9.0
+    house.step(9.0, b=(10, 1))
+    house.finish("b")
+    assert house.told()[-2:] == [("opened", "g", "B", 8, 0), ("closed", "g", "B", 11, 1)]
+
+
+def test_a_template_token_opens_nothing(house):
+    house.start("a")
+    house.arm()
+    scores = np.zeros((8, 3))
+    scores[[0, 1, 5, 6, 7]] = 9.0
+    assert not house.step(scores, a=(0, 8)).any()
+    assert not house.told()
+
+
+def test_what_was_steered_is_steered_again_alike_and_counted_once(house):
+    house.start("a")
+    house.arm(hold=1, acts=[EARLY, LATE])
+    house.step(a=(0, 8))
+    first = [house.step(score, a=(8 + index, 1))[:, 0] for index, score in enumerate((0.0, 9.0, 0.0, 0.0, 9.0))]
+    counters, told = house.taps.gates.counters.clone(), house.told()
+    # Preempted: prompt and answer come again as one prefill, with scores of their own.
+    again = house.step(9.0, a=(0, 13))
+    assert not again[:, :8].any()
+    assert (again[:, 8:] == np.stack(first, axis=1)).all()
+    assert torch.equal(house.taps.gates.counters, counters)
+    assert (
+        house.told() == told == [("opened", "g", "A", 9, 0), ("closed", "g", "A", 11, 2), ("opened", "g", "A", 12, 2)]
+    )
+    assert house.step(0.0, a=(13, 1))[..., 0].all()
+
+
+def test_rows_downstream_of_its_steering_are_marked_in_the_same_frame_and_later(house):
+    house.start("a")
+    house.arm(hold=0)
+    house.step(a=(0, 8))
+    house.step(9.0, a=(8, 1))
+    assert house.seen()[:1] == [True]
+    house.step(0.0, a=(9, 1))
+    assert house.seen()[:1] == [True]
+    batch = house.slots.batch(["a"], np.array([2]), np.array([8]), suspended=False)
+    assert batch.describe(np.array([0, 0], np.int32), np.array([7, 8], np.int32))["steered"].tolist() == [0, 1]
+
+
+def test_an_order_to_steer_keeps_the_mark_of_a_gate(house):
+    house.start("a")
+    house.arm(hold=0)
+    house.step(a=(0, 8))
+    house.step(9.0, a=(8, 1))
+    house.slots.order(Steer("a", [Act("harmful_intent", add=0.1)]))
+    batch = house.slots.batch(["a"], np.array([1]), np.array([9]), suspended=False)
+    assert batch.tainted_from.tolist() == [8]
+
+
+def test_a_disarmed_gate_steers_nobody_from_the_next_step_on_but_what_it_steered_again(house):
+    house.start("a")
+    house.arm()
+    house.step(a=(0, 8))
+    first = house.step(9.0, a=(8, 1))
+    house.gates.disarm("g")
+    assert house.gates.active
+    assert not house.step(9.0, a=(9, 1)).any()
+    again = house.step(9.0, a=(0, 10))
+    assert (again[:, 8] == first[:, 0]).all()
+    assert not again[:, 9].any()
+    house.finish("a")
+    assert not house.gates.active
+    assert house.told() == [("opened", "g", "A", 8, 0), ("closed", "g", "A", 9, 1)]
+
+
+def test_a_place_is_free_when_nobody_is_left_that_its_gate_steered(shared):
+    house = House(shared, gates=1)
+    house.start("a")
+    house.arm()
+    house.step(a=(0, 8))
+    house.step(9.0, a=(8, 1))
+    house.gates.disarm("g")
+    with pytest.raises(EngineError, match="All 1 gates are in use"):
+        house.arm(id="h")
+    house.finish("a")
+    house.start("b")
+    house.arm(id="h")
+    assert not house.step(0.0, b=(0, 8)).any()
+    assert house.step(9.0, b=(8, 1))[1].any()
+
+
+class UnderWay:
+    """A copy to the host that has not arrived, and does so when somebody waits for it."""
+
+    def query(self) -> bool:
+        return False
+
+    def synchronize(self) -> None:
+        pass
+
+
+@pytest.fixture
+def late(house, monkeypatch):
+    """As on a GPU: what a step's gates said is under way when the next one begins."""
+    gates = house.gates
+
+    def report(*parts, rows):
+        host = tuple(part[:rows].clone() for part in parts)
+        gates._reports.append(Report(gates._step, dict(gates._requests), host, UnderWay()))
+
+    monkeypatch.setattr(gates, "_report", report)
+    return house
+
+
+def test_a_gate_takes_the_place_of_one_that_is_disarmed_in_the_same_step(late):
+    late.start("a")
+    late.arm(id="one")
+    late.arm(id="two")
+    late.step(0.0, a=(0, 8))
+    late.gates.disarm("one")
+    late.arm(id="three")
+    assert late.step(9.0, a=(8, 2))[1].any(axis=0).sum() == 2
+
+
+def test_the_end_of_a_gate_is_told_that_was_disarmed_before_its_request_ended(late):
+    late.start("a")
+    late.arm()
+    late.step(9.0, a=(0, 8))
+    late.gates.settle()
+    late.gates.disarm("g")
+    late.step(9.0, a=(8, 1))
+    late.finish("a")
+    assert [kind for kind, *_ in late.told()] == ["opened"], "the last step's copy is under way"
+    assert late.gates.active, "or nobody would look for it"
+    late.gates.settle()
+    late.events += late.gates.take_events()
+    assert [kind for kind, *_ in late.told()] == ["opened", "closed"]
+    late.gates.settle()
+    assert not late.gates.active
+
+
+def test_a_gate_that_is_armed_later_reads_from_the_next_row_on(house):
+    house.start("a")
+    house.step(9.0, a=(0, 9))
+    house.arm()
+    # Computed again is not new.
+    assert not house.step(9.0, a=(0, 9)).any()
+    assert house.step(9.0, a=(9, 1))[1, 0, 0]
+    assert house.told() == [("opened", "g", "A", 9, 0)]
+
+
+def test_tuning_goes_on_with_the_averages(house):
+    house.start("a")
+    house.arm(half_life=1e9, threshold=5.0, min_tokens=2)
+    house.step(a=(0, 8))
+    house.step(8.0, a=(8, 1))
+    assert not house.told()
+    # Four tokens were read: three of the user's that scored 0, and one that scored 8.
+    house.arm(half_life=1e9, threshold=2.5, min_tokens=5)
+    house.step(6.0, a=(9, 1))
+    assert house.told() == [("opened", "g", "A", 9, 0)]
+    assert house.events[0].average == pytest.approx(14 / 5)
+
+
+def test_averages_go_on_where_a_gate_that_steered_nobody_gets_another_dose(house):
+    house.start("a")
+    house.arm(half_life=1e9, min_tokens=5)
+    house.step(a=(0, 8))
+    house.step(8.0, a=(8, 1))
+    house.arm(half_life=1e9, min_tokens=5, threshold=2.5, acts=[EARLY])
+    house.step(6.0, a=(9, 1))
+    assert [event.average for event in house.events] == [pytest.approx(14 / 5)]
+
+
+def test_another_dose_takes_effect_when_it_opens_again_and_the_old_one_stays_where_it_was(house):
+    house.start("a")
+    house.arm(hold=5)
+    house.step(a=(0, 8))
+    house.step(9.0, a=(8, 1))
+    house.arm(hold=5, acts=[EARLY])
+    assert not house.step(0.0, a=(9, 1)).any()
+    assert house.step(9.0, a=(10, 1))[1].tolist() == [[False, True]]
+    again = house.step(0.0, a=(0, 11))
+    assert again[1, 8:].tolist() == [[True, False], [False, False], [False, True]]
+
+
+def test_a_gate_for_one_request_leaves_the_others_alone_and_goes_with_it(house):
+    house.start("a")
+    house.start("b")
+    house.arm(key="b")
+    house.step(0.0, a=(0, 8), b=(0, 8))
+    assert house.step(9.0, a=(8, 1), b=(8, 1))[1, :, 0].tolist() == [False, True]
+    house.start("c")
+    assert not house.step(9.0, c=(0, 9)).any()
+    house.finish("b")
+    assert not house.gates.active
+
+
+def test_a_gate_for_a_request_that_is_gone_is_refused(house):
+    with pytest.raises(OrderError, match="Request 'gone' has ended"):
+        house.arm(key="gone")
+    assert not house.gates.active
+
+
+def test_a_streaming_session_that_goes_on_has_a_longer_prompt(house):
+    house.start("a")
+    house.arm()
+    house.step(a=(0, 8))
+    house.step(9.0, a=(8, 1))
+    house.gates.extend("a", 14)
+    assert not house.step(0.0, a=(9, 4)).any()
+    assert house.step(0.0, a=(13, 1)).any()
+
+
+def test_a_finished_request_ends_its_steering(house):
+    house.start("a")
+    house.arm()
+    house.step(a=(0, 8))
+    house.step(9.0, a=(8, 1))
+    house.finish("a")
+    assert house.told() == [("opened", "g", "A", 8, 0), ("closed", "g", "A", 9, 1)]
+    assert [event.number for event in house.events] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"probe": "hope"}, "reads no probe 'hope'"),
+        ({"acts": [Act("hope")]}, "no steering vector 'hope'"),
+        ({"acts": [LATE, LATE]}, "names a vector twice"),
+        ({"acts": [Act("sycophancy", add=math.nan)]}, "cannot be applied"),
+        ({"acts": [Act("sycophancy", low=1.0, high=0.0)]}, "holds no number"),
+        ({"threshold": math.nan}, "threshold nan"),
+        ({"release": 6.0}, "release 6"),
+        ({"probe": "harmful_intent", "release": 0.0}, "reads no response"),
+    ],
+)
+def test_what_cannot_be_armed_is_refused_by_name_and_changes_nothing(house, changes, named):
+    house.start("a")
+    with pytest.raises(PlumbobError, match=named):
+        house.arm(**changes)
+    assert not house.gates.active
+
+
+@pytest.mark.parametrize("changes", [{"half_life": 0.0}, {"streak": 0}, {"hold": -1}, {"budget": 0}, {"acts": []}])
+def test_an_order_with_impossible_numbers_is_no_order(changes):
+    with pytest.raises(FrameError, match="cannot be decoded"):
+        decode_order(encode_order(arm(**changes)))
+    assert decode_order(encode_order(arm())) == arm()
+
+
+def test_the_probes_own_settings_are_the_default(house):
+    house.start("a")
+    house.gates.arm(Arm("g", "toxicity", [LATE]), house.slots.upcoming)
+    limits, rules = house.taps.gates.limits[0].tolist(), house.taps.gates.rules[0].tolist()
+    assert limits == [Aggregate(half_life=4.0).decay, 1.0, -math.inf]
+    assert rules[:6] == [1, 1, 1 << Role.USER | 1 << Role.ASSISTANT, 1, 1, 0]
+
+
+def test_disarming_what_is_not_armed_names_what_is(house):
+    house.arm()
+    with pytest.raises(EngineError, match=r"No gate 'h' is armed\. Armed are: g"):
+        house.gates.disarm("h")
+
+
+def test_what_gates_cannot_go_with_is_refused_by_name():
+    def configuration(speculative):
+        off = SimpleNamespace(pipeline_parallel_size=1, data_parallel_size=1)
+        return SimpleNamespace(
+            parallel_config=off,
+            compilation_config=SimpleNamespace(pass_config=SimpleNamespace()),
+            speculative_config=SimpleNamespace() if speculative else None,
+            scheduler_config=SimpleNamespace(async_scheduling=False),
+            use_v2_model_runner=True,
+            cache_config=SimpleNamespace(kv_sharing_fast_prefill=False),
+            kv_transfer_config=None,
+            model_config=SimpleNamespace(runner_type="generate"),
+        )
+
+    require_features(configuration(True))
+    require_features(configuration(False), gates=True)
+    with pytest.raises(EngineError, match="gates and speculative decoding"):
+        require_features(configuration(True), gates=True)
+
+
+def test_how_many_gates_there_are_is_part_of_what_shapes_the_graph(shared, monkeypatch):
+    monkeypatch.setenv(ENVIRONMENT, "")
+    wanted = read_wanted({KEY: {"bundle": "b", "gates": 2}})
+    assert take_over(wanted, shared)["gates"] == 2
+    assert inherited().gates == 2
+    with pytest.raises(EngineError, match="gates"):
+        read_wanted({KEY: {"bundle": "b", "gates": MAX_GATES + 1}})
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_graph_steers_later_layers_of_the_row_that_opens_the_gate(shared, compiled):
+    """A real pass: two blocks and their taps, gate between them, as one graph."""
+    torch.manual_seed(0)
+    house = House(shared)
+    rows = torch.randn(3, HIDDEN)
+    run = torch.compile(house.model, backend="aot_eager", fullgraph=True) if compiled else house.model
+    house.start("a", [7])
+    with torch.no_grad():
+        plain = run(rows.clone())
+        scores = house.taps.scores[:3, 1].tolist()
+        house.arm(threshold=sorted(scores)[1] + 1e-3, hold=0, acts=[EARLY, LATE])
+        house.begin({"a": (0, 3)})
+        steered = run(rows.clone())
+        house.end(3)
+        opened = scores.index(max(scores))
+        assert [event.position for event in house.events if event.kind == "opened"] == [opened]
+        vector = torch.from_numpy(shared.vectors[1]) * shared.manifest.vectors[1].coefficient(LATE.add)
+        expected = torch.zeros(3, HIDDEN)
+        expected[opened] = vector
+        torch.testing.assert_close(steered[1], plain[1])
+        torch.testing.assert_close(steered[2], plain[2] + expected)
+        # Behind the step, nothing is left: a run without rows of its own is as it was.
+        assert torch.equal(run(rows.clone())[3], plain[3])
+
+
+def test_ten_thousand_requests_leave_no_residue_in_the_slots_they_share(shared):
+    """Made-up schedules against the rules, one request at a time: chunks, preemption, batchmates, slots used again."""
+    random = np.random.default_rng(0)
+    house = House(shared, slots=6)
+    aggregate = Aggregate(half_life=2.0, min_tokens=2, agree=2, agree_of=2)
+    numbers = {"half_life": 2.0, "min_tokens": 2, "streak": 2}
+    chosen = [
+        Settings(aggregate, 0.7, release=0.2, calm=1, hold=1, budget=4, column=1),
+        Settings(aggregate, 0.4, hold=0, roles=(Role.ASSISTANT,), column=2),
+    ]
+    house.arm(id="0", threshold=0.7, release=0.2, hold=1, budget=4, **numbers)
+    house.arm(id="1", probe="sycophancy", threshold=0.4, hold=0, **numbers)
+    live: dict[str, dict] = {}
+    begun = checked = steered = again = 0
+    while begun < 10_000 or live:
+        while begun < 10_000 and len(live) < 6 and random.random() < 0.9:
+            prompt = [1, 2, *[7] * random.integers(0, 4), 4, 1, 3]
+            key, length = str(begun), len(prompt) + int(random.integers(0, 7))
+            roles = [Role.TEMPLATE, Role.TEMPLATE, *[Role.USER] * (len(prompt) - 5), *[Role.TEMPLATE] * 3]
+            roles += [Role.ASSISTANT] * (length - len(prompt))
+            scores = (random.normal(size=1) + random.normal(size=(length, 3))).astype(np.float32)
+            begun += 1
+            if all(clear(gate, scores[:, gate.column], roles) for gate in chosen):
+                house.start(key, prompt)
+                late = np.zeros((length, 2), bool)
+                live[key] = {"scores": scores, "roles": roles, "prompt": len(prompt), "done": 0, "found": late}
+        parts = {}
+        for key in random.permutation(list(live)).tolist():
+            request = live[key]
+            first = int(random.integers(0, request["done"] + 1)) if random.random() < 0.1 else request["done"]
+            last = min(len(request["scores"]), request["done"] + int(random.integers(1, 5)))
+            if random.random() < 0.8:
+                parts[key] = (first, last - first)
+        if not parts:
+            continue
+        scores = np.concatenate([live[key]["scores"][first : first + rows] for key, (first, rows) in parts.items()])
+        found, row = house.step(scores, **parts)[1], 0
+        # Behind the pass: what layers later than both gates saw.
+        behind = (house.stage.gates.numpy() & Flag.STEER) != 0
+        for key, (first, rows) in parts.items():
+            request, here = live[key], behind[row : row + rows]
+            assert (found[row : row + rows, 0] == here[:, 0]).all()
+            row += rows
+            old = request["done"] - first
+            assert (here[:old] == request["found"][first : request["done"]]).all()
+            again += old
+            request["found"][request["done"] : first + rows] = here[old:]
+            request["done"] = first + rows
+            if request["done"] < len(request["scores"]):
+                continue
+            for index, gate in enumerate(chosen):
+                column = request["scores"][:, gate.column].astype(np.float64)
+                fired, expected, _ = model(gate, column, request["roles"], request["prompt"] - 1)
+                assert request["found"][:, index].tolist() == expected.tolist()
+                house.finish(key) if index == 1 else None
+                told = [e.position for e in house.events if (e.kind, e.key, e.gate) == ("opened", key, str(index))]
+                assert told == np.flatnonzero(fired).tolist()
+                steered += int(expected.sum())
+            house.events = [event for event in house.events if event.key in live and event.key != key]
+            del live[key]
+            checked += 1
+    # Otherwise it would show less than it says.
+    assert checked > 9_900
+    assert steered > 2_000
+    assert again > 1_000

@@ -1,0 +1,3 @@
+"""A monitor without engines, for what reads one."""
+
+from tests.api.conftest import monitor  # noqa: F401  (a fixture)
