@@ -82,7 +82,8 @@ class Stream(msgspec.Struct, frozen=True, tag="stream"):
 
 class Arm(msgspec.Struct, frozen=True, tag="arm"):
     """Let the engine itself steer requests, from the very token at which a probe's running average crosses a threshold
-    (:mod:`monitor.engine.ops.gate`); it needs no monitor for that. The engine must have been started with gates.
+    (:mod:`monitor.engine.ops.gate`); it needs no monitor for that. The engine must have been started with gates. A gate
+    is for all requests; those in flight are judged from their next row on.
 
     A gate of the same id is tuned: averages go on. Where ``acts`` differ, it steers anew only when it opens again.
     """
@@ -107,8 +108,6 @@ class Arm(msgspec.Struct, frozen=True, tag="arm"):
     until the request ends."""
     budget: Annotated[int, msgspec.Meta(ge=1)] | None = None
     """The most rows steered of a request; ``None``: no limit."""
-    key: str | None = None
-    """The request it is for; ``None``: all, those in flight from their next row on."""
     lease: Annotated[float, msgspec.Meta(gt=0)] | None = None
     """Seconds after which the engine disarms it by itself, from when the order arrived; ``None``: never."""
     max_dose: Annotated[float, msgspec.Meta(gt=0)] | None = None

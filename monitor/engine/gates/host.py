@@ -105,9 +105,6 @@ class Gates:
         request.ended = True
         if not any(request in report.owners.values() for report in self._reports):
             self._history.end(request)
-        for gate, (_, order) in list(self._armed.items()):
-            if order.key == request.key:
-                self.disarm(gate)
         self._reclaim()
 
     def settle(self) -> None:
@@ -132,9 +129,9 @@ class Gates:
     def armed_for(self, key: str) -> list[Arm]:
         """The gates that may steer the request of a key, which may be about to come."""
         request = next((request for request in self._requests.values() if request.key == key), None)
-        without = set[str]() if request is None else request.without
-        orders = [order for _, order in self._armed.values() if order.key in (None, key) and order.id not in without]
-        return [] if request is not None and request.exempt else orders
+        if request is not None and request.exempt:
+            return []
+        return [order for _, order in self._armed.values() if request is None or order.id not in request.without]
 
     def arm(
         self,
@@ -154,22 +151,18 @@ class Gates:
 
         Raises:
             OrderError: The bundle has no such probe or vector, the gate cannot read the probe, no gate is free, the
-                request has ended, the dose is over the cap, alone or together with other gates, or what is to be done
-                makes no sense.
+                dose is over the cap, alone or together with other gates, or what is to be done makes no sense.
         """
         # Which places are free depends on what was learnt: all of it, here, or ranks would not agree.
         self._collect(wait=True)
         rule, limit = judgement(self._bundle, order)
         entries = gate_entries(self._bundle, order)
         others = [gate for _, gate in self._armed.values() if gate.id != order.id]
-        rivals = [gate for gate in others if None in (gate.key, order.key) or gate.key == order.key]
-        require_together(self._bundle, {}, [*rivals, order])
-        chosen = [r for r in self._requests.values() if order.key in (None, r.key) and not r.exempt]
-        if order.key is not None and not chosen:
-            raise OrderError("request", f"Request '{order.key}' has ended, is not read, or was released for good.")
+        require_together(self._bundle, {}, [*others, order])
+        chosen = [request for request in self._requests.values() if not request.exempt]
         index, before = self._armed.get(order.id, (-1, None))
         refused: dict[str, OrderError] = {}
-        if before is None or _deed(before) != _deed(order):
+        if before is None or _identity(before) != _identity(order):
             if not self._free:
                 raise OrderError(
                     "gate",
@@ -343,8 +336,7 @@ class Gates:
                 continue
             state[row, :, Counter.RESPOND] = request.respond
             for index, order in self._armed.values():
-                applies = order.key in (None, request.key) and order.id not in request.without
-                state[row, index, Counter.ARMED] = applies and not request.exempt
+                state[row, index, Counter.ARMED] = order.id not in request.without and not request.exempt
         at = to_device(np.array(slots), self._device)
         self._buffers.counters.index_copy_(0, at, to_device(state, self._device))
         self._buffers.averages.index_fill_(0, at, 0.0)
@@ -382,6 +374,6 @@ class Gates:
                 tap.gated.fill_(layer in read)
 
 
-def _deed(order: Arm) -> tuple[Any, ...]:
-    """What of a gate is not tuned: with another, it is another gate."""
-    return order.acts, order.key, order.probe, order.max_dose
+def _identity(order: Arm) -> tuple[Any, ...]:
+    """The parts of a gate that cannot be tuned: with others, it is another gate."""
+    return order.acts, order.probe, order.max_dose

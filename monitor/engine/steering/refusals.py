@@ -2,7 +2,7 @@
 
 from monitor.errors import OrderError
 from monitor.wire.frames import Refusal
-from monitor.wire.orders import Order
+from monitor.wire.orders import Order, Release, Steer, Stop, Stream
 
 
 def refusal(order: Order, error: OrderError, key: str = "") -> Refusal:
@@ -13,9 +13,15 @@ def refusal(order: Order, error: OrderError, key: str = "") -> Refusal:
         error: Why.
         key: The one request that a gate for all does not steer; empty: it is refused as a whole.
     """
-    id, named = (getattr(order, field, None) or "" for field in ("id", "key"))
-    tag = type(order).__struct_config__.tag
-    return Refusal(number=-1, order=str(tag), id=id, key=key or named, cause=error.cause, reason=str(error))
+    named = order.key if isinstance(order, Steer | Release | Stop) else ""
+    return Refusal(
+        number=-1,
+        order=str(type(order).__struct_config__.tag),
+        id="" if isinstance(order, Stream) else order.id,
+        key=key or named,
+        cause=error.cause,
+        reason=str(error),
+    )
 
 
 def admission_refusal(key: str, error: OrderError) -> Refusal:

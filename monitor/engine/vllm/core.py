@@ -156,7 +156,7 @@ def _keep_private(scheduler: Any, request: Any, clean_tokens: int) -> None:
 
 
 def _note_gates(scheduler: Any, orders: list[Order]) -> tuple[list[Order], list[Refusal]]:
-    """Keep private what gates may steer from this step on, and remember those that judge every request that comes.
+    """Keep private what gates may steer from this step on, and remember them for the requests that come.
 
     Returns:
         The orders without gates that cannot be armed, and why they cannot. The workers never see these: they would arm
@@ -174,12 +174,9 @@ def _note_gates(scheduler: Any, orders: list[Order]) -> tuple[list[Order], list[
                 scheduler.plumbob_leases.forget(order)
                 refusals.append(refusal(order, error))
                 continue
-            gates.pop(order.id, None)
-            if order.key is None:
-                gates[order.id] = order
+            gates[order.id] = order
             for request in scheduler.requests.values():
-                if order.key in (None, request.request_id):
-                    _keep_private(scheduler, request, max(request.num_computed_tokens, request.num_prompt_tokens - 1))
+                _keep_private(scheduler, request, max(request.num_computed_tokens, request.num_prompt_tokens - 1))
         elif isinstance(order, Disarm):
             gates.pop(order.id, None)
         kept.append(order)
@@ -189,7 +186,7 @@ def _note_gates(scheduler: Any, orders: list[Order]) -> tuple[list[Order], list[
 def _require_armable(scheduler: Any, gates: dict[str, Arm], order: Arm) -> None:
     """Check that there is a place, and that the bundle allows it; what only the workers know, they refuse."""
     most = scheduler.plumbob_inbox.hello.gates or 0
-    if order.key is None and order.id not in gates and len(gates) >= most:
+    if order.id not in gates and len(gates) >= most:
         raise OrderError("gate", f"All {most} gates are in use.", "Disarm one, or start the engine with more.")
     judgement(scheduler.plumbob_bundle, order)
     gate_entries(scheduler.plumbob_bundle, order)

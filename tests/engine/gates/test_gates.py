@@ -17,7 +17,7 @@ from monitor.engine.staging import Stage  # noqa: E402
 from monitor.engine.steering.table import ENTRIES_PER_SLOT, Steering  # noqa: E402
 from monitor.engine.taps import Taps  # noqa: E402
 from monitor.engine.vllm.versions import require_features  # noqa: E402
-from monitor.errors import EngineError, FrameError, OrderError  # noqa: E402
+from monitor.errors import EngineError, FrameError  # noqa: E402
 from monitor.wire.codec import decode_order, encode_order  # noqa: E402
 from monitor.wire.orders import Act, Arm, Steer  # noqa: E402
 from probes.errors import PlumbobError  # noqa: E402
@@ -371,24 +371,6 @@ def test_another_dose_takes_effect_when_it_opens_again_and_the_old_one_stays_whe
     assert house.step(9.0, a=(10, 1))[1].tolist() == [[False, True]]
     again = house.step(0.0, a=(0, 11))
     assert again[1, 8:].tolist() == [[True, False], [False, False], [False, True]]
-
-
-def test_a_gate_for_one_request_leaves_the_others_alone_and_goes_with_it(house):
-    house.start("a")
-    house.start("b")
-    house.arm(key="b")
-    house.step(0.0, a=(0, 8), b=(0, 8))
-    assert house.step(9.0, a=(8, 1), b=(8, 1))[1, :, 0].tolist() == [False, True]
-    house.start("c")
-    assert not house.step(9.0, c=(0, 9)).any()
-    house.finish("b")
-    assert not house.gates.active
-
-
-def test_a_gate_for_a_request_that_is_gone_is_refused(house):
-    with pytest.raises(OrderError, match="Request 'gone' has ended"):
-        house.arm(key="gone")
-    assert not house.gates.active
 
 
 def test_a_streaming_session_that_goes_on_has_a_longer_prompt(house):
