@@ -10,7 +10,7 @@ import pytest
 
 from monitor.ingest import LocalSource
 from probes.bundle import MANIFEST, TENSORS
-from probes.models import identity as models
+from probes.models import resolve as models
 from tests.cli.conftest import Running, assert_one_error, free_port, vllm_is
 
 POLICY = """\

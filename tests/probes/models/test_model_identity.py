@@ -1,5 +1,6 @@
 """Models by name, and the digests that a bundle is bound to."""
 
+import hashlib
 import json
 import os
 
@@ -9,7 +10,7 @@ from safetensors.numpy import save_file
 
 from probes.errors import ModelError
 from probes.models import cache_directory, identify, resolve_model
-from probes.models import identity as models
+from probes.models import resolve as models
 
 
 @pytest.fixture
@@ -87,10 +88,8 @@ def test_the_shape_of_a_multimodal_model_is_its_text_models(directory):
 
 def test_weights_are_hashed_once_for_each_version_of_a_file(directory, monkeypatch):
     hashed = []
-    digest = models.hashlib.file_digest
-    monkeypatch.setattr(
-        models.hashlib, "file_digest", lambda file, kind: hashed.append(file.name) or digest(file, kind)
-    )
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, kind: hashed.append(file.name) or digest(file, kind))
     before = parts(directory)
     assert len(hashed) == 2
     assert parts(directory) == before
