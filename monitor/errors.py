@@ -1,6 +1,7 @@
 """The monitor's branch of the error tree (see :mod:`probes.errors`)::
 
 PlumbobError
+├── ConfigError             a setting that is unknown, malformed or given twice, and the source that has it
 ├── PolicyError             a policy file that is malformed or does not fit the bundle
 ├── PrerequisiteError       something is not installed, or of an unsupported version
 ├── PortError               an address that is in use
@@ -35,6 +36,10 @@ it conflicts with what was ordered before; the request has ended or has no slot;
 is not streamed; the gate cannot be armed, or is not there; the generation cannot be stopped; a request
 asks for steering that it may not have; the engine's guard has released the request for good; its lease was over
 before it could take effect; it was carried out, until its lease ended."""
+
+
+class ConfigError(PlumbobError):
+    """A setting that is unknown, malformed or given twice; the message begins with the source that has it."""
 
 
 class PolicyError(PlumbobError):

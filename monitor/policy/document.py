@@ -32,16 +32,13 @@ the default, it goes on unsteered, with ``closed`` it is stopped with ``message`
 held to shadow, nothing is stopped for it either.
 """
 
-import types
-from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Annotated, Any, Final, Literal, NoReturn, get_args, get_origin
+from typing import Annotated, Final, Literal, NoReturn
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
+from monitor.configuration.yaml_mapping import describe, dotted, read_mapping
 from monitor.errors import PolicyError
 from monitor.events import Mode, Severity
 
@@ -146,9 +143,7 @@ class Place:
 
     def fail(self, message: str, fix: str = "") -> NoReturn:
         """Raise a PolicyError: the file, the place, and what is wrong, in one line."""
-        parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in self.path)
-        path = "".join(parts).lstrip(".")
-        raise PolicyError(": ".join(filter(None, (self.file, path, f"{message}."))), fix)
+        raise PolicyError(": ".join(filter(None, (self.file, dotted(self.path), f"{message}."))), fix)
 
 
 def parse(text: str, name: str) -> PolicySpec:
@@ -161,18 +156,8 @@ def parse(text: str, name: str) -> PolicySpec:
     Raises:
         PolicyError: It is not YAML, or not of the shape above.
     """
-    try:
-        content = yaml.load(text, _Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "the file"
-        raise PolicyError(f"{name}: {place}: {error.problem or error.context}.") from error
-    except yaml.YAMLError as error:
-        raise PolicyError(f"{name}: {' '.join(str(error).split())}.") from error
-    except (ValueError, RecursionError) as error:
-        # PyYAML lets what its constructors and its own recursion raise pass: a date that does not exist, deep nesting.
-        raise PolicyError(f"{name}: cannot be read as YAML: {error}.") from error
-    if not isinstance(content, dict):
+    content = read_mapping(text, name, PolicyError)
+    if not content:
         Place(name).fail("must be a mapping with the keys version and rules")
     try:
         return PolicySpec.model_validate(content)
@@ -185,66 +170,15 @@ def parse(text: str, name: str) -> PolicySpec:
         Place(name, first["loc"]).fail(message + more, fix)
 
 
-def suggest(word: object, known: Iterable[str]) -> str:
-    """The known name that is nearest to ``word``, as a question; without one, all of them."""
-    known = list(known)
-    if nearest := get_close_matches(str(word), known, n=1):
-        return f"Did you mean '{nearest[0]}'?"
-    return f"Known: {', '.join(known)}." if known else "There is none."
-
-
 def _describe(error: ErrorDetails) -> tuple[str, str]:
-    """An error of pydantic in words, and what to do."""
+    """An error of pydantic in the words of a policy, and what to do."""
     context, given = error.get("ctx", {}), error["input"]
     match error["type"]:
-        case "extra_forbidden":
-            return "unknown key", suggest(error["loc"][-1], _keys(error["loc"][:-1]))
-        case "missing":
-            return "is missing", _missing(str(error["loc"][-1]))
-        case "literal_error":
-            return f"must be {context['expected']}, not {given!r}", ""
+        case "missing" if error["loc"][-1] == "mode":
+            return "is missing", "Write mode: shadow, alert or enforce; there is no default."
         case "string_pattern_mismatch":
             return f"{given!r} may only have the characters a-z, 0-9 and -", ""
         case "too_short" | "too_long" if context.get("max_length") == 2 or context.get("min_length") == 2:
             return "must be a lower and an upper bound", "Write null for one that there is not."
-        case "too_short":
-            return "must have at least one item", ""
-        case "finite_number":
-            return "must be a finite number", ""
         case _:
-            message = error["msg"].replace("Input should be ", "must be ")
-            return f"{message}, not {given!r}" if isinstance(given, str | int | float) else message, ""
-
-
-def _missing(key: str) -> str:
-    return "Write mode: shadow, alert or enforce; there is no default." if key == "mode" else ""
-
-
-def _keys(path: Iterable[str | int]) -> list[str]:
-    """The keys that a mapping at this place may have."""
-    kind: Any = PolicySpec
-    for part in path:
-        kind = _within(kind.model_fields[part].annotation) if isinstance(part, str) else kind
-    return list(kind.model_fields)
-
-
-def _within(annotation: Any) -> Any:
-    """The model inside of ``list[Model]`` or ``Model | None``."""
-    while get_origin(annotation) in (list, types.UnionType, Annotated):
-        annotation = get_args(annotation)[0]
-    return annotation
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML where a key given twice is an error: the second would silently undo the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        problem=f"the key '{key.value}' is given twice", problem_mark=key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
+            return describe(error, PolicySpec)

@@ -3,9 +3,10 @@
 import hashlib
 from pathlib import Path
 
+from monitor.configuration.yaml_mapping import suggest
 from monitor.errors import PolicyError
 from monitor.policy.deeds import Action, AlertAction, EscalateAction, StopAction
-from monitor.policy.document import ActionSpec, Place, PolicySpec, RuleSpec, parse, suggest
+from monitor.policy.document import ActionSpec, Place, PolicySpec, RuleSpec, parse
 from monitor.policy.rules import Policy, Rule
 from monitor.policy.steering import MAX_DOSE, steer_action
 from probes.bundle import Bundle

@@ -4,7 +4,8 @@ import math
 from typing import Final
 
 from monitor.policy.deeds import Gate, SteerAction, StopAction
-from monitor.policy.document import Place, ReleaseSpec, SteerSpec, suggest
+from monitor.configuration.yaml_mapping import suggest
+from monitor.policy.document import Place, ReleaseSpec, SteerSpec
 from probes.bundle import Bundle, Probe
 from probes.errors import BundleError
 from probes.scoring.roles import Role

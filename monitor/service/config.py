@@ -1,0 +1,99 @@
+"""The configuration of the monitor, one value that whoever starts it makes: the section ``monitor`` of the file."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from monitor.addresses import join_address
+from monitor.configuration import Flag, OptionalPath, Port, Section
+from monitor.errors import AuditError
+
+METRICS_PORT: Final = 9400
+GRPC_PORT: Final = 9401
+
+
+def default_endpoint() -> str:
+    """The place where engine and monitor of this user meet when nothing else is said."""
+    base = Path(os.environ.get("XDG_RUNTIME_DIR") or Path(tempfile.gettempdir()) / f"plumbob-{os.getuid()}")
+    return f"ipc://{base / 'plumbob' / 'engine.sock'}"
+
+
+def default_audit() -> Path:
+    """The audit log of this user.
+
+    Raises:
+        AuditError: There is no home directory.
+    """
+    try:
+        base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    except RuntimeError as error:
+        raise AuditError(
+            "There is no home directory to keep an audit log in.",
+            "Name a file with --audit, or keep none with --audit none.",
+        ) from error
+    return Path(base).absolute() / "plumbob" / "audit.jsonl"
+
+
+def _or_default_endpoint(given: Any) -> Any:
+    return given or default_endpoint()
+
+
+def _absolute(path: Path | None) -> Path | None:
+    return None if path is None else path.absolute()
+
+
+class Limits(Section):
+    """How much the monitor keeps, and how long it waits."""
+
+    max_requests: Annotated[int, Field(ge=1)] = 65_536
+    """Requests in flight, of all engines; those beyond are unscored."""
+    max_engines: Annotated[int, Field(ge=1)] = 256
+    """Engines, with those that were lost; frames of those beyond are skipped."""
+    silence_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 5.0
+    """An engine from which nothing came for so long is lost; it says HELLO every second."""
+    forget_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600.0
+    """A lost engine is listed for so long."""
+    ack_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    """At least so long between two confirmations to one engine."""
+    resync_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """At least so long between two requests to resync to one engine."""
+
+
+class MonitorConfig(Section):
+    """The monitor's settings; files are taken as they are, and are read when it starts."""
+
+    bundle: Annotated[Path, Flag("-b")]
+    """Directory of the bundle that was fitted to the model."""
+    policy: Annotated[OptionalPath, Flag("-p")] = None
+    """Policy file; without one, every probe alerts and nothing is steered."""
+    trust: Annotated[tuple[Path, ...], Flag()] = ()
+    """Public key that may have signed the bundle, else it is refused; with none, it need not be signed."""
+    endpoint: Annotated[str, BeforeValidator(_or_default_endpoint), Flag()] = Field(default_factory=default_endpoint)
+    """Socket file at which engine and monitor meet, as ipc://SOCKET."""
+    host: Annotated[str, Flag()] = "127.0.0.1"
+    """Interface that metrics and gRPC listen on; there is no authentication yet."""
+    metrics_port: Annotated[Port, Flag()] = METRICS_PORT
+    """TCP port of the Prometheus metrics."""
+    grpc_port: Annotated[Port, Flag()] = GRPC_PORT
+    """TCP port of gRPC events and status."""
+    audit: Annotated[OptionalPath, AfterValidator(_absolute), Flag()] = Field(default_factory=default_audit)
+    """Where what is done to requests is recorded, else plumbob/audit.jsonl of $XDG_STATE_HOME; none: nowhere."""
+    probe_workers: Annotated[int, Field(ge=1, le=64), Flag()] = 1
+    """Processes for the bundle's probes that the engine does not run, if it has any."""
+    allow_control: Annotated[bool, Flag()] = False
+    """Let everybody who reaches the gRPC server order engines to steer."""
+    limits: Limits = Limits()
+    """How much it keeps, and how long it waits."""
+
+    @property
+    def metrics_url(self) -> str:
+        """Of the Prometheus metrics."""
+        return f"http://{join_address(self.host, self.metrics_port)}/metrics"
+
+    @property
+    def grpc_address(self) -> str:
+        """Of events and status."""
+        return join_address(self.host, self.grpc_port)
