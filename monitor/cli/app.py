@@ -249,19 +249,22 @@ def monitor(
     allow_control: AllowControl = False,
 ) -> None:
     """Run the monitor alone, beside an engine that is already running."""
+    from monitor.service.config import MonitorConfig
     from monitor.service.process import run_monitor
 
     run_monitor(
-        bundle,
-        policy,
-        endpoint=endpoint or default_endpoint(),
-        host=host,
-        metrics_port=metrics_port,
-        grpc_port=grpc_port,
-        audit=audit_path(audit),
-        trust=trust or (),
-        workers=probe_workers,
-        allow_control=allow_control,
+        MonitorConfig(
+            bundle=bundle,
+            policy=policy,
+            endpoint=endpoint or default_endpoint(),
+            host=host,
+            metrics_port=metrics_port,
+            grpc_port=grpc_port,
+            audit=audit_path(audit),
+            trust=tuple(trust or ()),
+            probe_workers=probe_workers,
+            allow_control=allow_control,
+        )
     )
 
 

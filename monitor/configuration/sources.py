@@ -136,7 +136,9 @@ class Effective:
         layer = None if setting is None else self.sources.get(setting.path)
         if setting is not None and error["type"] == "missing" and layer is None:
             ways = [setting.flag, setting.variable, f"{setting.name} in the file of --config"]
-            return ConfigError(f"{setting.name} is not set.", f"Give it with {', '.join(filter(None, ways[:-1]))} or {ways[-1]}.")
+            return ConfigError(
+                f"{setting.name} is not set.", f"Give it with {', '.join(filter(None, ways[:-1]))} or {ways[-1]}."
+            )
         message, fix = describe(error, kind)
         if setting is not None and setting.secret:
             message = message.partition(", not ")[0]
@@ -236,9 +238,7 @@ def _leaves(model: type[BaseModel], layer: Layer) -> Iterator[tuple[tuple[str, .
     return within(model, layer.values, ())
 
 
-def _require_one_name(
-    model: type[BaseModel], path: tuple[str, ...], sources: Mapping[tuple[str, ...], Layer]
-) -> None:
+def _require_one_name(model: type[BaseModel], path: tuple[str, ...], sources: Mapping[tuple[str, ...], Layer]) -> None:
     """Raise ConfigError where two names of one thing are both given."""
     for one, other in getattr(model, "exclusive", ()):
         if (first := sources.get((*path, one))) and (second := sources.get((*path, other))):
@@ -270,7 +270,9 @@ def _anchor(values: Any, path: tuple[str, ...], directory: Path) -> None:
         values = values.get(key) if isinstance(values, dict) else None
     if isinstance(values, dict) and path[-1] in values:
         given = values[path[-1]]
-        values[path[-1]] = [_absolute(item, directory) for item in given] if isinstance(given, list) else _absolute(given, directory)
+        values[path[-1]] = (
+            [_absolute(item, directory) for item in given] if isinstance(given, list) else _absolute(given, directory)
+        )
 
 
 def _absolute(given: Any, directory: Path) -> Any:

@@ -12,13 +12,16 @@ from pydantic_core import ErrorDetails
 from probes.errors import PlumbobError
 
 
-def read_mapping(text: str, name: str, error: type[PlumbobError]) -> dict[str, Any]:
+def read_mapping(
+    text: str, name: str, error: type[PlumbobError], shape: str = "a mapping of keys to values"
+) -> dict[str, Any]:
     """Read YAML whose outermost node is a mapping; an empty file is an empty one.
 
     Args:
         text: The content of the file.
         name: Its path, for errors.
         error: The class of what is raised.
+        shape: A mapping, in the words of its readers.
 
     Raises:
         PlumbobError: It is not YAML, has a key twice, or is something else; of class ``error``.
@@ -37,7 +40,7 @@ def read_mapping(text: str, name: str, error: type[PlumbobError]) -> dict[str, A
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise error(f"{name}: must be a mapping of keys to values.")
+        raise error(f"{name}: must be {shape}.")
     return content
 
 

@@ -156,9 +156,10 @@ def parse(text: str, name: str) -> PolicySpec:
     Raises:
         PolicyError: It is not YAML, or not of the shape above.
     """
-    content = read_mapping(text, name, PolicyError)
+    shape = "a mapping with the keys version and rules"
+    content = read_mapping(text, name, PolicyError, shape)
     if not content:
-        Place(name).fail("must be a mapping with the keys version and rules")
+        Place(name).fail(f"must be {shape}")
     try:
         return PolicySpec.model_validate(content)
     except ValidationError as error:

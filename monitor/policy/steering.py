@@ -3,8 +3,8 @@
 import math
 from typing import Final
 
-from monitor.policy.deeds import Gate, SteerAction, StopAction
 from monitor.configuration.yaml_mapping import suggest
+from monitor.policy.deeds import Gate, SteerAction, StopAction
 from monitor.policy.document import Place, ReleaseSpec, SteerSpec
 from probes.bundle import Bundle, Probe
 from probes.errors import BundleError

@@ -18,7 +18,6 @@ import logging
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -28,6 +27,7 @@ from monitor.interventions import Actions
 from monitor.interventions.gating import Gating
 from monitor.interventions.operator import Operator
 from monitor.policy import Policy
+from monitor.service.config import Limits
 from monitor.sinks import Recorder, Sink
 from monitor.sinks.audit import AuditLog, AuditSink, recall
 from monitor.telemetry.stats import SkipReason, Stats, Status
@@ -46,26 +46,6 @@ _TICK_SECONDS: Final = 0.05
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much the monitor keeps, and how long it waits."""
-
-    max_requests: int = 65_536
-    """Requests in flight, of all engines; those beyond are unscored."""
-    max_engines: int = 256
-    """Engines, with those that were lost; frames of those beyond are skipped."""
-    silence_seconds: float = 5.0
-    """An engine from which nothing came for so long is lost; it says HELLO every second."""
-    forget_seconds: float = 600.0
-    """A lost engine is listed for so long."""
-    ack_seconds: float = 0.1
-    """At least between two confirmations to one engine."""
-    resync_seconds: float = 1.0
-    """At least between two requests to resync to one engine."""
-    workers: int = 1
-    """Probe workers, where the bundle has probes for them."""
-
-
 class Monitor:
     """Reads engines, and acts on what it reads.
 
@@ -76,6 +56,7 @@ class Monitor:
         sinks: Where events go, beside :attr:`events`.
         audit: Where interventions, engines and the policy are recorded; closed with the monitor. ``None``: nowhere.
         limits: How much to keep, how long to wait.
+        workers: Processes to start for the bundle's worker probes.
         pool: Probe workers that run already, for the bundle's worker probes; closed with the monitor. ``None``: they
             are started, if the bundle has any.
         clock: Seconds of the host's monotonic clock, the one that engines stamp frames with.
@@ -90,6 +71,7 @@ class Monitor:
         sinks: Sequence[Sink] = (),
         audit: AuditLog | None = None,
         limits: Limits | None = None,
+        workers: int = 1,
         pool: "WorkerPool | None" = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -101,6 +83,7 @@ class Monitor:
         self.events = EventLog(on_drop=self._count_dropped_event)
         self._source = source
         self._limits = limits or Limits()
+        self._worker_processes = workers
         self._clock = clock
         self._started = datetime.now(UTC)
         self._links: dict[str, Link] = {}
@@ -241,7 +224,7 @@ class Monitor:
 
         return ProbeWorkers(
             probes,
-            pool or WorkerPool(self.bundle, workers=self._limits.workers),
+            pool or WorkerPool(self.bundle, workers=self._worker_processes),
             self.stats,
             on_unscored=self._count_worker_unscored,
             clock=self._clock,

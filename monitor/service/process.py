@@ -1,4 +1,4 @@
-"""``plumbob monitor``: the monitor's process, from its files to its servers and back.
+"""``plumbob monitor``: the monitor's process, from its configuration to its servers and back.
 
 SIGHUP has it read its policy file again (:mod:`monitor.service.hangup`).
 """
@@ -6,7 +6,6 @@ SIGHUP has it read its policy file again (:mod:`monitor.service.hangup`).
 import asyncio
 import logging
 import signal
-from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -17,8 +16,9 @@ from monitor.api import ApiServer
 from monitor.errors import PolicyError
 from monitor.ingest import LocalSource
 from monitor.policy import Policy, default_policy, load_policy
+from monitor.service.config import MonitorConfig
 from monitor.service.hangup import Terminal
-from monitor.service.monitor import Limits, Monitor
+from monitor.service.monitor import Monitor
 from monitor.sinks import LogSink
 from monitor.sinks.audit import AuditLog
 from monitor.telemetry import MetricsExporter, MonitorCollector
@@ -27,68 +27,38 @@ from probes.bundle import Bundle, load_bundle
 logger = logging.getLogger("plumbob")
 
 
-def run_monitor(
-    bundle_path: Path,
-    policy_path: Path | None,
-    *,
-    endpoint: str,
-    host: str,
-    metrics_port: int,
-    grpc_port: int,
-    audit: Path | None,
-    trust: Sequence[Path] = (),
-    workers: int = 1,
-    allow_control: bool = False,
-) -> None:
+def run_monitor(config: MonitorConfig) -> None:
     """Monitor until interrupted or terminated.
-
-    Args:
-        bundle_path: What the engines score with.
-        policy_path: What to do when a probe fires; ``None``: alert.
-        endpoint: Where engines find the monitor.
-        host: Interface of both servers.
-        metrics_port: Of ``/metrics``.
-        grpc_port: Of the gRPC server.
-        audit: File of the audit log; ``None``: none is kept.
-        trust: Public keys, one of which must have signed the bundle; none: it need not be signed.
-        workers: Probe workers, where the bundle has probes for them.
-        allow_control: Whoever reaches the gRPC server may order engines to steer.
 
     Raises:
         PlumbobError: A file is wrong or an address is in use; nothing is left running.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    bundle = load_bundle(bundle_path)
-    if trust:
+    bundle = load_bundle(config.bundle)
+    if config.trust:
         from probes.bundle.signing import require_signature
 
-        require_signature(bundle, trust)
-    policy = load_policy(policy_path, bundle) if policy_path else default_policy(bundle)
-    limits = Limits(workers=workers)
-    asyncio.run(
-        _monitor(bundle, policy, policy_path, endpoint, host, metrics_port, grpc_port, audit, limits, allow_control)
-    )
+        require_signature(bundle, config.trust)
+    policy = load_policy(config.policy, bundle) if config.policy else default_policy(bundle)
+    asyncio.run(_monitor(config, bundle, policy))
 
 
-async def _monitor(
-    bundle: Bundle,
-    policy: Policy,
-    policy_path: Path | None,
-    endpoint: str,
-    host: str,
-    metrics_port: int,
-    grpc_port: int,
-    audit: Path | None,
-    limits: Limits,
-    allow_control: bool,
-) -> None:
+async def _monitor(config: MonitorConfig, bundle: Bundle, policy: Policy) -> None:
     # First of all, since a socket file outlives the one who bound it.
-    require_free("The metrics exporter", host, metrics_port)
-    require_free("The gRPC server", host, grpc_port)
+    require_free("The metrics exporter", config.host, config.metrics_port)
+    require_free("The gRPC server", config.host, config.grpc_port)
     with ExitStack() as stack:
-        log = None if audit is None else stack.enter_context(closing(AuditLog(audit)))
-        monitor = Monitor(bundle, policy, LocalSource(endpoint), sinks=[LogSink()], audit=log, limits=limits)
-        await _serve(monitor, policy_path, log, endpoint, host, metrics_port, grpc_port, allow_control)
+        log = None if config.audit is None else stack.enter_context(closing(AuditLog(config.audit)))
+        monitor = Monitor(
+            bundle,
+            policy,
+            LocalSource(config.endpoint),
+            sinks=[LogSink()],
+            audit=log,
+            limits=config.limits,
+            workers=config.probe_workers,
+        )
+        await _serve(config, monitor, log)
     if log is not None:
         _tell(log)
 
@@ -101,42 +71,33 @@ def _tell(log: AuditLog | None) -> None:
         logger.info("audit log %s, record %d, head %s", log.path, log.head.sequence, log.head.hash)
 
 
-async def _serve(
-    monitor: Monitor,
-    policy_path: Path | None,
-    log: AuditLog | None,
-    endpoint: str,
-    host: str,
-    metrics_port: int,
-    grpc_port: int,
-    allow_control: bool,
-) -> None:
+async def _serve(config: MonitorConfig, monitor: Monitor, log: AuditLog | None) -> None:
     exporter: MetricsExporter | None = None
     server: ApiServer | None = None
     try:
         # Before anybody can know that it serves.
-        _on_hang_up(monitor, policy_path)
+        _on_hang_up(monitor, config.policy)
         registry = CollectorRegistry()
         registry.register(MonitorCollector(monitor.stats, monitor.status, monitor.events, monitor.bundle))
-        exporter = MetricsExporter(registry, host=host, port=metrics_port)
+        exporter = MetricsExporter(registry, host=config.host, port=config.metrics_port)
         server = await ApiServer.start(
             monitor.events,
             monitor.status,
             monitor.bundle,
-            host=host,
-            port=grpc_port,
+            host=config.host,
+            port=config.grpc_port,
             traces=monitor.traces,
-            control=monitor.operator if allow_control else None,
+            control=monitor.operator if config.allow_control else None,
         )
         logger.info(
             "reading %d probes for engines at %s; gRPC %s, metrics http://%s/metrics, policy %s",
             len(monitor.bundle.all_probes),
-            endpoint,
+            config.endpoint,
             server.address,
             exporter.address,
             monitor.policy.name,
         )
-        if allow_control:
+        if config.allow_control:
             logger.warning("whoever reaches %s may order engines to steer (--allow-control)", server.address)
         _tell(log)
         await _until_signalled(monitor)

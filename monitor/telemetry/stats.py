@@ -6,7 +6,7 @@ when it is scraped. :class:`Status` is a snapshot of everything that goes up and
 Keys of counters are tuples of label values, in the order that each attribute's docstring names; ``model`` is
 the name an engine serves under, ``""`` until its first HELLO. Rules, probes and vectors come from the
 operator's own files, so label sets are as bounded as those; models are bounded by the number of engines
-(:class:`monitor.service.monitor.Limits`).
+(:class:`monitor.service.config.Limits`).
 """
 
 from collections import Counter

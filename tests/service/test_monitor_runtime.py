@@ -9,7 +9,8 @@ import zmq.asyncio
 from monitor.events import Alert, EngineChanged, FramesLost, Intervention, ProbeFired, RequestFinished
 from monitor.ingest import Arrival, LocalSource, Malformed, MemorySource
 from monitor.policy import AlertAction, Policy, Rule, SteerAction, default_policy
-from monitor.service.monitor import Limits, Monitor
+from monitor.service.config import Limits
+from monitor.service.monitor import Monitor
 from monitor.sinks import MemorySink
 from monitor.wire.codec import RESYNC, decode_order, encode_frame, encode_hello
 from monitor.wire.frames import VERSION, Hello, Started

@@ -11,7 +11,8 @@ import pytest
 
 from monitor.ingest import Arrival, MemorySource
 from monitor.policy import default_policy
-from monitor.service.monitor import Limits, Monitor
+from monitor.service.config import Limits
+from monitor.service.monitor import Monitor
 from monitor.sinks import MemorySink
 from monitor.wire.codec import decode, decode_order
 from monitor.wire.codec import encode_frame as encode
