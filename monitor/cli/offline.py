@@ -139,7 +139,7 @@ def evaluate(
     from probes.data.requests import read_requests
     from probes.evaluation.judge import judge, require_labels
     from probes.evaluation.offline_scores import open_scorer
-    from probes.report import HTML, Report, concluded, require_figures, write
+    from probes.report import HTML, Report, concluded, require_renderer, write
 
     _quiet()
     loaded = _load(bundle, trust)
@@ -148,7 +148,7 @@ def evaluate(
     if examples and made is None:
         raise PlumbobError("--heatmaps are part of the report, and no report is asked for.", "Add --out DIR.")
     if made is not None:
-        require_figures()
+        require_renderer()
         made = _report_directory(made)
     with progress() as report:
         judged = judge(open_scorer(loaded, model, batch_tokens, report), rows, examples=examples, progress=report)

@@ -188,11 +188,11 @@ def _subject(
 ) -> "tuple[Bundle, Subject]":
     """What is evaluated, with all files read."""
     from probes.data.sources import load
-    from probes.report import require_figures
+    from probes.report import require_renderer
     from probes.steering.evaluation import Subject
 
     _quiet()
-    require_figures()
+    require_renderer()
     loaded = _load(bundle, trust)
     of = find_concept(concept) if concept is not None else namesake(vector)
     learnt = load(of.name, data) if of is not None and data is not None else []

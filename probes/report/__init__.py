@@ -18,9 +18,9 @@ from probes.evaluation.results import (
     SplitKind,
     SweepPoint,
 )
-from probes.report.figures import require_figures
 from probes.report.files import HTML, JSON, ReportError, read, write
 from probes.report.page import render
+from probes.report.templating import require_renderer
 
 __all__ = [
     "HTML",
@@ -45,7 +45,7 @@ __all__ = [
     "concluded",
     "read",
     "render",
-    "require_figures",
+    "require_renderer",
     "sentences",
     "write",
 ]

@@ -3,6 +3,7 @@
 import math
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,18 +33,12 @@ def write(report: Report, directory: Path) -> None:
 
     Raises:
         ReportError: A number is NaN or infinite, a text is no Unicode, or the directory cannot be written.
-        PlumbobError: matplotlib is missing.
+        PlumbobError: matplotlib or Jinja2 is missing.
     """
     encoded = encode(concluded(report))
     # What cannot be read back does not replace what can; the page shows what the file holds, no more digits.
     page = render(decode(encoded, "The report")).encode()
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        _replace(directory, {JSON: encoded, HTML: page})
-    except OSError as error:
-        raise ReportError(
-            f"The report cannot be written to {directory}: {error.strerror}.", "Name another directory with --out."
-        ) from error
+    replace_files(directory, {JSON: encoded, HTML: page})
 
 
 def read(path: Path) -> Report:
@@ -64,7 +59,7 @@ def read(path: Path) -> Report:
 
 
 def encode(report: msgspec.Struct) -> bytes:
-    """The JSON, indented, the same bytes for the same report.
+    """Encode as indented JSON: the same bytes for the same report.
 
     Raises:
         ReportError: A number is NaN or infinite, which JSON does not have, or a text is no Unicode.
@@ -79,7 +74,7 @@ def encode(report: msgspec.Struct) -> bytes:
 
 
 def decode(encoded: bytes, name: str) -> Report:
-    """The report that was encoded.
+    """Decode a report.
 
     Raises:
         ReportError: It is none, or of an unknown format; the message begins with ``name``.
@@ -92,13 +87,15 @@ def decode(encoded: bytes, name: str) -> Report:
         raise ReportError(f"{name} is no report: {reason(error)}.", _AGAIN) from error
 
 
-class _Versioned(msgspec.Struct):
-    format: int
+def replace_files(directory: Path, files: Mapping[str, bytes]) -> None:
+    """Write files, by name; earlier ones are replaced once all are on the disk.
 
-
-def _replace(directory: Path, files: dict[str, bytes]) -> None:
+    Raises:
+        ReportError: The directory cannot be made or written.
+    """
     temporaries: dict[str, Path] = {}
     try:
+        directory.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=directory)
             temporaries[name] = Path(temporary)
@@ -107,20 +104,28 @@ def _replace(directory: Path, files: dict[str, bytes]) -> None:
             temporaries[name].chmod(0o644)
         for name, temporary in temporaries.items():
             temporary.replace(directory / name)
+    except OSError as error:
+        raise ReportError(
+            f"The report cannot be written to {directory}: {error.strerror}.", "Name another directory."
+        ) from error
     finally:
         for temporary in temporaries.values():
             temporary.unlink(missing_ok=True)
 
 
+class _Versioned(msgspec.Struct):
+    format: int
+
+
 def _plain(value: Any) -> Any:
-    """Numbers of numpy, which come of measuring."""
+    """Convert numbers of NumPy."""
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{type(value).__name__} has no place in a report")
 
 
 def _not_finite(value: Any, path: str) -> str:
-    """Where the first number is that JSON cannot hold; empty if there is none."""
+    """Find the first number that JSON cannot hold: its path, or an empty text."""
     if isinstance(value, float):
         return "" if math.isfinite(value) else path
     if isinstance(value, dict):

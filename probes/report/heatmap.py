@@ -1,10 +1,11 @@
 """An example conversation as coloured spans: each token's score, whose it is, and where the probe fired."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 from probes.evaluation.results import Heatmap
 from probes.evaluation.wording import number
-from probes.report.markup import Markup, tag
 
 DARKEST: Final = 0.6
 """Opacity of the strongest score's colour: text stays legible on it."""
@@ -12,42 +13,58 @@ NAMED: Final = 3
 """Tokens named below the map, for a reader who does not see its colours."""
 
 
-def heatmap(example: Heatmap) -> Markup:
-    """A figure with one span a token; scores above zero in one colour, below in another, stronger where further."""
-    scores = [score for score in example.scores if score is not None]
-    scale = max(map(abs, scores), default=0.0) or 1.0
-    parts: list[Markup] = []
-    speaker = ""
+@dataclass(frozen=True, slots=True)
+class ColouredToken:
+    """A token as a span of text."""
+
+    text: str
+    """With white space made visible."""
+    title: str
+    """The score and the role."""
+    speaker: str
+    """The role, where it changes; else empty."""
+    css: str
+    """Class of the span; may be empty."""
+    background: str
+    """Colour; empty where the token was not read."""
+    fired: bool
+    """The probe fired here."""
+
+
+@dataclass(frozen=True, slots=True)
+class ColouredTokens:
+    """A conversation as spans of text."""
+
+    title: str
+    tokens: list[ColouredToken]
+    caption: str
+
+
+def heatmap(example: Heatmap) -> ColouredTokens:
+    """Colour each token by its score: above zero in one colour, below in another, stronger where further from it."""
+    return ColouredTokens(example.title, list(_tokens(example)), _caption(example))
+
+
+def _tokens(example: Heatmap) -> Iterator[ColouredToken]:
+    scale = max((abs(score) for score in example.scores if score is not None), default=0.0) or 1.0
+    last = ""
     for index, (token, role, score) in enumerate(zip(example.tokens, example.roles, example.scores, strict=True)):
-        if role != speaker:
-            parts.append(tag("span", role, class_="role"))
-            speaker = role
         fired = index == example.fired_at
-        parts.append(_token(token, role, score, scale, fired=fired))
-        if fired:
-            parts.append(tag("span", "fired here", class_="mark"))
-    return tag(
-        "figure",
-        tag("h4", example.title),
-        tag("div", *parts, class_="tokens"),
-        tag("figcaption", _caption(example)),
-        style="max-width:none",
-    )
+        classes = [*(["unread"] if score is None else []), *(["fired"] if fired else [])]
+        yield ColouredToken(
+            text=token.replace("\r", "␍").replace("\n", "⏎\n").replace("\t", "⇥\t") or "∅",
+            title=f"{'not read' if score is None else number(score)} ({role})",
+            speaker="" if role == last else role,
+            css=" ".join(classes),
+            background="" if score is None else _colour(score / scale),
+            fired=fired,
+        )
+        last = role
 
 
-def _token(token: str, role: str, score: float | None, scale: float, *, fired: bool) -> Markup:
-    shown = token.replace("\r", "␍").replace("\n", "⏎\n").replace("\t", "⇥\t") or "∅"
-    if score is None:
-        return tag("span", shown, class_="unread fired" if fired else "unread", title=f"not read ({role})")
-    colour = "--high" if score > 0 else "--low"
-    attributes = {"class_": "fired"} if fired else {}
-    return tag(
-        "span",
-        shown,
-        title=f"{number(score)} ({role})",
-        style=f"background:rgb(var({colour})/{DARKEST * abs(score) / scale:.2f})",
-        **attributes,
-    )
+def _colour(share: float) -> str:
+    """Colour of a score, as a share from −1 to 1 of the strongest."""
+    return f"rgb(var({'--high' if share > 0 else '--low'})/{DARKEST * abs(share):.2f})"
 
 
 def _caption(example: Heatmap) -> str:

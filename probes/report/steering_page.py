@@ -1,10 +1,9 @@
-"""``steering.json`` and ``steering.html``: the sweep or the trial as a table, two figures, and what they amount to.
+"""``steering.json`` and ``steering.html``: the sweep or the trial as a table, two figures, and sentences on both.
 
-The page is built as that of a probes' report (:mod:`probes.report`): no script, nothing loaded, and no text of any
-request or answer.
+The page is laid out as that of a probes' report (:mod:`probes.report.page`), and has no text of any request or answer.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,11 +12,10 @@ import msgspec
 from probes.errors import reason
 from probes.evaluation.metrics import Interval
 from probes.evaluation.wording import count, number, percent
-from probes.report.figures import _INK, _svg, require_figures, style
-from probes.report.files import ReportError, _replace, encode
-from probes.report.markup import Markup, join, tag
-from probes.report.page import POLICY, _stylesheet
-from probes.report.tables import key, table
+from probes.report.content import Section, Table
+from probes.report.figures import INK, line_style, svg
+from probes.report.files import ReportError, encode, replace_files
+from probes.report.templating import render_template, require_renderer
 from probes.steering.conclusions import change, concluded, dose
 from probes.steering.results import FORMAT, Outcome, Shift, SteeringReport
 
@@ -61,22 +59,16 @@ def write(report: SteeringReport, directory: Path) -> None:
 
     Raises:
         ReportError: A number is not finite, or the directory cannot be written.
-        PlumbobError: matplotlib is missing.
+        PlumbobError: matplotlib or Jinja2 is missing.
     """
     report = concluded(report)
     encoded = encode(report)
     page = render(decode(encoded, "The report")).encode()
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        _replace(directory, {JSON: encoded, HTML: page})
-    except OSError as error:
-        raise ReportError(
-            f"The report cannot be written to {directory}: {error.strerror}.", "Name another directory."
-        ) from error
+    replace_files(directory, {JSON: encoded, HTML: page})
 
 
 def decode(encoded: bytes, name: str) -> SteeringReport:
-    """The report that was encoded.
+    """Decode a report.
 
     Raises:
         ReportError: It is none, or of an unknown format; the message begins with ``name``.
@@ -92,75 +84,50 @@ def decode(encoded: bytes, name: str) -> SteeringReport:
 
 
 def render(report: SteeringReport) -> str:
-    """The page.
+    """Render the page.
 
     Raises:
-        PlumbobError: matplotlib is missing.
+        PlumbobError: matplotlib or Jinja2 is missing.
     """
-    require_figures()
+    require_renderer()
     report = concluded(report)
     title = f"Steering {report.model} by {report.vector}"
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", title),
-        tag("style", _stylesheet()),
+    return render_template(
+        "steering.html", title=title, report=report, facts=list(_facts(report)), sections=list(_sections(report))
     )
-    body = tag(
-        "body",
-        tag("header", tag("h1", title), _facts(report)),
-        tag(
-            "main",
-            tag("div", *(tag("p", sentence) for sentence in report.says), class_="card"),
-            tag("ul", *(tag("li", note) for note in report.notes)) if report.notes else Markup(""),
-            *_section("What answers show, less unsteered, in logits", report, BEHAVIOUR, "behaviour"),
-            *_section("Shares, and what is left alone, less unsteered", report, SHARES, "shares"),
-            tag("h3", "Every arm"),
-            arms(report),
-        ),
-    )
-    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
 
 
-def _facts(report: SteeringReport) -> Markup:
+def _facts(report: SteeringReport) -> Iterator[str]:
     norm = f"Dose 1 is {report.hidden_norm:.4g}, the median norm of the residual stream there."
-    parts = [
-        tag("p", "Made ", report.created, f" by plumbob {report.plumbob} with ", tag("code", report.command)),
-        tag("p", f"Vector at the output of layer {report.layer}: {report.method}. {norm}"),
-        tag("p", f"Judged by concept: {report.concept or 'none'}; probe: {report.probe or 'none'}."),
-        *(
-            [tag("p", f"The policy's arm is steered from the token at which '{report.trigger}' fires.")]
-            if report.trigger
-            else []
-        ),
-        tag("p", "bundle: ", tag("code", report.bundle)),
-        *(tag("p", f"{part}: ", tag("code", digest)) for part, digest in report.fingerprint.items()),
-    ]
-    return tag("div", *parts, class_="facts")
+    yield f"Vector at the output of layer {report.layer}: {report.method}. {norm}"
+    yield f"Judged by concept: {report.concept or 'none'}; probe: {report.probe or 'none'}."
+    if report.trigger:
+        yield f"The policy's arm is steered from the token at which '{report.trigger}' fires."
 
 
-def _section(title: str, report: SteeringReport, lines: Sequence[_Line], name: str) -> list[Markup]:
-    """A figure and its key; nothing where nothing was measured."""
-    shown = [(label, get) for label, get in lines if any(get(outcome) for outcome in report.outcomes)]
-    if not shown:
-        return []
-    keys = tag("p", *(join([key(index), label, " "]) for index, (label, _) in enumerate(shown)))
-    return [tag("h3", title), tag("figure", _figure(report, shown, name)), keys]
+def _sections(report: SteeringReport) -> Iterator[Section]:
+    for title, lines, name in (
+        ("What answers show, less unsteered, in logits", BEHAVIOUR, "behaviour"),
+        ("Shares, and what is left alone, less unsteered", SHARES, "shares"),
+    ):
+        measured = [(label, get) for label, get in lines if any(get(outcome) for outcome in report.outcomes)]
+        if measured:
+            legend = [(line_style(index), label) for index, (label, _) in enumerate(measured)]
+            yield Section(title, _figure(report, measured, name), legend)
+    yield Section("Every arm", table=arms(report))
 
 
-def _figure(report: SteeringReport, lines: Sequence[_Line], name: str) -> Markup:
-    """Changes by dose, or by arm, with their 95% intervals; the working range is shaded."""
+def _figure(report: SteeringReport, lines: Sequence[_Line], name: str) -> str:
+    """Draw changes by dose, or by arm, with their 95% intervals; the working range is shaded."""
     swept = report.kind == "sweep"
     places = [outcome.dose for outcome in report.outcomes] if swept else list(range(len(report.outcomes)))
 
     def draw(axes: Any) -> None:
         if swept and report.working is not None:
             axes.axvspan(*report.working, color="#808080", alpha=0.12, linewidth=0)
-        axes.axhline(0, color=_INK, linewidth=0.8, alpha=0.5)
+        axes.axhline(0, color=INK, linewidth=0.8, alpha=0.5)
         for index, (_, get) in enumerate(lines):
-            colour, dash = style(index)
+            style = line_style(index)
             # The unsteered arm has no change, not an unknown one.
             points = [
                 (at, get(outcome) or Interval(0, 0, 0)) for at, outcome in zip(places, report.outcomes, strict=True)
@@ -173,8 +140,8 @@ def _figure(report: SteeringReport, lines: Sequence[_Line], name: str) -> Markup
                     [found.point - found.low for _, found in points],
                     [found.high - found.point for _, found in points],
                 ],
-                color=colour,
-                linestyle=dash if swept else "none",
+                color=style.colour,
+                linestyle=style.dash if swept else "none",
                 marker="o",
                 markersize=3.5,
                 capsize=2,
@@ -187,11 +154,11 @@ def _figure(report: SteeringReport, lines: Sequence[_Line], name: str) -> Markup
         axes.set_ylabel("change")
 
     what = f"Changes of {len(lines)} quantities over {len(report.outcomes)} arms; the table below gives the numbers."
-    return _svg(draw, name, what, height=3.2)
+    return svg(draw, name, what, height=3.2)
 
 
-def arms(report: SteeringReport) -> Markup:
-    """Every number of every arm."""
+def arms(report: SteeringReport) -> Table:
+    """List every number of every arm."""
     heads = (
         "Arm", "Dose", "Probe", "Change", "Words", "Change", "Probe fires", "Refuses", "Change", "Repetition",
         "Perplexity of ordinary answers", "Facts right", "Tokens", "Rows steered", "Fired on",
@@ -219,11 +186,11 @@ def arms(report: SteeringReport) -> Markup:
         f"groups. Perplexity is relative to {report.ordinary_perplexity:.2f}, that of "
         f"{count(report.ordinary, 'ordinary answer')} unsteered. Probe and words in logits."
     )
-    return table(caption, heads, rows)
+    return Table.of(caption, heads, rows)
 
 
 def ratio(interval: Interval) -> str:
-    """A perplexity relative to another, with its interval."""
+    """Word a perplexity relative to another, with its interval."""
     return f"{interval.point:.3f} ({interval.low:.3f} to {interval.high:.3f})"
 
 

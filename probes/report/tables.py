@@ -1,4 +1,4 @@
-"""The tables of a report: every number with its n and interval, and what failed marked by a word and a colour."""
+"""Tables of a report: every number with its n and interval, and every failure marked by a word and a colour."""
 
 from collections.abc import Sequence
 
@@ -6,20 +6,17 @@ from probes.evaluation.conclusions import left_out, worst, worst_given
 from probes.evaluation.metrics import Interval
 from probes.evaluation.results import Causal, Controls, Given, Histogram, ProbeReport, Roc, Split
 from probes.evaluation.wording import count, number, percent, rate_with_interval, with_interval
-from probes.report.figures import best_by_layer, style
-from probes.report.markup import Markup, join, tag
+from probes.report.content import Cell, Table
+from probes.report.figures import best_by_layer, line_style
 
 
-def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
-    """A table whose first column names its rows."""
-    head = tag("tr", *(tag("th", text, scope="col") for text in heads))
-    body = [tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:])) for row in rows]
-    whole = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *body))
-    return tag("div", whole, class_="scroll")
+def anchor(index: int) -> str:
+    """Id of the section of the probe of that number."""
+    return f"probe-{index + 1}"
 
 
-def summary(probes: Sequence[ProbeReport]) -> Markup:
-    """One row a probe: what an auditor must know before reading on."""
+def summary(probes: Sequence[ProbeReport]) -> Table:
+    """List the probes with what an auditor must know before reading on, one row each."""
     heads = (
         "Probe",
         "Left-out sources where it beats words and length",
@@ -28,8 +25,8 @@ def summary(probes: Sequence[ProbeReport]) -> Markup:
         "Read at",
         "In short",
     )
-    rows: list[list[str]] = []
-    for index, probe in enumerate(probes, 1):
+    rows: list[list[str | Cell]] = []
+    for index, probe in enumerate(probes):
         sources = [part for part in probe.given if part.auroc and part.text] or left_out(probe)
         beaten = sum(part.beats_baselines for part in sources)
         of = f"{beaten} of {len(sources)}{' parts of the data given' if probe.given else ''}"
@@ -37,7 +34,7 @@ def summary(probes: Sequence[ProbeReport]) -> Markup:
         highest = max(probe.false_positives, key=lambda rate: rate.interval.point, default=None)
         rows.append(
             [
-                tag("a", probe.name, href=f"#probe-{index}"),
+                Cell(probe.name, link=f"#{anchor(index)}"),
                 _marked(of if sources else none, bad=not beaten),
                 _lowest(probe),
                 "not measured"
@@ -47,11 +44,11 @@ def summary(probes: Sequence[ProbeReport]) -> Markup:
                 probe.verdict_says[0],
             ]
         )
-    return table("Every probe. Ranges are 95% intervals.", heads, rows)
+    return Table.of("Every probe. Ranges are 95% intervals.", heads, rows)
 
 
-def splits(probe: ProbeReport) -> Markup:
-    """Every split, with its baselines beside it."""
+def splits(probe: ProbeReport) -> Table:
+    """List every split, with its baselines beside it."""
     heads = (
         "Split",
         "Positives",
@@ -84,11 +81,11 @@ def splits(probe: ProbeReport) -> Markup:
         "as the probe. Intervals are 95%, by resampling groups; a probe beats a baseline if its whole interval lies "
         "above. Tokens to detect: median, over positives on which it fired."
     )
-    return table(caption, heads, rows)
+    return Table.of(caption, heads, rows)
 
 
-def given(probe: ProbeReport) -> Markup:
-    """What the probe shows on data of a user's."""
+def given(probe: ProbeReport) -> Table:
+    """List what the probe shows on data of a user's."""
     rates = [at.rate for at in probe.given[0].at_rates]
     heads = (
         "Part of the data",
@@ -122,11 +119,11 @@ def given(probe: ProbeReport) -> Markup:
         "cross-validation in whole groups: they have seen data like these, the probe has not. Recall at a rate: the "
         "threshold is set on the part's own negatives. Intervals are 95%, by resampling groups."
     )
-    return table(caption, heads, rows)
+    return Table.of(caption, heads, rows)
 
 
-def false_positives(probe: ProbeReport) -> Markup:
-    """Benign sources and slices."""
+def false_positives(probe: ProbeReport) -> Table:
+    """List false-positive rates by benign source and slice."""
     requests = "requests labelled 0" if probe.given else "benign requests"
     nominal = percent(probe.nominal)
     first = "Requests labelled 0" if probe.given else "Benign source"
@@ -142,7 +139,7 @@ def false_positives(probe: ProbeReport) -> Markup:
         ]
         for rate in probe.false_positives
     ]
-    return table(
+    return Table.of(
         f"How often it fires on {requests}; its threshold was set for {nominal}. Exact intervals (Clopper and "
         "Pearson).",
         heads,
@@ -150,12 +147,12 @@ def false_positives(probe: ProbeReport) -> Markup:
     )
 
 
-def curves(items: Sequence[Roc]) -> Markup:
-    """Key and numbers of the ROC figure."""
+def curves(items: Sequence[Roc]) -> Table:
+    """List legend and numbers of the ROC figure."""
     heads = ("Set", "Positives", "Negatives", "Rates it can show", "Recall at 0.1%", "at 1%", "at 10%")
     rows = [
         [
-            join([key(index), curve.split]),
+            Cell(curve.split, line=line_style(index)),
             count(curve.n_positive),
             count(curve.n_negative),
             f"from {percent(min(3 / curve.n_negative, 1.0))}",
@@ -166,26 +163,26 @@ def curves(items: Sequence[Roc]) -> Markup:
         ]
         for index, curve in enumerate(items)
     ]
-    return table(
+    return Table.of(
         "Recall where the threshold is set on the set's own negatives; thin where they are too few.", heads, rows
     )
 
 
-def classes(scores: Histogram) -> Markup:
-    """Key and counts of the histogram."""
+def classes(scores: Histogram) -> Table:
+    """List legend and counts of the histogram."""
     rows = [
-        [join([key(index), name]), count(sum(counts)), count(scores.silent.get(name, 0))]
+        [Cell(name, line=line_style(index)), count(sum(counts)), count(scores.silent.get(name, 0))]
         for index, (name, counts) in enumerate(scores.counts.items())
     ]
-    return table("The vertical line is the threshold.", ("Class", "Scored", "Too short for a score"), rows)
+    return Table.of("The vertical line is the threshold.", ("Class", "Scored", "Too short for a score"), rows)
 
 
-def swept(probe: ProbeReport) -> Markup:
-    """Key and numbers of the layer sweep: of each kind, the best at each layer."""
+def swept(probe: ProbeReport) -> Table:
+    """List legend and numbers of the layer sweep: of each kind, the best at each layer."""
     heads = ("Kind", "Layer", "Penalty", f"Recall at {percent(probe.nominal)}", "AUROC", "Chosen")
     rows = [
         [
-            join([key(index), kind]),
+            Cell(kind, line=line_style(index)),
             count(point.layer),
             "none" if point.penalty is None else f"{point.penalty:g}",
             percent(point.recall),
@@ -195,11 +192,11 @@ def swept(probe: ProbeReport) -> Markup:
         for index, (kind, points) in enumerate(best_by_layer(probe.sweep).items())
         for point in points
     ]
-    return table("Of each kind, the best penalty at each layer, on the development split.", heads, rows)
+    return Table.of("Of each kind, the best penalty at each layer, on the development split.", heads, rows)
 
 
-def causal(check: Causal) -> Markup:
-    """What steering does to the behaviour."""
+def causal(check: Causal) -> Table:
+    """List what steering does to the behaviour."""
     arms = {
         "unsteered": check.unsteered,
         "direction taken away": check.ablated,
@@ -207,25 +204,19 @@ def causal(check: Causal) -> Markup:
         "random direction added": check.random,
     }
     rows = [[name, "not tried" if arm is None else with_interval(arm)] for name, arm in arms.items()]
-    return table(f"Over {count(check.n, 'prompt')}.", ("Steering", f"{check.measure} (95% interval)"), rows)
+    return Table.of(f"Over {count(check.n, 'prompt')}.", ("Steering", f"{check.measure} (95% interval)"), rows)
 
 
-def controls(items: Controls) -> Markup:
-    """What there is to read where there is nothing."""
+def controls(items: Controls) -> Table:
+    """List what random labels and random directions reach."""
     rows = [
         ["Fitted to random labels, AUROC", with_interval(items.random_label)],
         ["Selectivity: the probe's AUROC, less that", with_interval(items.selectivity)],
         ["Random direction, AUROC", with_interval(items.random_direction)],
     ]
-    return table(
+    return Table.of(
         f"Over {count(items.draws, 'draw')}, on the grouped split.", ("Control", "Figure (95% interval)"), rows
     )
-
-
-def key(index: int) -> Markup:
-    """The line of that number in a figure."""
-    colour, dash = style(index)
-    return tag("span", class_="key", style=f"border-top-style:{dash};border-top-color:{colour}")
 
 
 def _at(recall: Interval | None) -> str:
@@ -249,7 +240,7 @@ def _recall(split: Split, *, brief: bool = False) -> str:
     return "not certifiable" if brief else f"AUROC {with_interval(split.auroc)}; recall not certifiable"
 
 
-def _against(low: float, high: float, nominal: float, *, certified: bool) -> str:
+def _against(low: float, high: float, nominal: float, *, certified: bool) -> str | Cell:
     if low > nominal:
         return _marked("above", bad=True)
     if not certified:
@@ -257,5 +248,5 @@ def _against(low: float, high: float, nominal: float, *, certified: bool) -> str
     return "below" if high <= nominal else "agrees"
 
 
-def _marked(text: str, *, bad: bool) -> Markup:
-    return tag("span", text, class_="bad" if bad else "good")
+def _marked(text: str, *, bad: bool) -> Cell:
+    return Cell(text, "bad" if bad else "good")

@@ -18,7 +18,7 @@ from probes.calibration.thresholds import calibrate
 from probes.data.requests import read_requests
 from probes.evaluation import offline_scores as scoring
 from probes.evaluation.offline_scores import Scorer, open_scorer, score_requests
-from probes.report import HTML, JSON, read, require_figures
+from probes.report import HTML, JSON, read, require_renderer
 from tests.cli.conftest import assert_one_error
 from tests.models import tiny_model
 from tests.probes.conftest import one_thread  # noqa: F401  (a fixture: so small a model is slower on several threads)
@@ -428,7 +428,7 @@ def test_no_text_of_a_request_is_in_a_report_unless_it_is_asked_for(plumbob, fol
 
 
 def test_without_a_directory_nothing_is_written(plumbob, folder, monkeypatch):
-    monkeypatch.setattr("probes.report.figures.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("probes.report.templating.importlib.util.find_spec", lambda name: None)
     labelled(folder)
     result = plumbob(*evaluate(folder))
     assert result.code == 0, result.err
@@ -453,13 +453,13 @@ def test_what_is_wrong_with_an_evaluation_is_found_before_the_model_is_touched(p
     assert_one_error(
         plumbob(*evaluate(folder, "--out", folder / "data.jsonl" / "new")), "is not a directory that you may"
     )
-    monkeypatch.setattr("probes.report.figures.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("probes.report.templating.importlib.util.find_spec", lambda name: None)
     assert_one_error(plumbob(*evaluate(folder, "--out", folder / "new")), "need matplotlib")
     assert files(folder) == ["bundle", "data.jsonl"]
 
 
 def test_a_full_disk_leaves_no_half_report_and_what_was_measured_is_still_told(plumbob, folder):
-    require_figures()
+    require_renderer()
     labelled(folder, 60)
     with room(1000):
         result = plumbob(*evaluate(folder, "--out", folder / "new"))

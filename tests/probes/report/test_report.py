@@ -35,7 +35,8 @@ from probes.report import (
     figures,
     read,
     render,
-    require_figures,
+    require_renderer,
+    templating,
     write,
 )
 
@@ -394,7 +395,7 @@ def test_the_page_is_whole_and_loads_nothing(drawn, page):
 
 def test_ink_follows_the_page_into_the_dark(drawn):
     figure = drawn[drawn.index("<svg") : drawn.index("</svg>")]
-    assert "currentColor" in figure and figures._INK not in figure
+    assert "currentColor" in figure and figures.INK not in figure
     assert "#000000" not in figure and "#ffffff" not in figure
     assert "font-family" not in figure and "<style" not in figure
 
@@ -474,7 +475,7 @@ def test_the_curve_is_thick_only_where_the_negatives_can_show_it(monkeypatch):
         draw(axes)
         return axes
 
-    monkeypatch.setattr(figures, "_svg", axes_of)
+    monkeypatch.setattr(figures, "svg", axes_of)
     curve = Roc("a", 10, 100, [(0.0, 0.2), (0.01, 0.4), (0.05, 0.7), (1.0, 1.0)])
     axes = figures.roc([curve], 0.01, "x")
     thin, thick, nominal = axes.lines
@@ -489,16 +490,16 @@ def test_a_class_that_was_half_silent_is_drawn_half_as_high(monkeypatch):
     from matplotlib.figure import Figure
 
     drawn = []
-    monkeypatch.setattr(figures, "_svg", lambda draw, *_, **__: draw(drawn.append(Figure().add_subplot()) or drawn[-1]))
+    monkeypatch.setattr(figures, "svg", lambda draw, *_, **__: draw(drawn.append(Figure().add_subplot()) or drawn[-1]))
     figures.histogram(Histogram([0.0, 1.0, 2.0], {"benign": [1, 3]}, {"benign": 4}), 1.5, "x")
     filled, outline = drawn[0].patches
     assert filled.get_data().values.tolist() == outline.get_data().values.tolist() == [1 / 8, 3 / 8]
 
 
 def test_no_two_lines_of_a_figure_look_alike():
-    styles = [figures.style(index) for index in range(18)]
+    styles = [figures.line_style(index) for index in range(18)]
     assert len(set(styles)) == 18
-    assert all(one[0] != two[0] and one[1] != two[1] for one, two in pairwise(styles[:6]))
+    assert all(one.colour != two.colour and one.dash != two.dash for one, two in pairwise(styles[:6]))
 
 
 def test_what_a_report_holds_is_text_and_never_markup():
@@ -661,9 +662,9 @@ def test_a_missing_report_and_a_directory_that_cannot_be_are_refused(tmp_path):
 
 
 def test_figures_that_cannot_be_drawn_are_refused_before(monkeypatch, tmp_path):
-    monkeypatch.setattr(figures.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(templating.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(PlumbobError, match=r"matplotlib.*plumbob\[bench\]"):
-        require_figures()
+        require_renderer()
     with pytest.raises(PlumbobError, match="matplotlib"):
         write(report(), tmp_path / "new")
     assert not (tmp_path / "new").exists()
