@@ -454,7 +454,7 @@ def test_what_is_wrong_with_an_evaluation_is_found_before_the_model_is_touched(p
         plumbob(*evaluate(folder, "--out", folder / "data.jsonl" / "new")), "is not a directory that you may"
     )
     monkeypatch.setattr("probes.report.templating.importlib.util.find_spec", lambda name: None)
-    assert_one_error(plumbob(*evaluate(folder, "--out", folder / "new")), "need matplotlib")
+    assert_one_error(plumbob(*evaluate(folder, "--out", folder / "new")), "needs matplotlib")
     assert files(folder) == ["bundle", "data.jsonl"]
 
 

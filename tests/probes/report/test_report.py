@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from probes.errors import PlumbobError
-from probes.evaluation import conclusions as sentences
+from probes.evaluation.conclusions import sentences
 from probes.evaluation.metrics import Interval, proportion, roc_points
 from probes.evaluation.wording import number, percent
 from probes.report import (
@@ -527,6 +527,12 @@ def test_what_a_report_holds_is_text_and_never_markup():
     assert any(span.get("title", "").endswith("invalid/)") for span in page.of("span"))
 
 
+def test_a_value_that_a_page_was_not_given_is_an_error_and_not_a_gap():
+    jinja2 = pytest.importorskip("jinja2")
+    with pytest.raises(jinja2.UndefinedError, match="report"):
+        templating.render_template("report.html", title="A page", probes=[])
+
+
 def test_what_was_not_measured_is_not_drawn():
     bare = probe(sweep=[], roc=[], scores=None, heatmaps=[], causal=None, controls=None, calibration=None)
     page = Page(render(report(replace(bare, splits=[], false_positives=[], seconds_a_token=None))))
@@ -662,9 +668,10 @@ def test_a_missing_report_and_a_directory_that_cannot_be_are_refused(tmp_path):
 
 
 def test_figures_that_cannot_be_drawn_are_refused_before(monkeypatch, tmp_path):
-    monkeypatch.setattr(templating.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(PlumbobError, match=r"matplotlib.*plumbob\[bench\]"):
+    monkeypatch.setattr(templating.importlib.util, "find_spec", lambda name: None if name == "jinja2" else True)
+    with pytest.raises(PlumbobError, match=r"needs jinja2\..*plumbob\[bench\]"):
         require_renderer()
+    monkeypatch.setattr(templating.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(PlumbobError, match="matplotlib"):
         write(report(), tmp_path / "new")
     assert not (tmp_path / "new").exists()
