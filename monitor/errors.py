@@ -3,6 +3,7 @@
 PlumbobError
 ├── ConfigError             a setting that is unknown, malformed or given twice, and the source that has it
 ├── PolicyError             a policy file that is malformed or does not fit the bundle
+├── InvalidSteering         steering that makes no sense, is beyond a cap, or does not fit the bundle
 ├── PrerequisiteError       something is not installed, or of an unsupported version
 ├── PortError               an address that is in use
 ├── EngineError             a vLLM configuration that cannot be tapped
@@ -44,6 +45,20 @@ class ConfigError(PlumbobError):
 
 class PolicyError(PlumbobError):
     """A policy file that is malformed, or names what the bundle does not have."""
+
+
+class InvalidSteering(PlumbobError):
+    """Steering that makes no sense, is beyond a cap, or names what the bundle does not have.
+
+    Args:
+        field: Keys that lead to what is wrong, as a policy file has them.
+        message: What is wrong with it, without a stop at the end.
+        fix: What to do about it.
+    """
+
+    def __init__(self, field: tuple[str, ...], message: str, fix: str = "") -> None:
+        super().__init__(message, fix)
+        self.field = field
 
 
 class PrerequisiteError(PlumbobError):

@@ -4,9 +4,11 @@ from typing import Any, Final, NoReturn
 
 import grpc
 import grpc.aio
+from google.protobuf.message import Message
 
-from monitor.interventions.leases import Lease, LeaseError, Why, Wish
+from monitor.interventions.leases import Lease, LeaseError, Why
 from monitor.interventions.operator import Operator
+from monitor.policy import Gate, Steering
 from monitor.v1 import control_service_pb2 as pb
 from monitor.v1 import event_pb2
 from monitor.v1.control_service_pb2_grpc import ControlServiceServicer
@@ -35,8 +37,8 @@ class ControlService(ControlServiceServicer):
     async def Steer(self, request: pb.SteerRequest, context: Context) -> pb.SteerResponse:
         """Steer a request in flight."""
         try:
-            wish = _wish(request.act, tokens=request.tokens if request.HasField("tokens") else None)
-            lease = self._operator.steer(_who(context), request.request_id, wish, request.lease_seconds)
+            steering = _steering(request, None)
+            lease = self._operator.steer(_who(context), request.request_id, steering, request.lease_seconds)
         except LeaseError as error:
             await _refuse(context, error)
         return pb.SteerResponse(order=_order(lease, lease.seconds))
@@ -51,13 +53,10 @@ class ControlService(ControlServiceServicer):
 
     async def Arm(self, request: pb.ArmRequest, context: Context) -> pb.ArmResponse:
         """Arm a gate."""
-        given = {
-            name: getattr(request, name) if request.HasField(name) else None
-            for name in ("tokens", "threshold", "streak", "release", "hold")
-        }
+        gate = Gate(**_given(request, "threshold", "streak", "release", "hold"))
         try:
-            wish = _wish(request.act, **given)
-            lease = self._operator.arm(_who(context), request.probe, wish, request.lease_seconds)
+            steering = _steering(request, gate)
+            lease = self._operator.arm(_who(context), request.probe, steering, request.lease_seconds)
         except LeaseError as error:
             await _refuse(context, error)
         return pb.ArmResponse(order=_order(lease, lease.seconds), engines=len(lease.engines))
@@ -75,20 +74,24 @@ class ControlService(ControlServiceServicer):
         return pb.ListOrdersResponse(orders=[_order(lease, left) for lease, left in self._operator.leases])
 
 
-def _wish(act: pb.Act, **given: Any) -> Wish:
-    """What is wished."""
+def _steering(request: pb.SteerRequest | pb.ArmRequest, gate: Gate | None) -> Steering:
+    """What is asked for, as it is written: the operator checks it, so that a refusal is counted and on record."""
+    act = request.act
+    given: dict[str, Any] = {"gate": gate, **_given(request, "tokens")}
     match act.operation:
         case event_pb2.OPERATION_ADD:
-            return Wish(act.vector, dose=act.dose, **given)
+            return Steering(act.vector, "add", dose=act.dose, **given)
         case event_pb2.OPERATION_ABLATE:
-            return Wish(act.vector, ablate=True, **given)
+            return Steering(act.vector, "ablate", **given)
         case event_pb2.OPERATION_CLAMP:
-            low = act.low if act.HasField("low") else None
-            high = act.high if act.HasField("high") else None
-            return Wish(act.vector, clamp=(low, high), **given)
+            return Steering(act.vector, "clamp", **_given(act, "low", "high"), **given)
         case _:
-            # Refused with the rest, so that it is counted and on record.
-            return Wish(act.vector, **given)
+            return Steering(act.vector, **given)
+
+
+def _given(message: Message, *fields: str) -> dict[str, Any]:
+    """The optional fields that a message has."""
+    return {field: getattr(message, field) for field in fields if message.HasField(field)}
 
 
 def _order(lease: Lease, left: float) -> pb.Order:

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from monitor import __version__
-from monitor.policy import Policy, Rule, SteerAction
+from monitor.policy import Policy, Rule, SteerAction, Steering
 from probes.bundle import (
     MAX_PROBES_PER_LAYER,
     Bundle,
@@ -118,7 +118,7 @@ def steering_policy(bundle: Bundle) -> Policy:
     """
     if not bundle.manifest.vectors:
         raise BundleError(f"Bundle {bundle.path} has no steering vector.", "Leave steering out with --arms.")
-    action = SteerAction(bundle.manifest.vectors[0].name, _DOSE, None)
+    action = SteerAction(Steering(bundle.manifest.vectors[0].name, dose=_DOSE))
     rule = Rule("steer-all", bundle.probes[0].name, models=(), mode="enforce", actions=(action,))
     return Policy(name="steer every response", digest="", rules=(rule,))
 

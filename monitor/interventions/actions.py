@@ -2,17 +2,18 @@
 
 import itertools
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from monitor.events import Alert, Escalated, Intervention, Ordered, ProbeFired, Request
-from monitor.interventions.gates import act_of, finite
-from monitor.policy import AlertAction, Decision, EscalateAction, SteerAction, StopAction
+from monitor.interventions.orders import steer_order
+from monitor.policy import AlertAction, Decision, EscalateAction, SteerAction, Steering, StopAction
 from monitor.sinks.recorder import Recorder
 from monitor.telemetry.stats import Stats
-from monitor.wire.orders import Order, Release, Steer, Stop
+from monitor.wire.orders import Order, Release, Stop
 
 UNREACHABLE: Final = "the engine could not be reached"
 
@@ -238,16 +239,16 @@ class Actions:
             )
         elif enforced:
             applied = self._applied[request.engine, request.engine_request_id]
-            id = _order_id(decision.rule, action, applied.orders)
+            id = _order_id(decision.rule, action.steering, applied.orders)
             applied.orders.add(id)
-            order = Steer(request.engine_request_id, [act_of(action)], action.tokens, id, max_dose=self.max_dose)
+            order = steer_order(request.engine_request_id, action.steering, id, max_dose=self.max_dose)
             sent = self._order(request, order)
             if decision.gate and sent:
                 applied.instead[decision.gate] = id
-            if action.closed is not None and sent:
+            if action.on_refusal is not None and sent:
                 applied.closed[id] = fired, decision
         self._tell(fired, decision, action, sent=sent, refusal=UNREACHABLE if enforced and not sent else "")
-        if isinstance(action, SteerAction) and action.closed is not None and enforced and not sent:
+        if isinstance(action, SteerAction) and action.on_refusal is not None and enforced and not sent:
             self._fail_closed(fired, decision, UNREACHABLE)
 
     def _fail_closed(self, fired: ProbeFired, decision: Decision, why: str) -> None:
@@ -264,7 +265,7 @@ class Actions:
         if applied.failed is None:
             return
         action = applied.failed[1].action
-        message = action.closed.message if isinstance(action, SteerAction) and action.closed is not None else ""
+        message = action.on_refusal.message if isinstance(action, SteerAction) and action.on_refusal is not None else ""
         if self._send_order(engine, Stop(key, message, f"{applied.failed[1].rule}:closed")):
             del self._unstopped[engine, key]
             self._tell_failed(*applied.failed)
@@ -277,8 +278,8 @@ class Actions:
     def _tell(
         self, fired: ProbeFired, decision: Decision, action: SteerAction | StopAction, *, sent: bool, refusal: str
     ) -> None:
-        request, steer = fired.request, action if isinstance(action, SteerAction) else None
-        vector = "" if steer is None else steer.vector
+        request, steering = fired.request, action.steering if isinstance(action, SteerAction) else None
+        vector = "" if steering is None else steering.vector
         agree, agree_of = self._agreement.get(fired.probe, (1, 1))
         self._stats.interventions[request.model, decision.rule, vector, decision.mode, sent] += 1
         self._recorder.record(
@@ -291,13 +292,13 @@ class Actions:
                 threshold=fired.threshold,
                 position=fired.position,
                 vector=vector,
-                dose=0.0 if steer is None else steer.dose,
-                tokens=None if steer is None else steer.tokens,
+                dose=0.0 if steering is None else steering.dose or 0.0,
+                tokens=None if steering is None else steering.tokens,
                 sent=sent,
                 reason=decision.reason,
-                operation="stop" if steer is None else steer.operation,
-                low=None if steer is None else finite(steer.low),
-                high=None if steer is None else finite(steer.high),
+                operation="stop" if steering is None else steering.operation,
+                low=None if steering is None else steering.low,
+                high=None if steering is None else steering.high,
                 agree=agree,
                 agree_of=agree_of,
                 refusal=refusal,
@@ -322,16 +323,17 @@ def _hold(decision: Decision, why: str) -> Decision:
     return replace(decision, mode="shadow", reason=f"{decision.reason}; held to shadow: {why}")
 
 
-def _order_id(rule: str, action: SteerAction, taken: Collection[str]) -> str:
+def _order_id(rule: str, steering: Steering, taken: Collection[str]) -> str:
     """All that an order says, since an engine takes an id once a request, and the same when another monitor decides."""
-    match action.operation:
+    match steering.operation:
         case "add":
-            done = repr(action.dose)
+            done = repr(steering.dose)
         case "clamp":
-            done = f"clamp:{action.low!r}..{action.high!r}"
-        case _:
-            done = action.operation
-    tokens = "" if action.tokens is None else f":{action.tokens}"
-    first = f"{rule}:{action.vector}:{done}{tokens}"
+            low, high = -math.inf if steering.low is None else steering.low, steering.high
+            done = f"clamp:{low!r}..{math.inf if high is None else high!r}"
+        case "ablate":
+            done = "ablate"
+    tokens = "" if steering.tokens is None else f":{steering.tokens}"
+    first = f"{rule}:{steering.vector}:{done}{tokens}"
     ids = (first if count == 1 else f"{first}#{count}" for count in itertools.count(1))
     return next(id for id in ids if id not in taken)

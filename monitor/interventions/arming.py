@@ -19,12 +19,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from monitor.events import Ordered, OrderKind, Request
-from monitor.interventions.gates import OPERATOR_PREFIX, GateFacts, arm_order, policy_facts
+from monitor.interventions.gates import OPERATOR_PREFIX, GateFacts, policy_facts
+from monitor.interventions.orders import arm_order
 from monitor.policy import GATE_PREFIX, Policy, PolicyGate
 from monitor.sinks.recorder import Recorder
 from monitor.telemetry.stats import Stats
 from monitor.wire.frames import Hello
-from monitor.wire.orders import Arm, Disarm, Order
+from monitor.wire.orders import Disarm, Order
 from probes.bundle import Bundle
 
 SendOrder = Callable[[str, Order], bool]
@@ -202,7 +203,7 @@ class Arming:
         state.before.clear()
 
     def _arm(self, engine: str, state: _Engine, gate: PolicyGate, hello: Hello) -> None:
-        order: Arm = arm_order(gate, self._max_dose)
+        order = arm_order(gate.id, gate.rule.probe, gate.steering, max_dose=self._max_dose)
         if not self._send(engine, order):
             # Tried again with the next HELLO, which is what says that it can be reached.
             logger.warning("The order to arm %s did not reach engine %s.", gate.id, engine)
@@ -211,7 +212,7 @@ class Arming:
             state.left_out |= {(gate.id, key) for key in self._in_flight(engine)}
         state.sent.add(gate.id)
         state.disarmed.discard(gate.id)
-        self._tell(engine, state, gate.id, "arm", f"rule '{gate.rule.name}' enforces: {gate.action}")
+        self._tell(engine, state, gate.id, "arm", f"rule '{gate.rule.name}' enforces: {gate.steering}")
 
     def _disarm(self, engine: str, state: _Engine, gate: str) -> None:
         if gate in state.disarmed or not self._send(engine, Disarm(gate)):
@@ -223,7 +224,7 @@ class Arming:
     def _refuse(self, engine: str, state: _Engine, gate: PolicyGate, why: str) -> None:
         state.refused.add(gate.id)
         logger.error("Engine %s does not decide by gate %s: %s.", engine, gate.id, why)
-        self._tell(engine, state, gate.id, "arm", f"rule '{gate.rule.name}' enforces: {gate.action}", why)
+        self._tell(engine, state, gate.id, "arm", f"rule '{gate.rule.name}' enforces: {gate.steering}", why)
 
     def _tell(self, engine: str, state: _Engine, gate: str, kind: OrderKind, detail: str, why: str = "") -> None:
         result = "refused" if why else "sent"

@@ -76,7 +76,7 @@ class GateDecisions:
             )
             return
         average = 0.0 if event.average is None else event.average
-        self._stats.interventions[request.model, facts.rule, facts.vector, "enforce", True] += 1
+        self._stats.interventions[request.model, facts.rule, facts.steering.vector, "enforce", True] += 1
         self._recorder.record(
             Intervention(
                 request=request,
@@ -86,14 +86,14 @@ class GateDecisions:
                 aggregate=average,
                 threshold=facts.threshold,
                 position=event.position,
-                vector=facts.vector,
-                dose=facts.dose,
-                tokens=facts.tokens,
+                vector=facts.steering.vector,
+                dose=facts.steering.dose or 0.0,
+                tokens=facts.steering.tokens,
                 sent=True,
                 reason=_reason(event, facts, average),
-                operation=facts.operation,
-                low=facts.low,
-                high=facts.high,
+                operation=facts.steering.operation,
+                low=facts.steering.low,
+                high=facts.steering.high,
                 gate=event.gate,
                 agree=facts.agree,
                 agree_of=facts.agree,

@@ -1,11 +1,10 @@
-"""An operator's order as values: what is wished, the lease that it has, and why it is refused."""
+"""An operator's order as values: the lease that it has, and why it is refused."""
 
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from monitor.events import OrderKind, Request
 from monitor.interventions.gates import GateFacts
-from monitor.wire.orders import Arm
 from probes.errors import PlumbobError
 
 MAX_LEASE_SECONDS: Final = 3600.0
@@ -28,21 +27,6 @@ class LeaseError(PlumbobError):
         self.why: Why = why
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What an operator wants done, as it was written; ``None``: not said."""
-
-    vector: str
-    dose: float | None = None
-    ablate: bool = False
-    clamp: tuple[float | None, float | None] | None = None
-    tokens: int | None = None
-    threshold: float | None = None
-    streak: int | None = None
-    release: float | None = None
-    hold: int | None = None
-
-
 @dataclass(slots=True)
 class Lease:
     """An order until it is undone."""
@@ -61,9 +45,10 @@ class Lease:
     """Of ``arm``: those that have the gate."""
     refused: set[str] = field(default_factory=set[str])
     """Of ``arm``: those that said that they do not arm it, and were not lost since; they are not asked again."""
-    arm: Arm | None = None
-    """The order, which goes out with what is left of the lease."""
     facts: GateFacts | None = None
+    """Of ``arm``: what its gate reads and does. The order goes out with what is left of the lease."""
+    max_dose: float | None = None
+    """The policy's cap when it was given."""
 
     @property
     def targets(self) -> list[tuple[str, Request | None]]:

@@ -12,22 +12,18 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-import msgspec
-from pydantic import ValidationError
-
-from monitor.errors import PolicyError
+from monitor.errors import InvalidSteering
 from monitor.events import Ordered, OrderKind, OrderResult, Request
 from monitor.ingest import Link
 from monitor.interventions.arming import SendOrder
-from monitor.interventions.gates import OPERATOR_PREFIX, GateFacts, act_of, facts_of
-from monitor.interventions.leases import MAX_FINISHED, MAX_LEASE_SECONDS, MAX_ORDERS, Lease, LeaseError, Wish
-from monitor.policy import SteerAction
-from monitor.policy.document import Place, ReleaseSpec, SteerSpec
-from monitor.policy.steering import steer_action
+from monitor.interventions.gates import OPERATOR_PREFIX, GateFacts, facts_of
+from monitor.interventions.leases import MAX_FINISHED, MAX_LEASE_SECONDS, MAX_ORDERS, Lease, LeaseError
+from monitor.interventions.orders import arm_order, steer_order
+from monitor.policy import Steering, require_valid
 from monitor.sinks.recorder import Recorder
 from monitor.telemetry.stats import Stats
 from monitor.verdicts import VerdictTable
-from monitor.wire.orders import Arm, Disarm, Release, Steer
+from monitor.wire.orders import Disarm, Release
 from probes.bundle import Bundle
 
 
@@ -83,25 +79,26 @@ class Operator:
         lease = self._leases.get(gate)
         return None if lease is None else lease.facts
 
-    def steer(self, who: str, request_id: str, wish: Wish, seconds: float) -> Lease:
+    def steer(self, who: str, request_id: str, steering: Steering, seconds: float) -> Lease:
         """Steer the answers of a request in flight, from their next step on.
 
         Raises:
             LeaseError: It is refused, and that is recorded.
         """
-        with _Told(self, "steer", who, f"steer {wish.vector} in request '{request_id[:100]}'", seconds) as told:
-            self._check(wish, seconds)
-            action = self._action(wish, gate=False, probe="")
-            told.detail = f"{action}"
+        with _Told(
+            self, "steer", who, f"steer {steering.vector[:100]} in request '{request_id[:100]}'", seconds
+        ) as told:
+            self._check(seconds)
+            self._require_valid(steering, "")
+            told.detail = f"{steering}"
             requests = self._requests(request_id)
             told.request = requests[0]
             lease = self._lease("steer", who, told.detail, seconds)
-            order = [act_of(action)]
             for request in requests:
-                steer = Steer(
-                    request.engine_request_id, order, action.tokens, lease.id, lease=seconds, max_dose=self.max_dose
+                order = steer_order(
+                    request.engine_request_id, steering, lease.id, max_dose=self.max_dose, lease_seconds=seconds
                 )
-                if self._send(request.engine, steer):
+                if self._send(request.engine, order):
                     lease.requests.append(request)
             if not lease.requests:
                 raise LeaseError("unreachable", f"Engine {requests[0].engine} cannot be reached.", "Try again.")
@@ -110,33 +107,23 @@ class Operator:
                 self._tell(lease, "sent", request.engine, request)
         return lease
 
-    def arm(self, who: str, probe: str, wish: Wish, seconds: float) -> Lease:
+    def arm(self, who: str, probe: str, steering: Steering, seconds: float) -> Lease:
         """Let all engines that are connected, and those that connect while the lease runs, steer by a gate.
 
         Raises:
             LeaseError: It is refused, and that is recorded.
         """
-        with _Told(self, "arm", who, f"steer {wish.vector} by probe '{probe[:100]}'", seconds) as told:
-            self._check(wish, seconds)
+        with _Told(self, "arm", who, f"steer {steering.vector[:100]} by probe '{probe[:100]}'", seconds) as told:
+            self._check(seconds)
             reader = next((known for known in self._bundle.probes if known.name == probe), None)
             if reader is None:
                 known = ", ".join(known.name for known in self._bundle.probes) or "none"
                 raise LeaseError("unknown", f"The engines read no probe '{probe[:100]}'.", f"They read: {known}.")
-            action = self._action(wish, gate=True, probe=probe)
-            told.detail = f"{action}, when {probe} fires"
+            self._require_valid(steering, probe)
+            told.detail = f"{steering}, when {probe} fires"
             lease = self._lease("arm", who, told.detail, seconds)
-            lease.facts = facts_of(action, reader, "", f"{who} ordered: {action}")
-            lease.arm = Arm(
-                id=lease.id,
-                probe=probe,
-                acts=[act_of(action)],
-                threshold=wish.threshold,
-                streak=wish.streak,
-                release=wish.release,
-                hold=wish.hold,
-                budget=wish.tokens,
-                max_dose=self.max_dose,
-            )
+            lease.facts = facts_of(steering, reader, "", f"{who} ordered: {steering}")
+            lease.max_dose = self.max_dose
             for link in list(self._links.values()):
                 self._arm(lease, link)
             if not lease.engines:
@@ -225,41 +212,21 @@ class Operator:
             if engine in self._links and not self._send(engine, order)
         ]
 
-    def _check(self, wish: Wish, seconds: float) -> None:
+    def _check(self, seconds: float) -> None:
         if not 0 < seconds <= MAX_LEASE_SECONDS:
             raise LeaseError(
                 "invalid", f"A lease of {seconds:g} s cannot be had.", f"Ask for 1 to {MAX_LEASE_SECONDS:g} s."
             )
         if len(self._leases) >= MAX_ORDERS:
             raise LeaseError("full", f"{MAX_ORDERS} orders have leases that run.", "Release or disarm one.")
-        known = [vector.name for vector in self._bundle.manifest.vectors]
-        if wish.vector not in known:
-            raise LeaseError(
-                "unknown", f"The bundle has no steering vector '{wish.vector[:100]}'.", f"It has: {', '.join(known)}."
-            )
 
-    def _action(self, wish: Wish, *, gate: bool, probe: str) -> SteerAction:
-        """What is wished, checked as a rule of a policy would be."""
+    def _require_valid(self, steering: Steering, probe: str) -> None:
         try:
-            spec = SteerSpec(
-                vector=wish.vector,
-                dose=wish.dose,
-                ablate=wish.ablate,
-                clamp=None if wish.clamp is None else list(wish.clamp),
-                tokens=wish.tokens,
-                gate=gate,
-                hold=wish.hold,
-                release=None if wish.release is None else ReleaseSpec(logits=wish.release),
-                streak=wish.streak,
-                threshold=wish.threshold,
-            )
-            return steer_action(spec, Place("the order"), probe, self._bundle, self.max_dose)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place = ".".join(map(str, first["loc"]))
-            raise LeaseError("invalid", f"the order: {place}: {first['msg']}.") from error
-        except PolicyError as error:
-            raise LeaseError("invalid", error.message, error.fix) from error
+            require_valid(steering, probe, self._bundle, self.max_dose)
+        except InvalidSteering as error:
+            why = "unknown" if error.field == ("vector",) else "invalid"
+            place, said = ".".join(error.field), error.message.rstrip(".")
+            raise LeaseError(why, f"the order: {place}: {said}.", error.fix) from error
 
     def _requests(self, request_id: str) -> list[Request]:
         """The answers of a request in flight, of engines that may be ordered."""
@@ -284,11 +251,14 @@ class Operator:
         return Lease(OPERATOR_PREFIX + secrets.token_hex(4), kind, who, detail, self._clock() + seconds, seconds)
 
     def _arm(self, lease: Lease, link: Link) -> bool:
-        if lease.arm is None or link.state != "connected" or link.gates == 0:
+        if lease.facts is None or link.state != "connected" or link.gates == 0:
             return False
         if (left := lease.ends - self._clock()) <= 0:
             return False
-        if not self._send(link.engine, msgspec.structs.replace(lease.arm, lease=left)):
+        facts, max_dose = lease.facts, lease.max_dose
+        if not self._send(
+            link.engine, arm_order(lease.id, facts.probe, facts.steering, max_dose=max_dose, lease_seconds=left)
+        ):
             return False
         lease.engines.append(link.engine)
         return True

@@ -1,16 +1,16 @@
 """What to do when a probe fires: YAML to rules to decisions.
 
 ``document``    the file's shape, and errors that name the place in it
-``deeds``       what a rule may do
+``actions``     what a rule may do
+``steering``    steering as one value, checked against the bundle
 ``rules``       rules as values, and the decisions that they give
 ``load``        from a file to a policy that fits a bundle
-``steering``    what a rule's steering says, checked against the bundle
 """
 
-from monitor.policy.deeds import Action, AlertAction, EscalateAction, Gate, SteerAction, StopAction
+from monitor.policy.actions import Action, AlertAction, EscalateAction, SteerAction, StopAction
 from monitor.policy.load import default_policy, load_policy
 from monitor.policy.rules import GATE_PREFIX, Decision, Policy, PolicyGate, Rule
-from monitor.policy.steering import MAX_DOSE
+from monitor.policy.steering import MAX_DOSE, Gate, Steering, require_valid
 
 __all__ = [
     "GATE_PREFIX",
@@ -24,7 +24,9 @@ __all__ = [
     "PolicyGate",
     "Rule",
     "SteerAction",
+    "Steering",
     "StopAction",
     "default_policy",
     "load_policy",
+    "require_valid",
 ]

@@ -61,22 +61,22 @@ class ReleaseSpec(_Strict):
     """``release``: exactly one of ``margin`` and ``logits``."""
 
     margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    logits: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    streak: Annotated[int, Field(ge=1)] = 1
+    logits: float | None = None
+    streak: int = 1
 
 
 class SteerSpec(_Strict):
-    """``steer``: exactly one of ``dose``, ``ablate`` and ``clamp``."""
+    """``steer``: exactly one of ``dose``, ``ablate`` and ``clamp``, whose numbers
+    :func:`monitor.policy.steering.require_valid` checks.
+    """
 
     vector: str
-    dose: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    dose: float | None = None
     ablate: bool = False
-    clamp: (
-        Annotated[list[Annotated[float, Field(allow_inf_nan=False)] | None], Field(min_length=2, max_length=2)] | None
-    ) = None
-    tokens: Annotated[int, Field(ge=1)] | None = None
+    clamp: Annotated[list[float | None], Field(min_length=2, max_length=2)] | None = None
+    tokens: int | None = None
     gate: bool = False
-    hold: Annotated[int, Field(ge=0)] | None = None
+    hold: int | None = None
     release: ReleaseSpec | None = None
     streak: Annotated[int, Field(ge=1)] | None = None
     threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None

@@ -2,14 +2,18 @@
 
 import hashlib
 from pathlib import Path
+from typing import Final
 
 from monitor.configuration.yaml_mapping import suggest
-from monitor.errors import PolicyError
-from monitor.policy.deeds import Action, AlertAction, EscalateAction, StopAction
-from monitor.policy.document import ActionSpec, Place, PolicySpec, RuleSpec, parse
+from monitor.errors import InvalidSteering, PolicyError
+from monitor.policy.actions import Action, AlertAction, EscalateAction, SteerAction, StopAction
+from monitor.policy.document import ActionSpec, Place, PolicySpec, ReleaseSpec, RuleSpec, SteerSpec, parse
 from monitor.policy.rules import Policy, Rule
-from monitor.policy.steering import MAX_DOSE, steer_action
+from monitor.policy.steering import MAX_DOSE, Gate, Steering, require_valid
 from probes.bundle import Bundle
+
+_OF_GATES: Final = ("hold", "release", "streak", "threshold", "half_life", "min_tokens")
+"""Keys of ``steer`` that only mean something with ``gate: true``."""
 
 
 def load_policy(path: Path | str, bundle: Bundle) -> Policy:
@@ -95,4 +99,61 @@ def _action(spec: ActionSpec, place: Place, rule: RuleSpec, bundle: Bundle, max_
         )
     if steer is None:
         return StopAction(stop.message if stop is not None else "")
-    return steer_action(steer, place.at("steer"), rule.when.probe, bundle, max_dose)
+    return _steer(steer, place.at("steer"), rule.when.probe, bundle, max_dose)
+
+
+def _steer(spec: SteerSpec, place: Place, probe: str, bundle: Bundle, max_dose: float | None) -> SteerAction:
+    if (spec.dose is not None) + spec.ablate + (spec.clamp is not None) > 1:
+        place.fail("has more than one of dose, ablate and clamp", "Write each as an action of its own.")
+    low, high = spec.clamp or (None, None)
+    steering = Steering(
+        spec.vector,
+        "ablate" if spec.ablate else "add" if spec.clamp is None else "clamp",
+        dose=spec.dose,
+        low=low,
+        high=high,
+        tokens=spec.tokens,
+        gate=_gate(spec, place, probe, bundle),
+    )
+    try:
+        require_valid(steering, probe, bundle, max_dose)
+    except InvalidSteering as error:
+        place.at(*error.field).fail(error.message.rstrip("."), error.fix)
+    return SteerAction(steering, _on_refusal(spec, place))
+
+
+def _gate(spec: SteerSpec, place: Place, probe: str, bundle: Bundle) -> Gate | None:
+    if not spec.gate:
+        for key in _OF_GATES:
+            if getattr(spec, key) is not None:
+                place.at(key).fail("is what a gate does", "Write gate: true beside it.")
+        return None
+    return Gate(
+        hold=spec.hold,
+        release=None if spec.release is None else _release(spec, spec.release, place.at("release"), probe, bundle),
+        release_streak=1 if spec.release is None else spec.release.streak,
+        streak=spec.streak,
+        threshold=spec.threshold,
+        half_life=spec.half_life,
+        min_tokens=spec.min_tokens,
+    )
+
+
+def _release(spec: SteerSpec, release: ReleaseSpec, place: Place, probe: str, bundle: Bundle) -> float | None:
+    """In logits."""
+    if (release.margin is None) == (release.logits is None):
+        place.fail("must have one of margin and logits", "Write release: {margin: 1.0}.")
+    if release.margin is None:
+        return release.logits
+    thresholds = {known.name: known.threshold for known in bundle.all_probes}
+    return (thresholds[probe] if spec.threshold is None else spec.threshold) - release.margin
+
+
+def _on_refusal(spec: SteerSpec, place: Place) -> StopAction | None:
+    if spec.fail == "closed":
+        return StopAction(spec.message or "")
+    if spec.message is not None:
+        place.at("message").fail(
+            "is said where steering is refused and fail is closed", "Write fail: closed beside it."
+        )
+    return None

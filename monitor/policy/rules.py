@@ -6,7 +6,8 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from monitor.events import Mode, ProbeFired
-from monitor.policy.deeds import Action, SteerAction
+from monitor.policy.actions import Action, SteerAction
+from monitor.policy.steering import Steering
 
 GATE_PREFIX: Final = "policy:"
 """What the ids of gates that policies arm begin with."""
@@ -51,7 +52,7 @@ class PolicyGate:
 
     id: str
     rule: Rule
-    action: SteerAction
+    steering: Steering
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class Policy:
     def gates(self) -> dict[str, PolicyGate]:
         """What engines are to decide themselves, by the id of the gate: all of it is of rules that enforce."""
         return {
-            gate: PolicyGate(gate, rule, action)
+            gate: PolicyGate(gate, rule, action.steering)
             for rule in self.rules
             for index, action in enumerate(rule.actions)
             if isinstance(action, SteerAction) and (gate := self._gate(rule, index))
@@ -79,11 +80,11 @@ class Policy:
     def _gate(self, rule: Rule, index: int) -> str:
         """Id of the gate of a rule's action; empty where the engine does not decide it."""
         action = rule.actions[index]
-        if rule.mode != "enforce" or not isinstance(action, SteerAction) or action.gate is None:
+        if rule.mode != "enforce" or not isinstance(action, SteerAction) or action.steering.gate is None:
             return ""
         # What it does is part of the id: gates may outlive their policy and their monitor, and one that the next policy
         # has as well is to go on, with all that it has read. Which models it is for is seen to as engines are armed.
-        own = hashlib.sha256(repr((rule.probe, action, self.max_dose)).encode()).hexdigest()
+        own = hashlib.sha256(repr((rule.probe, action.steering, self.max_dose)).encode()).hexdigest()
         return f"{GATE_PREFIX}{own[:12]}:{rule.name}:{index}"
 
     def decide(self, fired: ProbeFired) -> list[Decision]:

@@ -1,11 +1,15 @@
-"""What a rule's steering says, checked against the bundle that has its probe and its vector."""
+"""Steering as one value, whether a policy file or an operator asks for it, and its check against the bundle.
+
+A :class:`Steering` is made as it was written, by the parser of policy files and by the gRPC handler alike;
+:func:`require_valid` says what is wrong with it. What it becomes on the wire is :mod:`monitor.interventions.orders`.
+"""
 
 import math
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Literal
 
 from monitor.configuration.yaml_mapping import suggest
-from monitor.policy.deeds import Gate, SteerAction, StopAction
-from monitor.policy.document import Place, ReleaseSpec, SteerSpec
+from monitor.errors import InvalidSteering
 from probes.bundle import Bundle, Probe
 from probes.errors import BundleError
 from probes.scoring.roles import Role
@@ -15,114 +19,180 @@ MAX_DOSE: Final = 1.0
 the model was about to say weighs no more than the correction, and beyond it the output is noise rather than a
 safer answer."""
 
-_OF_GATES: Final = ("hold", "release", "streak", "threshold", "half_life", "min_tokens")
-"""Keys that only mean something with ``gate: true``."""
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Decision by the engine itself, at the very token; ``None`` of a number: the probe's own."""
+
+    hold: int | None = None
+    """Tokens steered after the last one over the threshold, at least; ``None``: none where there is a release, else
+    until the request ends."""
+    release: float | None = None
+    """Steering goes on until averages fall below this, in logits; ``None``: until the hold is over."""
+    release_streak: int = 1
+    """So many averages in a row."""
+    streak: int | None = None
+    """Averages in a row that must reach the threshold."""
+    threshold: float | None = None
+    """In logits."""
+    half_life: float | None = None
+    """Of the average, in tokens."""
+    min_tokens: int | None = None
+    """Tokens read before it may open."""
+
+    @property
+    def judges_as_the_probe(self) -> bool:
+        """Whether it opens where the probe fires."""
+        return (self.streak, self.threshold, self.half_life, self.min_tokens) == (None, None, None, None)
+
+    def __str__(self) -> str:
+        held = "" if self.hold is None else f" holding {self.hold} tokens"
+        until = "" if self.release is None else f" until below {self.release:g}"
+        return f"by the engine's gate{held}{until}"
 
 
-def steer_action(
-    spec: SteerSpec, place: Place, probe: str, bundle: Bundle, max_dose: float | None = None
-) -> SteerAction:
-    """Check a steer action.
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """Change the projection of the rest of a response on a steering vector.
+
+    Doses and bounds are relative to the median norm of the residual stream at the vector's layer.
+    """
+
+    vector: str
+    operation: Literal["add", "ablate", "clamp"] = "add"
+    dose: float | None = None
+    """Of ``add``; negative steers away from the concept."""
+    low: float | None = None
+    """Of ``clamp``; ``None``: no bound."""
+    high: float | None = None
+    """Of ``clamp``; ``None``: no bound."""
+    tokens: int | None = None
+    """Release after this many tokens; ``None``: at the end of the request."""
+    gate: Gate | None = None
+    """``None``: the monitor orders it, from the request's next step on."""
+
+    def __str__(self) -> str:
+        until = "until the request ends" if self.tokens is None else f"for {self.tokens} tokens"
+        match self.operation:
+            case "ablate":
+                what = f"ablate {self.vector}"
+            case "clamp":
+                what = f"clamp {self.vector} to {self.range}"
+            case "add":
+                what = f"steer {self.vector} at dose {self.dose or 0.0:g}"
+        return f"{what} {until}" + ("" if self.gate is None else f", {self.gate}")
+
+    @property
+    def range(self) -> str:
+        """The bounds of ``clamp`` in words."""
+        low, high = -math.inf if self.low is None else self.low, math.inf if self.high is None else self.high
+        return f"{low:g}..{high:g}"
+
+
+def require_valid(steering: Steering, probe: str, bundle: Bundle, max_dose: float | None = None) -> None:
+    """Check steering against the bundle that has its vector.
 
     Args:
-        spec: What the file says.
-        place: Where it does.
-        probe: Of its rule.
-        bundle: What has the probe and the vector.
-        max_dose: The file's own limit; ``None``: it has none.
+        steering: As it was written.
+        probe: Name of the probe that its gate reads; of no meaning without a gate.
+        bundle: Has the probe and the vector, and caps its dose.
+        max_dose: The policy's own limit; ``None``: it has none.
 
     Raises:
-        PolicyError: It cannot be done.
+        InvalidSteering: It cannot be done; the error names the field.
     """
     vectors = [vector.name for vector in bundle.manifest.vectors]
-    if spec.vector not in vectors:
-        place.at("vector").fail(f"the bundle has no steering vector '{spec.vector}'", suggest(spec.vector, vectors))
-    gate, closed = _gate(spec, place, bundle, probe), _closed(spec, place)
-    if (spec.dose is not None) + spec.ablate + (spec.clamp is not None) != 1:
-        if spec.dose is None and not spec.ablate and spec.clamp is None:
-            place.at("dose").fail("is missing", "Write dose: -0.2, or ablate: true, or clamp: [low, high].")
-        place.fail("has more than one of dose, ablate and clamp", "Write each as an action of its own.")
-    if spec.dose is not None:
-        if spec.dose == 0:
-            place.at("dose").fail("0 changes nothing", "Remove the action, or give it a dose.")
-        _require_dose(spec.vector, spec.dose, place.at("dose"), bundle, max_dose)
-        return SteerAction(spec.vector, spec.dose, spec.tokens, gate=gate, closed=closed)
-    if spec.clamp is None:
-        return SteerAction(spec.vector, 0.0, spec.tokens, "ablate", gate=gate, closed=closed)
-    low = -math.inf if spec.clamp[0] is None else spec.clamp[0]
-    high = math.inf if spec.clamp[1] is None else spec.clamp[1]
-    if low > high or not (math.isfinite(low) or math.isfinite(high)):
-        place.at("clamp").fail(f"the range from {low:g} to {high:g} clamps nothing", "Give the lower bound first.")
-    bound = max(abs(value) for value in (low, high) if math.isfinite(value))
-    if bound:
-        _require_dose(spec.vector, bound, place.at("clamp"), bundle, max_dose)
-    return SteerAction(spec.vector, 0.0, spec.tokens, "clamp", low, high, gate, closed)
+    if steering.vector not in vectors:
+        name = steering.vector[:100]
+        raise InvalidSteering(("vector",), f"the bundle has no steering vector '{name}'", suggest(name, vectors))
+    _require_at_least(1, steering.tokens, "tokens")
+    if steering.gate is not None:
+        _require_gate(steering.gate, probe, bundle)
+    if steering.operation == "add":
+        _require_dose(steering, bundle, max_dose)
+    elif steering.operation == "clamp":
+        _require_range(steering, bundle, max_dose)
 
 
-def _closed(spec: SteerSpec, place: Place) -> StopAction | None:
-    """What is done instead of steering that is refused."""
-    if spec.fail == "closed":
-        return StopAction(spec.message or "")
-    if spec.message is not None:
-        place.at("message").fail(
-            "is said where steering is refused and fail is closed", "Write fail: closed beside it."
+def _require_dose(steering: Steering, bundle: Bundle, max_dose: float | None) -> None:
+    if steering.dose is None:
+        raise InvalidSteering(("dose",), "is missing", "Write dose: -0.2, or ablate: true, or clamp: [low, high].")
+    _require_finite(steering.dose, "dose")
+    if steering.dose == 0:
+        raise InvalidSteering(("dose",), "0 changes nothing", "Remove the action, or give it a dose.")
+    _require_within_caps(steering.vector, steering.dose, "dose", bundle, max_dose)
+
+
+def _require_range(steering: Steering, bundle: Bundle, max_dose: float | None) -> None:
+    bounds = [bound for bound in (steering.low, steering.high) if bound is not None]
+    for bound in bounds:
+        _require_finite(bound, "clamp")
+    if not bounds or (len(bounds) == 2 and bounds[0] > bounds[1]):
+        low, high = steering.range.split("..")
+        raise InvalidSteering(
+            ("clamp",), f"the range from {low} to {high} clamps nothing", "Give the lower bound first."
         )
-    return None
+    if farthest := max(map(abs, bounds)):
+        _require_within_caps(steering.vector, farthest, "clamp", bundle, max_dose)
 
 
-def _require_dose(vector: str, dose: float, place: Place, bundle: Bundle, max_dose: float | None) -> None:
+def _require_within_caps(vector: str, dose: float, field: str, bundle: Bundle, max_dose: float | None) -> None:
     if abs(dose) > MAX_DOSE:
-        place.fail(f"{dose:g} is beyond the limit of {MAX_DOSE:g}", "Begin with 0.1 to 0.3.")
+        raise InvalidSteering((field,), f"{dose:g} is beyond the limit of {MAX_DOSE:g}", "Begin with 0.1 to 0.3.")
     if max_dose is not None and abs(dose) > max_dose:
-        place.fail(f"{dose:g} is beyond max_dose of this file, {max_dose:g}", "Lower one or raise the other.")
+        raise InvalidSteering(
+            (field,), f"{dose:g} is beyond max_dose of this file, {max_dose:g}", "Lower one or raise the other."
+        )
     try:
         bundle.vector(vector).require_dose(dose)
     except BundleError as error:
-        place.fail(error.message.rstrip("."), error.fix)
+        raise InvalidSteering((field,), error.message, error.fix) from error
 
 
-def _gate(spec: SteerSpec, place: Place, bundle: Bundle, name: str) -> Gate | None:
-    """How the engine is to decide, if it is."""
-    if not spec.gate:
-        for key in _OF_GATES:
-            if getattr(spec, key) is not None:
-                place.at(key).fail("is what a gate does", "Write gate: true beside it.")
-        return None
-    place = place.at("gate")
+def _require_gate(gate: Gate, name: str, bundle: Bundle) -> None:
     probe = next((probe for probe in bundle.probes if probe.name == name), None)
     if probe is None:
-        place.fail(f"probe '{name}' is read by a worker, and no gate of the engine reads it", "Remove gate: true.")
+        raise InvalidSteering(
+            ("gate",), f"probe '{name}' is read by a worker, and no gate of the engine reads it", "Remove gate: true."
+        )
+    _require_at_least(0, gate.hold, "hold")
+    _require_at_least(1, gate.release_streak, "release", "streak")
     own = probe.aggregate
-    if own.window != 1 and spec.half_life is None:
-        place.fail(
+    if own.window != 1 and gate.half_life is None:
+        raise InvalidSteering(
+            ("gate",),
             f"probe '{name}' averages means of {own.window} scores, which no gate does",
             "Give it a half_life, and a threshold for that.",
         )
-    if own.agree != own.agree_of and spec.streak is None:
-        place.fail(
+    if own.agree != own.agree_of and gate.streak is None:
+        raise InvalidSteering(
+            ("gate",),
             f"probe '{name}' wants {own.agree} of {own.agree_of} averages to agree, which no gate does",
             "Give it a streak.",
         )
-    threshold = probe.threshold if spec.threshold is None else spec.threshold
-    return Gate(
-        hold=spec.hold,
-        release=None if spec.release is None else _release(spec.release, place, probe, threshold),
-        release_streak=1 if spec.release is None else spec.release.streak,
-        streak=spec.streak,
-        threshold=spec.threshold,
-        half_life=spec.half_life,
-        min_tokens=spec.min_tokens,
-    )
+    if gate.release is not None:
+        _require_release(gate.release, probe, probe.threshold if gate.threshold is None else gate.threshold)
 
 
-def _release(spec: ReleaseSpec, gate: Place, probe: Probe, threshold: float) -> float:
-    """In logits."""
-    place = Place(gate.file, (*gate.path[:-1], "release"))
-    if (spec.margin is None) == (spec.logits is None):
-        place.fail("must have one of margin and logits", "Write release: {margin: 1.0}.")
+def _require_release(release: float, probe: Probe, threshold: float) -> None:
     if not probe.reads(Role.ASSISTANT):
-        place.fail(f"probe '{probe.name}' reads no response, so that its average never falls", "Give a hold instead.")
-    release = threshold - spec.margin if spec.margin is not None else spec.logits
-    if release is None or release > threshold:
-        place.at("logits").fail(f"{release:g} is above the threshold of {threshold:g}", "Release below it.")
-    return release
+        raise InvalidSteering(
+            ("release",),
+            f"probe '{probe.name}' reads no response, so that its average never falls",
+            "Give a hold instead.",
+        )
+    _require_finite(release, "release", "logits")
+    if release > threshold:
+        raise InvalidSteering(
+            ("release", "logits"), f"{release:g} is above the threshold of {threshold:g}", "Release below it."
+        )
+
+
+def _require_at_least(least: int, number: int | None, *field: str) -> None:
+    if number is not None and number < least:
+        raise InvalidSteering(field, f"must be greater than or equal to {least}, not {number}")
+
+
+def _require_finite(number: float, *field: str) -> None:
+    if not math.isfinite(number):
+        raise InvalidSteering(field, "must be a finite number")

@@ -250,14 +250,14 @@ def test_gates_are_armed_on_all_engines_and_on_those_that_come(house):
         ({"lease_seconds": 0}, "INVALID_ARGUMENT", "A lease of 0 s cannot be had. Ask for 1 to 3600 s."),
         ({"lease_seconds": 4000}, "INVALID_ARGUMENT", "A lease of 4000 s cannot be had."),
         ({"lease_seconds": float("nan")}, "INVALID_ARGUMENT", "A lease of nan s cannot be had."),
-        ({"tokens": 0}, "INVALID_ARGUMENT", "the order: tokens: Input should be greater than or equal to 1."),
+        ({"tokens": 0}, "INVALID_ARGUMENT", "the order: tokens: must be greater than or equal to 1, not 0."),
         ({"act": pb.Act(vector="none", operation=1, dose=0.1)}, "NOT_FOUND", "has no steering vector 'none'"),
         ({"act": pb.Act(vector="sycophancy", operation=1, dose=0.75)}, "INVALID_ARGUMENT", "is beyond max_dose"),
         ({"act": pb.Act(vector="sycophancy", operation=1)}, "INVALID_ARGUMENT", "the order: dose: 0 changes nothing"),
         (
             {"act": pb.Act(vector="sycophancy", operation=1, dose=float("inf"))},
             "INVALID_ARGUMENT",
-            "the order: dose: Input should be a finite number.",
+            "the order: dose: must be a finite number.",
         ),
         ({"act": pb.Act(vector="sycophancy")}, "INVALID_ARGUMENT", "the order: dose: is missing."),
         (
@@ -279,6 +279,26 @@ def test_what_makes_no_sense_is_refused_with_the_reason(house, change, code, sai
     (told,) = house.told()
     assert told.result == "refused" and said in told.reason
     assert house.monitor.stats.orders == {("operator", "steer", "refused"): 1}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"release": 1.5}, "the order: release.logits: 1.5 is above the threshold of 1."),
+        ({"release": float("nan")}, "the order: release.logits: must be a finite number."),
+        ({"probe": "harmful_intent", "release": 0.0}, "the order: release: probe 'harmful_intent' reads no response"),
+    ],
+)
+def test_a_gate_is_checked_as_that_of_a_rule_is(house, given, said):
+    async def scenario(control, reading):
+        house.hello()
+        wanted = pb.ArmRequest(**{"probe": "toxicity", "act": ADD, "lease_seconds": 60, **given})
+        code, details = await refused(control.Arm(wanted))
+        assert (code, said in details) == ("INVALID_ARGUMENT", True), details
+
+    run(house, scenario)
+    assert house.orders() == []
+    assert house.monitor.stats.orders == {("operator", "arm", "refused"): 1}
 
 
 def test_a_probe_that_is_none_and_an_engine_that_cannot_be_had(house):

@@ -5,7 +5,7 @@ import pytest
 
 from monitor.events import Alert, EngineChanged, EventLog, Intervention, ProbeFired, Request
 from monitor.interventions import Actions
-from monitor.policy import AlertAction, Decision, SteerAction
+from monitor.policy import AlertAction, Decision, SteerAction, Steering
 from monitor.sinks import LogSink, MemorySink, Recorder
 from monitor.telemetry.stats import Stats
 from monitor.wire.orders import Act, Steer
@@ -16,7 +16,7 @@ def fired(key="a", probe="toxicity") -> ProbeFired:
 
 
 def decision(mode="enforce", action=None, rule="rule") -> Decision:
-    return Decision(rule, mode, action or SteerAction("toxicity", -0.2, 50), "because")
+    return Decision(rule, mode, action or SteerAction(Steering("toxicity", dose=-0.2, tokens=50)), "because")
 
 
 class Engine:
@@ -100,15 +100,15 @@ def test_a_rule_applies_once_a_request_with_all_its_actions(actions, engine, sin
 
 def test_no_two_orders_of_a_rule_share_an_id_and_each_keeps_its_own(actions, engine):
     several = (
-        SteerAction("toxicity", 0.1, None),
-        SteerAction("toxicity", 0.1000000001, None),
-        SteerAction("toxicity", 0.1, 5),
-        SteerAction("toxicity", 0.0, None, "clamp", high=0.2),
-        SteerAction("toxicity", 0.0, None, "clamp", high=0.1),
-        SteerAction("toxicity", 0.0, None, "clamp", low=0.1),
-        SteerAction("toxicity", 0.0, None, "ablate"),
-        SteerAction("toxicity", 0.1, None),
-        SteerAction("toxicity", 0.1, None),
+        SteerAction(Steering("toxicity", dose=0.1)),
+        SteerAction(Steering("toxicity", dose=0.1000000001)),
+        SteerAction(Steering("toxicity", dose=0.1, tokens=5)),
+        SteerAction(Steering("toxicity", "clamp", high=0.2)),
+        SteerAction(Steering("toxicity", "clamp", high=0.1)),
+        SteerAction(Steering("toxicity", "clamp", low=0.1)),
+        SteerAction(Steering("toxicity", "ablate")),
+        SteerAction(Steering("toxicity", dose=0.1)),
+        SteerAction(Steering("toxicity", dose=0.1)),
     )
     actions.apply(fired(), [decision(action=action) for action in several])
     first = [order.id for _, order in engine.orders]

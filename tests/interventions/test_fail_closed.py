@@ -8,7 +8,7 @@ import pytest
 from monitor.errors import PolicyError
 from monitor.events import Intervention, Ordered
 from monitor.ingest import Arrival, MemorySource
-from monitor.policy import SteerAction, StopAction, load_policy
+from monitor.policy import SteerAction, Steering, StopAction, load_policy
 from monitor.service.monitor import Monitor
 from monitor.sinks import MemorySink
 from monitor.sinks.audit import AuditLog, verify
@@ -50,11 +50,11 @@ def load(tiny_bundle, tmp_path):
 def test_a_steer_action_may_fail_closed_with_a_message(load):
     _, policy = load(CLOSED)
     steer, ablate = policy.rules[0].actions
-    assert steer == SteerAction("sycophancy", -0.3, None, closed=StopAction(MESSAGE))
-    assert ablate.closed == StopAction(MESSAGE)
+    assert steer == SteerAction(Steering("sycophancy", dose=-0.3), StopAction(MESSAGE))
+    assert ablate.on_refusal == StopAction(MESSAGE)
     assert str(steer).endswith("until the request ends; where that is refused, stop with the policy's message")
-    assert [action.closed for action in load("fail: closed")[1].rules[0].actions] == [StopAction("")] * 2
-    assert [action.closed for action in load("fail: open")[1].rules[0].actions] == [None, None]
+    assert [action.on_refusal for action in load("fail: closed")[1].rules[0].actions] == [StopAction("")] * 2
+    assert [action.on_refusal for action in load("fail: open")[1].rules[0].actions] == [None, None]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from monitor.events import (
     RequestFinished,
 )
 from monitor.ingest import Arrival, MemorySource
-from monitor.policy import AlertAction, Gate, Policy, Rule, SteerAction
+from monitor.policy import AlertAction, Gate, Policy, Rule, SteerAction, Steering
 from monitor.service.monitor import Monitor
 from monitor.sinks import MemorySink
 from monitor.sinks.audit import AuditLog, verify
@@ -24,8 +24,10 @@ from monitor.wire.frames import VERSION, GateEvent, Hello, Refusal, Started
 from monitor.wire.orders import Ack, Act, Admission, Arm, Disarm, Release, Steer
 from probes.scoring.roles import Role
 
-CLAMP = SteerAction("sycophancy", 0.0, 50, "clamp", high=0.1, gate=Gate(hold=8, release=0.25, release_streak=2))
-ADD = SteerAction("harmful_intent", -0.2, None, gate=Gate(streak=3))
+CLAMP = SteerAction(
+    Steering("sycophancy", "clamp", high=0.1, tokens=50, gate=Gate(hold=8, release=0.25, release_streak=2))
+)
+ADD = SteerAction(Steering("harmful_intent", dose=-0.2, gate=Gate(streak=3)))
 RULES = (
     Rule("flattery", "sycophancy", ("tiny",), "enforce", (CLAMP, AlertAction("info"))),
     Rule("others", "sycophancy", (), "alert", (AlertAction("warning"),)),

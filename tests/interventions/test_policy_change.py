@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 
 from monitor.events import Alert, Intervention, Ordered, PolicyChanged
-from monitor.policy import AlertAction, Gate, Policy, Rule, SteerAction
+from monitor.policy import AlertAction, Gate, Policy, Rule, SteerAction, Steering
 from monitor.wire.frames import GateEvent, Refusal, Started
 from monitor.wire.orders import Act, Arm, Disarm, Steer
 from probes.scoring.roles import Role
 from tests.interventions.test_fail_closed import Desk
 
-CLAMP = SteerAction("sycophancy", 0.0, None, "clamp", high=0.1, gate=Gate(hold=8))
+CLAMP = SteerAction(Steering("sycophancy", "clamp", high=0.1, gate=Gate(hold=8)))
 FIRST = Policy("policy.yaml", "a" * 64, (Rule("flattery", "sycophancy", (), "enforce", (CLAMP,)),))
-ADD = SteerAction("harmful_intent", -0.2, None, gate=Gate())
+ADD = SteerAction(Steering("harmful_intent", dose=-0.2, gate=Gate()))
 SECOND = Policy(
     "policy.yaml",
     "b" * 64,
@@ -80,7 +80,12 @@ def test_a_decision_of_an_old_gate_that_was_under_way_still_has_its_rule(desk):
 
 
 def test_the_new_cap_holds_for_orders_from_then_on(desk, tiny_bundle, frame):
-    steer = Policy("p", "c" * 64, (Rule("r", "toxicity", (), "enforce", (SteerAction("sycophancy", -0.2, 5),)),), 0.3)
+    steer = Policy(
+        "p",
+        "c" * 64,
+        (Rule("r", "toxicity", (), "enforce", (SteerAction(Steering("sycophancy", dose=-0.2, tokens=5)),)),),
+        0.3,
+    )
     desk.monitor.change_policy(steer)
     desk.orders()
     desk.fire()

@@ -1,6 +1,5 @@
 """Policies that let the engine decide, ablate, clamp, stop and escalate: what they mean, and what is wrong in them."""
 
-import math
 import re
 
 import msgspec
@@ -9,7 +8,7 @@ import pytest
 
 from monitor.errors import PolicyError
 from monitor.events import ProbeFired, Request
-from monitor.policy import EscalateAction, Gate, SteerAction, StopAction, load_policy
+from monitor.policy import EscalateAction, Gate, SteerAction, Steering, StopAction, load_policy
 from probes.bundle import Calibration, Evaluation, ModelIdentity, Probe, Vector, save_bundle
 from probes.scoring.aggregate import Aggregate
 from probes.scoring.roles import Markers
@@ -53,9 +52,9 @@ def test_a_gate_is_armed_where_the_rule_enforces(load):
     ((id, gate),) = policy.gates.items()
     assert re.fullmatch(r"policy:[0-9a-f]{12}:flattery:0", id) and gate.rule.name == "flattery"
     # The threshold of the probe is 0.5.
-    assert gate.action == SteerAction("sycophancy", -0.25, 200, gate=Gate(16, -0.5, 4, 2))
-    assert not gate.action.gate.judges_as_the_probe
-    assert str(gate.action) == (
+    assert gate.steering == Steering("sycophancy", dose=-0.25, tokens=200, gate=Gate(16, -0.5, 4, 2))
+    assert not gate.steering.gate.judges_as_the_probe
+    assert str(gate.steering) == (
         "steer sycophancy at dose -0.25 for 200 tokens, by the engine's gate holding 16 tokens until below -0.5"
     )
     assert policy.max_dose == 0.5
@@ -81,18 +80,19 @@ def test_decisions_name_the_gate_that_the_engine_decides_by(load):
 @pytest.mark.parametrize(
     ("written", "action"),
     [
-        ("ablate: true", SteerAction("sycophancy", 0.0, None, "ablate")),
-        ("clamp: [-0.1, 0.2]", SteerAction("sycophancy", 0.0, None, "clamp", -0.1, 0.2)),
-        ("clamp: [null, 0.2]", SteerAction("sycophancy", 0.0, None, "clamp", -math.inf, 0.2)),
-        ("clamp: [0, 0]", SteerAction("sycophancy", 0.0, None, "clamp", 0.0, 0.0)),
-        ("dose: 0.1, gate: true", SteerAction("sycophancy", 0.1, None, gate=Gate())),
+        ("ablate: true", SteerAction(Steering("sycophancy", "ablate"))),
+        ("clamp: [-0.1, 0.2]", SteerAction(Steering("sycophancy", "clamp", low=-0.1, high=0.2))),
+        ("clamp: [null, 0.2]", SteerAction(Steering("sycophancy", "clamp", high=0.2))),
+        ("clamp: [-0.1, null]", SteerAction(Steering("sycophancy", "clamp", low=-0.1))),
+        ("clamp: [0, 0]", SteerAction(Steering("sycophancy", "clamp", low=0.0, high=0.0))),
+        ("dose: 0.1, gate: true", SteerAction(Steering("sycophancy", dose=0.1, gate=Gate()))),
         (
             "dose: 0.1, gate: true, release: {logits: 0.25}",
-            SteerAction("sycophancy", 0.1, None, gate=Gate(release=0.25)),
+            SteerAction(Steering("sycophancy", dose=0.1, gate=Gate(release=0.25))),
         ),
         (
             "dose: 0.1, gate: true, threshold: 3.0, half_life: 2.0, min_tokens: 5",
-            SteerAction("sycophancy", 0.1, None, gate=Gate(threshold=3.0, half_life=2.0, min_tokens=5)),
+            SteerAction(Steering("sycophancy", dose=0.1, gate=Gate(threshold=3.0, half_life=2.0, min_tokens=5))),
         ),
     ],
 )
@@ -111,6 +111,11 @@ def test_what_may_be_done(load, written, action):
         ("dose: -0.25", "ablate: true\n          dose: 0.1", f"{STEER}: has more than one of dose, ablate and clamp."),
         ("dose: -0.25", "clamp: [0.2, 0.1]", f"{STEER}.clamp: the range from 0.2 to 0.1 clamps nothing."),
         ("dose: -0.25", "clamp: [null, null]", f"{STEER}.clamp: the range from -inf to inf clamps nothing."),
+        ("dose: -0.25", "clamp: [.nan, 0.1]", f"{STEER}.clamp: must be a finite number."),
+        ("dose: -0.25", "dose: .inf", f"{STEER}.dose: must be a finite number."),
+        ("hold: 16", "hold: -1", f"{STEER}.hold: must be greater than or equal to 0, not -1."),
+        ("tokens: 200", "tokens: 0", f"{STEER}.tokens: must be greater than or equal to 1, not 0."),
+        ("streak: 4", "streak: 0", f"{STEER}.release.streak: must be greater than or equal to 1, not 0."),
         ("dose: -0.25", "clamp: [0.1]", f"{STEER}.clamp: must be a lower and an upper bound."),
         ("dose: -0.25", "clamp: [0, 0.6]", f"{STEER}.clamp: 0.6 is beyond max_dose of this file, 0.5."),
         ("gate: true", "gate: false", f"{STEER}.hold: is what a gate does. Write gate: true beside it."),

@@ -2,7 +2,7 @@ import pytest
 
 from monitor.errors import PolicyError
 from monitor.events import ProbeFired, Request
-from monitor.policy import AlertAction, SteerAction, default_policy, load_policy
+from monitor.policy import AlertAction, SteerAction, Steering, default_policy, load_policy
 
 RULE = """
 version: 1
@@ -53,7 +53,7 @@ def error(load, tmp_path):
 def test_a_rule_decides_each_of_its_actions(load):
     alert, steer = load(RULE).decide(fired())
     assert (alert.rule, alert.mode, alert.action) == ("harmful-request", "enforce", AlertAction("critical"))
-    assert steer.action == SteerAction("harmful_intent", -0.25, 200)
+    assert steer.action == SteerAction(Steering("harmful_intent", dose=-0.25, tokens=200))
     assert steer.reason == (
         "probe harmful_intent reached 3.21 (threshold 2.10) at token 14 (user); "
         "rule 'harmful-request' enforces: steer harmful_intent at dose -0.25 for 200 tokens"
@@ -64,7 +64,7 @@ def test_shadow_says_what_it_would_do(load):
     alert, steer = load(RULE.replace("enforce", "shadow").replace(", tokens: 200", "")).decide(fired())
     assert alert.reason.endswith("rule 'harmful-request' shadows: would alert with severity critical")
     assert steer.reason.endswith("would steer harmful_intent at dose -0.25 until the request ends")
-    assert steer.action.tokens is None
+    assert steer.action.steering.tokens is None
 
 
 def test_no_rule_that_matches_is_no_decision(load):

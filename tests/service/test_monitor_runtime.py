@@ -8,7 +8,7 @@ import zmq.asyncio
 
 from monitor.events import Alert, EngineChanged, FramesLost, Intervention, ProbeFired, RequestFinished
 from monitor.ingest import Arrival, LocalSource, Malformed, MemorySource
-from monitor.policy import AlertAction, Policy, Rule, SteerAction, default_policy
+from monitor.policy import AlertAction, Policy, Rule, SteerAction, Steering, default_policy
 from monitor.service.config import Limits
 from monitor.service.monitor import Monitor
 from monitor.sinks import MemorySink
@@ -27,7 +27,7 @@ STEERING = Policy(
             "toxicity",
             ("tiny",),
             "enforce",
-            (SteerAction("sycophancy", -0.2, 50), AlertAction("info")),
+            (SteerAction(Steering("sycophancy", dose=-0.2, tokens=50)), AlertAction("info")),
         ),
     ),
 )

@@ -10,7 +10,7 @@ import pytest
 
 from monitor.events import Alert, Intervention, ProbeFired, RequestFinished
 from monitor.ingest import Arrival, MemorySource
-from monitor.policy import AlertAction, Policy, Rule, SteerAction, default_policy, load_policy
+from monitor.policy import AlertAction, Policy, Rule, SteerAction, Steering, default_policy, load_policy
 from monitor.service.monitor import Monitor
 from monitor.wire.codec import encode_frame, encode_hello
 from monitor.wire.frames import VERSION as FRAMES
@@ -238,7 +238,7 @@ def test_a_rule_may_name_a_worker_probe(make_house, bundle, tmp_path):
 
 
 def test_a_probe_that_fires_after_the_end_alerts_and_steers_nothing(make_house, bundle):
-    actions = (SteerAction("sycophancy", -0.2, None), AlertAction("critical"))
+    actions = (SteerAction(Steering("sycophancy", dose=-0.2)), AlertAction("critical"))
     house = make_house(policy=Policy("test", "", (Rule("rule", "concealment", (), "enforce", actions),)))
     engine = house.engine()
     house.orders()

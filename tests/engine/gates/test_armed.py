@@ -16,14 +16,14 @@ from monitor.engine.steering.leases import Arrived, Leases
 from monitor.engine.vllm import core
 from monitor.events import Ordered
 from monitor.ingest import LocalSource
-from monitor.policy import Gate, Policy, Rule, SteerAction
+from monitor.policy import Gate, Policy, Rule, SteerAction, Steering
 from monitor.service.monitor import Monitor
 from monitor.sinks import MemorySink
 from monitor.wire.frames import VERSION, Hello
 from monitor.wire.orders import Act, Arm, Disarm, Stream
 from tests.conftest import make_bundle
 
-STEER = SteerAction("sycophancy", -0.2, None, gate=Gate())
+STEER = SteerAction(Steering("sycophancy", dose=-0.2, gate=Gate()))
 OURS = Policy("policy.yaml", "b" * 64, (Rule("flattery", "sycophancy", (), "enforce", (STEER,)),))
 (OUR_GATE,) = OURS.gates
 OUR_ARM = Arm(OUR_GATE, "sycophancy", [Act("sycophancy", -0.2)])

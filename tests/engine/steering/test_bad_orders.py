@@ -22,7 +22,7 @@ from monitor.engine.steering.refusals import refusal  # noqa: E402
 from monitor.engine.streams import Streams  # noqa: E402
 from monitor.errors import OrderError  # noqa: E402
 from monitor.ingest import Arrival, MemorySource  # noqa: E402
-from monitor.policy import Policy, Rule, SteerAction, StopAction  # noqa: E402
+from monitor.policy import Policy, Rule, SteerAction, Steering, StopAction  # noqa: E402
 from monitor.service.monitor import Monitor  # noqa: E402
 from monitor.telemetry import MonitorCollector  # noqa: E402
 from monitor.v1 import event_pb2  # noqa: E402
@@ -37,7 +37,7 @@ from tests.engine.steering.test_caps import CAP, ONE, OTHER, House, add, arm, bu
 
 RULE = "civil:sycophancy:-0.2"
 """What the policy's rule orders has this id."""
-CLOSED = SteerAction(OTHER, -0.2, None, closed=StopAction("I stop here."))
+CLOSED = SteerAction(Steering(OTHER, dose=-0.2), StopAction("I stop here."))
 POLICY = Policy("policy.yaml", "d" * 64, (Rule("civil", "toxicity", (), "enforce", (CLOSED,)),))
 
 
@@ -186,7 +186,7 @@ def test_it_is_refused_with_the_reason_told_counted_and_nothing_is_steered(bundl
 
 
 def test_with_fail_open_the_same_refusals_stop_nothing(bundle):  # noqa: F811
-    rule = Rule("civil", "toxicity", (), "enforce", (replace(CLOSED, closed=None),))
+    rule = Rule("civil", "toxicity", (), "enforce", (replace(CLOSED, on_refusal=None),))
     desk = Desk(bundle, Policy("policy.yaml", "d" * 64, (rule,)))
     with closing(desk.monitor):
         house = House(bundle)

@@ -11,7 +11,7 @@ import pytest
 
 from monitor.events import EngineChanged, Intervention, Ordered
 from monitor.ingest import LocalSource
-from monitor.policy import Gate, Policy, Rule, SteerAction, StopAction
+from monitor.policy import Gate, Policy, Rule, SteerAction, Steering, StopAction
 from monitor.service.monitor import Monitor
 from monitor.sinks import MemorySink
 from monitor.wire.codec import encode_ack
@@ -176,8 +176,8 @@ def test_an_order_and_a_gate_come_together_to_no_more_than_the_cap(house):
 
 def test_a_rule_that_fails_closed_stops_the_generation_that_the_engine_does_not_steer(house):
     """One rule's gate leaves no room for what another orders."""
-    gate = SteerAction("random-0", DOSE, None, gate=Gate(threshold=1e9))
-    order = SteerAction("random-0", DOSE, None, closed=StopAction(MESSAGE))
+    gate = SteerAction(Steering("random-0", dose=DOSE, gate=Gate(threshold=1e9)))
+    order = SteerAction(Steering("random-0", dose=DOSE), StopAction(MESSAGE))
     rules = (
         Rule("gated", house.bundle.probes[0].name, (), "enforce", (gate,)),
         Rule("ordered", house.bundle.probes[1].name, (), "enforce", (order,)),

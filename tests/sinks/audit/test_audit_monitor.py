@@ -10,7 +10,7 @@ import pytest
 from monitor import __version__
 from monitor.events import EngineChanged, Intervention, Recorded, Request, RequestFinished
 from monitor.ingest import Arrival, MemorySource
-from monitor.policy import AlertAction, Policy, Rule, SteerAction
+from monitor.policy import AlertAction, Policy, Rule, SteerAction, Steering
 from monitor.service.monitor import Monitor
 from monitor.sinks.audit import AuditLog, AuditSink, verify
 from monitor.telemetry.stats import Stats
@@ -21,9 +21,15 @@ STEERING = Policy(
     "policy.yaml",
     "d" * 64,
     (
-        Rule("steady", "toxicity", ("tiny",), "enforce", (SteerAction("sycophancy", -0.2, 2), AlertAction("info"))),
-        Rule("watching", "toxicity", (), "shadow", (SteerAction("harmful_intent", 0.5, None),)),
-        Rule("again", "harmful_intent", (), "enforce", (SteerAction("harmful_intent", -0.1, None),)),
+        Rule(
+            "steady",
+            "toxicity",
+            ("tiny",),
+            "enforce",
+            (SteerAction(Steering("sycophancy", dose=-0.2, tokens=2)), AlertAction("info")),
+        ),
+        Rule("watching", "toxicity", (), "shadow", (SteerAction(Steering("harmful_intent", dose=0.5)),)),
+        Rule("again", "harmful_intent", (), "enforce", (SteerAction(Steering("harmful_intent", dose=-0.1)),)),
     ),
 )
 

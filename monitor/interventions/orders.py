@@ -1,0 +1,60 @@
+"""Steering on the wire: as an act, as the order to steer a request, and as the order to arm a gate."""
+
+from monitor.policy import Gate, Steering
+from monitor.wire.orders import Act, Arm, Steer
+
+
+def act_of(steering: Steering) -> Act:
+    """Act on a projection as the steering says."""
+    return Act(
+        vector=steering.vector,
+        add=steering.dose or 0.0,
+        scale=0.0 if steering.operation == "ablate" else 1.0,
+        low=steering.low,
+        high=steering.high,
+    )
+
+
+def steer_order(
+    engine_request_id: str, steering: Steering, id: str, *, max_dose: float | None, lease_seconds: float | None = None
+) -> Steer:
+    """Order to steer one request from its next step on.
+
+    Args:
+        engine_request_id: The engine's own, unique id of the request.
+        steering: What is done; its gate, if it has one, is not asked.
+        id: Of the order.
+        max_dose: Cap on all that may be done to the request at once along the vector; ``None``: the bundle's.
+        lease_seconds: The engine undoes it after so long; ``None``: when the request ends.
+    """
+    return Steer(engine_request_id, [act_of(steering)], steering.tokens, id, lease=lease_seconds, max_dose=max_dose)
+
+
+def arm_order(
+    id: str, probe: str, steering: Steering, *, max_dose: float | None, lease_seconds: float | None = None
+) -> Arm:
+    """Order to arm a gate for all requests.
+
+    Args:
+        id: Of the gate.
+        probe: Name of the probe that it reads.
+        steering: What is done while it is open.
+        max_dose: Cap on all that may be done to a request at once along the vector; ``None``: the bundle's.
+        lease_seconds: The engine disarms it after so long; ``None``: it stays armed.
+    """
+    gate = steering.gate or Gate()
+    return Arm(
+        id=id,
+        probe=probe,
+        acts=[act_of(steering)],
+        threshold=gate.threshold,
+        half_life=gate.half_life,
+        min_tokens=gate.min_tokens,
+        streak=gate.streak,
+        release=gate.release,
+        release_streak=gate.release_streak,
+        hold=gate.hold,
+        budget=steering.tokens,
+        max_dose=max_dose,
+        lease=lease_seconds,
+    )
