@@ -43,7 +43,7 @@ def main() -> None:
     settings, endpoint, prompts, out = json.loads(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), sys.argv[4]
     from vllm import LLM, SamplingParams
 
-    llm = LLM(**settings, worker_extension_cls="tests.engine.ranks.Watch")
+    llm = LLM(**settings, worker_extension_cls="tests.engine.vllm.ranks.Watch")
     wire = Wire(endpoint)
     llm.collective_rpc("watch")
     wire.pump(10.0)
