@@ -44,18 +44,16 @@ def to_message(kind: type[_M], value: object, **given: object) -> _M:
 
 
 def to_fields(message: Message) -> dict[str, Any]:
-    """A message as the fields of a struct; what is absent or unspecified is left to the struct's defaults.
-
-    An enum value that this release does not know is unspecified.
-    """
+    """A message as the fields of a struct; an enum value that is unspecified, or unknown here, is left out."""
     fields: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
-        if field.has_presence and not message.HasField(field.name):
-            continue
         found = getattr(message, field.name)
-        plain = [_plain(field, one) for one in found] if field.is_repeated else _plain(field, found)
-        if plain is not None:
-            fields[field.name] = plain
+        if field.has_presence and not message.HasField(field.name):
+            fields[field.name] = None
+        elif field.is_repeated:
+            fields[field.name] = [_plain(field, one) for one in found]
+        elif field.enum_type is None or found in enum_numbers(field.enum_type).values():
+            fields[field.name] = _plain(field, found)
     return fields
 
 

@@ -1,154 +1,164 @@
-"""Every event, and every field of it, arrives on the wire."""
+"""Every event, and every field of it, arrives on the wire and comes back."""
 
 from dataclasses import fields as dataclass_fields
 from dataclasses import is_dataclass
-from datetime import UTC, datetime
-from typing import get_args
+from datetime import UTC
+from typing import Literal, get_args, get_origin
 
 import msgspec
 import pytest
+from google.protobuf.descriptor import FieldDescriptor
 
 from monitor import events
-from monitor.api.convert import event_message, kind_of, probe_message, status_message, vector_message
-from monitor.cli.watch import KINDS
+from monitor.api.convert import KINDS as PAYLOADS
+from monitor.api.convert import event_message, event_of, kind_of, probe_message, status_message, vector_message
+from monitor.cli.watch import KINDS as WATCHED
 from monitor.telemetry.stats import EngineState, EngineStatus
 from monitor.v1 import event_pb2
+from tests.events.samples import KINDS, TIME, optional, recorded, sample
 
-REQUEST = events.Request("engine-1", "tiny", "chat-1", "chat-1-a", 12)
-
-# One of each, with no field at its default, so that a field forgotten shows as a difference.
-SAMPLES: dict[type, events.Event] = {
-    events.ProbeFired: events.ProbeFired(REQUEST, "harm", 2.5, 1.5, 17, "assistant"),
-    events.Alert: events.Alert(REQUEST, "rule", "enforce", "warning", "harm", 2.5, 1.5, 17, "why"),
-    events.Intervention: events.Intervention(
-        REQUEST,
-        "rule",
-        "shadow",
-        "harm",
-        2.5,
-        1.5,
-        17,
-        "harm",
-        -0.25,
-        64,
-        True,
-        "why",
-        operation="clamp",
-        low=-0.5,
-        high=0.25,
-        gate="policy:abc:rule:0",
-        agree=2,
-        agree_of=3,
-        number=7,
-        refusal="the engine could not be reached",
-    ),
-    events.InterventionEnded: events.InterventionEnded(REQUEST, "rule", "policy:abc:rule:0", 30, 13, 8),
-    events.InterventionsLost: events.InterventionsLost("engine-1", "tiny", 3),
-    events.Guarded: events.Guarded(REQUEST, 80, 0.9, 0.7, 64, ("policy:abc:rule:0",), 3, "why"),
-    events.Escalated: events.Escalated(REQUEST, "rule", "alert", "harm", 2.5, 1.5, 17, "why"),
-    events.Ordered: events.Ordered(
-        "order:1", "arm", "refused", "engine-1", "tiny", REQUEST, "operator ipv4:1", 60.0, "arm it", "no such vector"
-    ),
-    events.RequestFinished: events.RequestFinished(
-        REQUEST,
-        40,
-        3,
-        2,
-        (events.Reading("harm", 30, 2.5, 1.5, 17, 3), events.Reading("lies", 1, None, 1.0, None, 2)),
-    ),
-    events.EngineChanged: events.EngineChanged("engine-1", "tiny", "refused", "another bundle"),
-    events.PolicyChanged: events.PolicyChanged("policy.yaml", "d" * 64, True, "c" * 64, "2 rules decide"),
-    events.FramesLost: events.FramesLost("engine-1", "tiny", 9),
-}
-
-NAMES = {
-    "mode": event_pb2.Mode,
-    "severity": event_pb2.Severity,
-    "state": event_pb2.EngineState,
-    "operation": event_pb2.Operation,
-    "kind": event_pb2.OrderKind,
-    "result": event_pb2.OrderResult,
+SCALARS = {
+    str: {FieldDescriptor.TYPE_STRING},
+    bool: {FieldDescriptor.TYPE_BOOL},
+    int: {FieldDescriptor.TYPE_UINT32, FieldDescriptor.TYPE_UINT64},
+    float: {FieldDescriptor.TYPE_DOUBLE},
 }
 
 
-def value_fields(value: object):
-    return dataclass_fields(value) if is_dataclass(value) else msgspec.structs.fields(value)
+def names_of(enum) -> list[str]:
+    """The names of an enum's values without their prefix, but for the first."""
+    prefix = "".join(f"_{char}" if char.isupper() else char.upper() for char in enum.name).removeprefix("_")
+    first, *rest = [value.name for value in enum.values]
+    assert first == f"{prefix}_UNSPECIFIED" and all(name.startswith(f"{prefix}_") for name in rest)
+    return [name.removeprefix(f"{prefix}_").lower() for name in rest]
 
 
-def assert_mirrors(value: object, message: object) -> None:
-    """Every field of the value is in the message, equal, and the message has no other."""
-    assert {field.name for field in message.DESCRIPTOR.fields} == {field.name for field in value_fields(value)}
-    for field in value_fields(value):
+def assert_same_fields(kind, descriptor):
+    """The message has the struct's fields and no others, each of the type, and optional where it may be None."""
+    assert descriptor.name == kind.__name__
+    assert set(descriptor.fields_by_name) == {field.name for field in msgspec.structs.fields(kind)}
+    for field in msgspec.structs.fields(kind):
+        found = descriptor.fields_by_name[field.name]
+        annotation, may_be_none = optional(field.type)
+        if get_origin(annotation) is tuple:
+            assert found.is_repeated
+            annotation = get_args(annotation)[0]
+        elif not (isinstance(annotation, type) and issubclass(annotation, msgspec.Struct)):
+            assert found.has_presence == may_be_none, f"{kind.__name__}.{field.name}"
+        if get_origin(annotation) is Literal:
+            assert set(get_args(annotation)) <= set(names_of(found.enum_type))
+        elif annotation in SCALARS:
+            assert found.type in SCALARS[annotation], f"{kind.__name__}.{field.name}"
+        else:
+            assert_same_fields(annotation, found.message_type)
+
+
+def assert_same_values(value, message):
+    """Every field of the message is what the value says; enums by name."""
+    for field in message.DESCRIPTOR.fields:
         expected, found = getattr(value, field.name), getattr(message, field.name)
         if expected is None:
             assert not message.HasField(field.name)
-        elif isinstance(expected, msgspec.Struct):
-            assert_mirrors(expected, found)
-        elif isinstance(expected, tuple):
+        elif field.enum_type is not None:
+            assert ["unspecified", *names_of(field.enum_type)][found] == expected
+        elif field.is_repeated and field.message_type is not None:
             assert len(expected) == len(found)
             for one, other in zip(expected, found, strict=True):
-                assert one == other if isinstance(one, str) else assert_mirrors(one, other) is None
-        elif field.name in NAMES:
-            assert NAMES[field.name].Name(found) == f"{_prefix(field.name)}_{expected.upper()}"
+                assert_same_values(one, other)
+        elif field.message_type is not None:
+            assert_same_values(expected, found)
         else:
-            assert found == expected
+            assert (list(found) if field.is_repeated else found) == (list(expected) if field.is_repeated else expected)
             assert expected, f"{field.name} is at its default: the sample proves nothing"
 
 
-def _prefix(name: str) -> str:
-    return {"state": "ENGINE_STATE", "kind": "ORDER_KIND", "result": "ORDER_RESULT"}.get(name, name.upper())
-
-
-@pytest.mark.parametrize("kind", get_args(events.Event))
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_event_is_mirrored(kind):
-    event = SAMPLES[kind]
-    message = event_message(events.Recorded(7, datetime(2026, 1, 2, 3, 4, 5, 678000, UTC), event))
-    assert message.sequence == 7
-    assert message.time.ToDatetime(UTC) == datetime(2026, 1, 2, 3, 4, 5, 678000, UTC)
-    payload = message.WhichOneof("payload")
-    assert_mirrors(event, getattr(message, payload))
-    assert event_pb2.EventKind.Name(kind_of(event)) == f"EVENT_KIND_{payload.upper()}"
+    payload = event_pb2.Event.DESCRIPTOR.fields_by_name[events.type_name(kind)]
+    assert_same_fields(kind, payload.message_type)
+    event = sample(kind)
+    message = event_message(recorded(event))
+    assert message.sequence == 7 and message.time.ToDatetime(UTC) == TIME
+    assert message.WhichOneof("payload") == payload.name
+    assert_same_values(event, getattr(message, payload.name))
+    assert event_pb2.EventKind.Name(kind_of(event)) == f"EVENT_KIND_{payload.name.upper()}"
+
+
+@pytest.mark.parametrize("bare", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_event_comes_back(kind, bare):
+    told = recorded(sample(kind, bare=bare))
+    sent = event_message(told).SerializeToString()
+    assert event_of(event_pb2.Event.FromString(sent)) == told
 
 
 def test_there_is_a_kind_for_every_event_and_no_other():
     payloads = [field.name for field in event_pb2.Event.DESCRIPTOR.oneofs_by_name["payload"].fields]
-    assert len(payloads) == len(get_args(events.Event))
+    assert sorted(payloads) == sorted(map(events.type_name, KINDS))
     assert [name.upper() for name in payloads] == [
         name.removeprefix("EVENT_KIND_") for name in event_pb2.EventKind.keys()[1:]
     ]
-    assert list(KINDS) == payloads
-    assert list(KINDS.values()) == event_pb2.EventKind.values()[1:]
+    assert list(WATCHED) == list(PAYLOADS) == payloads
+    assert list(PAYLOADS.values()) == event_pb2.EventKind.values()[1:]
 
 
 def test_what_is_none_is_absent():
-    event = events.Intervention(REQUEST, "r", "alert", "harm", 2.5, 1.5, 17, "harm", 0.5, None, False, "why")
-    message = event_message(events.Recorded(1, datetime.now(UTC), event)).intervention
+    event = events.Intervention(
+        events.Request("engine-1", "tiny", "chat-1", "chat-1-a", 12),
+        *("r", "alert", "harm", 2.5, 1.5, 17, "harm", 0.5, None, False, "why"),
+    )
+    message = event_message(recorded(event)).intervention
     assert not message.HasField("tokens")
     assert not message.sent
 
 
-@pytest.mark.parametrize("literal", [events.Mode, events.Severity, EngineState, events.Operation, events.OrderKind])
-def test_every_literal_has_its_enum_value(literal):
-    enum, prefix = {
-        events.Mode: (event_pb2.Mode, "MODE"),
-        events.Severity: (event_pb2.Severity, "SEVERITY"),
-        EngineState: (event_pb2.EngineState, "ENGINE_STATE"),
-        events.Operation: (event_pb2.Operation, "OPERATION"),
-        events.OrderKind: (event_pb2.OrderKind, "ORDER_KIND"),
-    }[literal]
-    assert enum.keys() == [
-        f"{prefix}_UNSPECIFIED",
-        *(f"{prefix}_{name.upper()}" for name in get_args(literal)),
-    ]
+def test_what_a_newer_monitor_tells_is_no_event_here():
+    """A payload that this release does not have arrives as none, and so does a value of an enum."""
+    assert event_of(event_pb2.Event(sequence=1)) is None
+    message = event_message(recorded(sample(events.Alert)))
+    message.alert.severity = 9
+    assert event_of(event_pb2.Event.FromString(message.SerializeToString())) is None
+
+
+def test_what_an_older_monitor_does_not_tell_is_the_default():
+    message = event_message(recorded(sample(events.Intervention)))
+    message.intervention.ClearField("operation")
+    told = event_of(message)
+    assert told is not None and told.event.operation == "add"
+
+
+@pytest.mark.parametrize(
+    ("literal", "enum"),
+    [
+        (events.Mode, event_pb2.Mode),
+        (events.Severity, event_pb2.Severity),
+        (EngineState, event_pb2.EngineState),
+        (events.Operation, event_pb2.Operation),
+        (events.OrderKind, event_pb2.OrderKind),
+        (events.OrderResult, event_pb2.OrderResult),
+    ],
+)
+def test_every_literal_has_its_enum_value(literal, enum):
+    assert names_of(enum.DESCRIPTOR) == list(get_args(literal))
 
 
 def test_status_mirrors_its_engines(monitor):
     monitor.engines = [EngineStatus("engine-1", "tiny", "0.32.0", "lost", 5, 4, 3, 2, 1.5, 0.25, 0.125, 6)]
-    message = status_message(monitor.status())
-    assert message.started.ToDatetime(UTC) == monitor.status().started
+    status = monitor.status()
+    message = status_message(status)
+    assert message.started.ToDatetime(UTC) == status.started
     assert (message.bundle_digest, message.policy_name) == (monitor.bundle.digest, "policy.yaml")
     assert message.requests_active == 2
-    assert_mirrors(monitor.engines[0], message.engines[0])
+    (engine,), (told,) = monitor.engines, message.engines
+    assert is_dataclass(engine)
+    assert {field.name for field in dataclass_fields(engine)} == set(told.DESCRIPTOR.fields_by_name)
+    assert_same_values(engine, told)
+
+
+def test_an_engine_that_was_never_heard_has_neither_lag_nor_drift(monitor):
+    monitor.engines = [EngineStatus("engine-1", "", "", "pending", 0, 0, 0, 0, 0.0, None, None, 0)]
+    (told,) = status_message(monitor.status()).engines
+    assert not told.HasField("lag_seconds") and not told.HasField("drift")
 
 
 def test_probes_carry_the_evidence_for_their_threshold(monitor):
