@@ -25,7 +25,7 @@ PROBES = (
 VECTORS = (("harmful_intent", 1), ("sycophancy", 2))
 
 
-def make_bundle(path: Path, *, min_tokens: int = 1, half_life: float = 4.0, seed: int = 0) -> Bundle:
+def make_bundle(path: Path, *, min_tokens: int = 1, half_life: float = 4.0, agree: int = 1, seed: int = 0) -> Bundle:
     """A bundle of hidden width 8 and four layers, with three probes and two vectors."""
     random = np.random.default_rng(seed)
     return save_bundle(
@@ -41,7 +41,7 @@ def make_bundle(path: Path, *, min_tokens: int = 1, half_life: float = 4.0, seed
                     layer=layer,
                     roles=roles,
                     threshold=threshold,
-                    aggregate=Aggregate(half_life=half_life, min_tokens=min_tokens),
+                    aggregate=Aggregate(half_life=half_life, min_tokens=min_tokens, agree=agree, agree_of=agree),
                     calibration=Calibration(0.01, 100, 1, (0.0, 0.05)),
                     evaluation=Evaluation(50, 60, 0.9, 0.6, 0.8),
                 ),

@@ -53,7 +53,7 @@ class ControlService(ControlServiceServicer):
 
     async def Arm(self, request: pb.ArmRequest, context: Context) -> pb.ArmResponse:
         """Arm a gate."""
-        gate = Gate(**_given(request, "threshold", "streak", "release", "hold"))
+        gate = Gate(**_given(request, "threshold", "release", "hold"))
         try:
             steering = _steering(request, gate)
             lease = self._operator.arm(_who(context), request.probe, steering, request.lease_seconds)

@@ -24,8 +24,8 @@ class GateFacts:
     """Averages in a row that must reach it."""
     steering: Steering
     """Of no vector, where it is not known."""
-    judges_as_the_probe: bool
-    """Whether it opens where the probe fires."""
+    at_probe_threshold: bool
+    """It opens where the probe fires, not at a threshold of its own."""
     what: str
     """Who lets it do what, in words."""
 
@@ -56,9 +56,9 @@ def facts_of(steering: Steering, probe: Probe, rule: str, what: str) -> GateFact
         rule=rule,
         probe=probe.name,
         threshold=probe.threshold if gate.threshold is None else gate.threshold,
-        agree=probe.aggregate.agree if gate.streak is None else gate.streak,
+        agree=probe.aggregate.agree,
         steering=steering,
-        judges_as_the_probe=gate.judges_as_the_probe,
+        at_probe_threshold=gate.threshold is None,
         what=what,
     )
 
@@ -77,6 +77,6 @@ def unknown_facts(gate: str) -> GateFacts:
         threshold=0.0,
         agree=1,
         steering=Steering(""),
-        judges_as_the_probe=False,
+        at_probe_threshold=False,
         what=f"it was not armed by this monitor; the record of whoever armed '{gate}' says what it does",
     )

@@ -229,7 +229,7 @@ class Gating:
             role=self._role(facts.probe, event.position, request),
         )
         decisions = [decision for decision in self._policy.decide(fired) if decision.gate != event.gate]
-        if not facts.judges_as_the_probe:
+        if not facts.at_probe_threshold:
             decisions = [decision for decision in decisions if decision.rule == facts.rule]
         elif self._verdicts.note_fired(fired):
             self._stats.probe_fired[request.model, fired.probe] += 1

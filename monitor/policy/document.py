@@ -22,7 +22,7 @@
               tokens: 200                 # the most that are steered of a request
               hold: 16                    # so many after the last token over the threshold
               release: {margin: 1.0, streak: 4}   # or {logits: 0.5}: until 4 averages in a row are so far below it
-              streak: 2                   # averages in a row that must reach the threshold
+              threshold: 0.8              # in logits; without it, the gate opens where the probe fires
           - escalate: {}                  # marks the request for review and keeps its trace
           - stop: {message: "I cannot go on with this."}
 
@@ -78,10 +78,7 @@ class SteerSpec(_Strict):
     gate: bool = False
     hold: int | None = None
     release: ReleaseSpec | None = None
-    streak: Annotated[int, Field(ge=1)] | None = None
-    threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    half_life: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    min_tokens: Annotated[int, Field(ge=1)] | None = None
+    threshold: float | None = None
     fail: Literal["open", "closed"] = "open"
     message: Annotated[str, Field(max_length=MESSAGE_CHARACTERS)] | None = None
 

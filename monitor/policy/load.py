@@ -12,7 +12,7 @@ from monitor.policy.rules import Policy, Rule
 from monitor.policy.steering import MAX_DOSE, Gate, Steering, require_valid
 from probes.bundle import Bundle
 
-_OF_GATES: Final = ("hold", "release", "streak", "threshold", "half_life", "min_tokens")
+_OF_GATES: Final = ("hold", "release", "threshold")
 """Keys of ``steer`` that only mean something with ``gate: true``."""
 
 
@@ -132,10 +132,7 @@ def _gate(spec: SteerSpec, place: Place, probe: str, bundle: Bundle) -> Gate | N
         hold=spec.hold,
         release=None if spec.release is None else _release(spec, spec.release, place.at("release"), probe, bundle),
         release_streak=1 if spec.release is None else spec.release.streak,
-        streak=spec.streak,
         threshold=spec.threshold,
-        half_life=spec.half_life,
-        min_tokens=spec.min_tokens,
     )
 
 

@@ -22,7 +22,7 @@ safer answer."""
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Decision by the engine itself, at the very token; ``None`` of a number: the probe's own."""
+    """Decision by the engine itself, at the very token, on the probe's own running average."""
 
     hold: int | None = None
     """Tokens steered after the last one over the threshold, at least; ``None``: none where there is a release, else
@@ -31,19 +31,8 @@ class Gate:
     """Steering goes on until averages fall below this, in logits; ``None``: until the hold is over."""
     release_streak: int = 1
     """So many averages in a row."""
-    streak: int | None = None
-    """Averages in a row that must reach the threshold."""
     threshold: float | None = None
-    """In logits."""
-    half_life: float | None = None
-    """Of the average, in tokens."""
-    min_tokens: int | None = None
-    """Tokens read before it may open."""
-
-    @property
-    def judges_as_the_probe(self) -> bool:
-        """Whether it opens where the probe fires."""
-        return (self.streak, self.threshold, self.half_life, self.min_tokens) == (None, None, None, None)
+    """In logits; ``None``: the probe's, so that the gate opens where the probe fires."""
 
     def __str__(self) -> str:
         held = "" if self.hold is None else f" holding {self.hold} tokens"
@@ -157,18 +146,20 @@ def _require_gate(gate: Gate, name: str, bundle: Bundle) -> None:
         )
     _require_at_least(0, gate.hold, "hold")
     _require_at_least(1, gate.release_streak, "release", "streak")
+    if gate.threshold is not None:
+        _require_finite(gate.threshold, "threshold")
     own = probe.aggregate
-    if own.window != 1 and gate.half_life is None:
+    if own.window != 1:
         raise InvalidSteering(
             ("gate",),
             f"probe '{name}' averages means of {own.window} scores, which no gate does",
-            "Give it a half_life, and a threshold for that.",
+            "Remove gate: true, and the monitor steers from the next step on.",
         )
-    if own.agree != own.agree_of and gate.streak is None:
+    if own.agree != own.agree_of:
         raise InvalidSteering(
             ("gate",),
             f"probe '{name}' wants {own.agree} of {own.agree_of} averages to agree, which no gate does",
-            "Give it a streak.",
+            "Remove gate: true, and the monitor steers from the next step on.",
         )
     if gate.release is not None:
         _require_release(gate.release, probe, probe.threshold if gate.threshold is None else gate.threshold)

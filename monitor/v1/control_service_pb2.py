@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from monitor.v1 import event_pb2 as monitor_dot_v1_dot_event__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n monitor/v1/control_service.proto\x12\nmonitor.v1\x1a\x16monitor/v1/event.proto\"\x83\x01\n\x03\x41\x63t\x12\x0e\n\x06vector\x18\x01 \x01(\t\x12(\n\toperation\x18\x02 \x01(\x0e\x32\x15.monitor.v1.Operation\x12\x0c\n\x04\x64ose\x18\x03 \x01(\x01\x12\x10\n\x03low\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\x04high\x18\x05 \x01(\x01H\x01\x88\x01\x01\x42\x06\n\x04_lowB\x07\n\x05_high\"c\n\x05Order\x12\n\n\x02id\x18\x01 \x01(\t\x12#\n\x04kind\x18\x02 \x01(\x0e\x32\x15.monitor.v1.OrderKind\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x19\n\x11remaining_seconds\x18\x04 \x01(\x01\"w\n\x0cSteerRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x1c\n\x03\x61\x63t\x18\x02 \x01(\x0b\x32\x0f.monitor.v1.Act\x12\x15\n\rlease_seconds\x18\x03 \x01(\x01\x12\x13\n\x06tokens\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\t\n\x07_tokens\"1\n\rSteerResponse\x12 \n\x05order\x18\x01 \x01(\x0b\x32\x11.monitor.v1.Order\"\x1c\n\x0eReleaseRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x11\n\x0fReleaseResponse\"\xf4\x01\n\nArmRequest\x12\r\n\x05probe\x18\x01 \x01(\t\x12\x1c\n\x03\x61\x63t\x18\x02 \x01(\x0b\x32\x0f.monitor.v1.Act\x12\x15\n\rlease_seconds\x18\x03 \x01(\x01\x12\x16\n\tthreshold\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x06streak\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x14\n\x07release\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12\x11\n\x04hold\x18\x07 \x01(\rH\x03\x88\x01\x01\x12\x13\n\x06tokens\x18\x08 \x01(\rH\x04\x88\x01\x01\x42\x0c\n\n_thresholdB\t\n\x07_streakB\n\n\x08_releaseB\x07\n\x05_holdB\t\n\x07_tokens\"@\n\x0b\x41rmResponse\x12 \n\x05order\x18\x01 \x01(\x0b\x32\x11.monitor.v1.Order\x12\x0f\n\x07\x65ngines\x18\x02 \x01(\r\"\x1b\n\rDisarmRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x10\n\x0e\x44isarmResponse\"\x13\n\x11ListOrdersRequest\"7\n\x12ListOrdersResponse\x12!\n\x06orders\x18\x01 \x03(\x0b\x32\x11.monitor.v1.Order2\xd8\x02\n\x0e\x43ontrolService\x12<\n\x05Steer\x12\x18.monitor.v1.SteerRequest\x1a\x19.monitor.v1.SteerResponse\x12\x42\n\x07Release\x12\x1a.monitor.v1.ReleaseRequest\x1a\x1b.monitor.v1.ReleaseResponse\x12\x36\n\x03\x41rm\x12\x16.monitor.v1.ArmRequest\x1a\x17.monitor.v1.ArmResponse\x12?\n\x06\x44isarm\x12\x19.monitor.v1.DisarmRequest\x1a\x1a.monitor.v1.DisarmResponse\x12K\n\nListOrders\x12\x1d.monitor.v1.ListOrdersRequest\x1a\x1e.monitor.v1.ListOrdersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n monitor/v1/control_service.proto\x12\nmonitor.v1\x1a\x16monitor/v1/event.proto\"\x83\x01\n\x03\x41\x63t\x12\x0e\n\x06vector\x18\x01 \x01(\t\x12(\n\toperation\x18\x02 \x01(\x0e\x32\x15.monitor.v1.Operation\x12\x0c\n\x04\x64ose\x18\x03 \x01(\x01\x12\x10\n\x03low\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\x04high\x18\x05 \x01(\x01H\x01\x88\x01\x01\x42\x06\n\x04_lowB\x07\n\x05_high\"c\n\x05Order\x12\n\n\x02id\x18\x01 \x01(\t\x12#\n\x04kind\x18\x02 \x01(\x0e\x32\x15.monitor.v1.OrderKind\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x19\n\x11remaining_seconds\x18\x04 \x01(\x01\"w\n\x0cSteerRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x1c\n\x03\x61\x63t\x18\x02 \x01(\x0b\x32\x0f.monitor.v1.Act\x12\x15\n\rlease_seconds\x18\x03 \x01(\x01\x12\x13\n\x06tokens\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\t\n\x07_tokens\"1\n\rSteerResponse\x12 \n\x05order\x18\x01 \x01(\x0b\x32\x11.monitor.v1.Order\"\x1c\n\x0eReleaseRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x11\n\x0fReleaseResponse\"\xd4\x01\n\nArmRequest\x12\r\n\x05probe\x18\x01 \x01(\t\x12\x1c\n\x03\x61\x63t\x18\x02 \x01(\x0b\x32\x0f.monitor.v1.Act\x12\x15\n\rlease_seconds\x18\x03 \x01(\x01\x12\x16\n\tthreshold\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07release\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\x04hold\x18\x06 \x01(\rH\x02\x88\x01\x01\x12\x13\n\x06tokens\x18\x07 \x01(\rH\x03\x88\x01\x01\x42\x0c\n\n_thresholdB\n\n\x08_releaseB\x07\n\x05_holdB\t\n\x07_tokens\"@\n\x0b\x41rmResponse\x12 \n\x05order\x18\x01 \x01(\x0b\x32\x11.monitor.v1.Order\x12\x0f\n\x07\x65ngines\x18\x02 \x01(\r\"\x1b\n\rDisarmRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x10\n\x0e\x44isarmResponse\"\x13\n\x11ListOrdersRequest\"7\n\x12ListOrdersResponse\x12!\n\x06orders\x18\x01 \x03(\x0b\x32\x11.monitor.v1.Order2\xd8\x02\n\x0e\x43ontrolService\x12<\n\x05Steer\x12\x18.monitor.v1.SteerRequest\x1a\x19.monitor.v1.SteerResponse\x12\x42\n\x07Release\x12\x1a.monitor.v1.ReleaseRequest\x1a\x1b.monitor.v1.ReleaseResponse\x12\x36\n\x03\x41rm\x12\x16.monitor.v1.ArmRequest\x1a\x17.monitor.v1.ArmResponse\x12?\n\x06\x44isarm\x12\x19.monitor.v1.DisarmRequest\x1a\x1a.monitor.v1.DisarmResponse\x12K\n\nListOrders\x12\x1d.monitor.v1.ListOrdersRequest\x1a\x1e.monitor.v1.ListOrdersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,17 +45,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RELEASERESPONSE']._serialized_start=509
   _globals['_RELEASERESPONSE']._serialized_end=526
   _globals['_ARMREQUEST']._serialized_start=529
-  _globals['_ARMREQUEST']._serialized_end=773
-  _globals['_ARMRESPONSE']._serialized_start=775
-  _globals['_ARMRESPONSE']._serialized_end=839
-  _globals['_DISARMREQUEST']._serialized_start=841
-  _globals['_DISARMREQUEST']._serialized_end=868
-  _globals['_DISARMRESPONSE']._serialized_start=870
-  _globals['_DISARMRESPONSE']._serialized_end=886
-  _globals['_LISTORDERSREQUEST']._serialized_start=888
-  _globals['_LISTORDERSREQUEST']._serialized_end=907
-  _globals['_LISTORDERSRESPONSE']._serialized_start=909
-  _globals['_LISTORDERSRESPONSE']._serialized_end=964
-  _globals['_CONTROLSERVICE']._serialized_start=967
-  _globals['_CONTROLSERVICE']._serialized_end=1311
+  _globals['_ARMREQUEST']._serialized_end=741
+  _globals['_ARMRESPONSE']._serialized_start=743
+  _globals['_ARMRESPONSE']._serialized_end=807
+  _globals['_DISARMREQUEST']._serialized_start=809
+  _globals['_DISARMREQUEST']._serialized_end=836
+  _globals['_DISARMRESPONSE']._serialized_start=838
+  _globals['_DISARMRESPONSE']._serialized_end=854
+  _globals['_LISTORDERSREQUEST']._serialized_start=856
+  _globals['_LISTORDERSREQUEST']._serialized_end=875
+  _globals['_LISTORDERSRESPONSE']._serialized_start=877
+  _globals['_LISTORDERSRESPONSE']._serialized_end=932
+  _globals['_CONTROLSERVICE']._serialized_start=935
+  _globals['_CONTROLSERVICE']._serialized_end=1279
 # @@protoc_insertion_point(module_scope)

@@ -62,12 +62,11 @@ class ReleaseResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ArmRequest(_message.Message):
-    __slots__ = ("probe", "act", "lease_seconds", "threshold", "streak", "release", "hold", "tokens")
+    __slots__ = ("probe", "act", "lease_seconds", "threshold", "release", "hold", "tokens")
     PROBE_FIELD_NUMBER: _ClassVar[int]
     ACT_FIELD_NUMBER: _ClassVar[int]
     LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
-    STREAK_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     HOLD_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -75,11 +74,10 @@ class ArmRequest(_message.Message):
     act: Act
     lease_seconds: float
     threshold: float
-    streak: int
     release: float
     hold: int
     tokens: int
-    def __init__(self, probe: _Optional[str] = ..., act: _Optional[_Union[Act, _Mapping]] = ..., lease_seconds: _Optional[float] = ..., threshold: _Optional[float] = ..., streak: _Optional[int] = ..., release: _Optional[float] = ..., hold: _Optional[int] = ..., tokens: _Optional[int] = ...) -> None: ...
+    def __init__(self, probe: _Optional[str] = ..., act: _Optional[_Union[Act, _Mapping]] = ..., lease_seconds: _Optional[float] = ..., threshold: _Optional[float] = ..., release: _Optional[float] = ..., hold: _Optional[int] = ..., tokens: _Optional[int] = ...) -> None: ...
 
 class ArmResponse(_message.Message):
     __slots__ = ("order", "engines")

@@ -83,7 +83,8 @@ class Stream(msgspec.Struct, frozen=True, tag="stream"):
 class Arm(msgspec.Struct, frozen=True, tag="arm"):
     """Let the engine itself steer requests, from the very token at which a probe's running average crosses a threshold
     (:mod:`monitor.engine.ops.gate`); it needs no monitor for that. The engine must have been started with gates. A gate
-    is for all requests; those in flight are judged from their next row on.
+    is for all requests; those in flight are judged from their next row on. It averages as its probe does, with the
+    probe's half-life, least number of tokens, and averages in a row that must reach the threshold.
 
     A gate of the same id is tuned: averages go on. Where ``acts`` differ, it steers anew only when it opens again.
     """
@@ -93,12 +94,6 @@ class Arm(msgspec.Struct, frozen=True, tag="arm"):
     acts: Annotated[list[Act], msgspec.Meta(min_length=1)]
     threshold: float | None = None
     """In logits; ``None``: the probe's own."""
-    half_life: Annotated[float, msgspec.Meta(gt=0)] | None = None
-    """Of the average, in tokens; ``None``: the probe's own."""
-    min_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    """Tokens read before it may open; ``None``: the probe's own."""
-    streak: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    """Averages in a row that must reach the threshold; ``None``: the probe's own agreement, if it is of that kind."""
     release: float | None = None
     """It stays open until averages fall below this, in logits; ``None``: until the hold is over."""
     release_streak: Annotated[int, msgspec.Meta(ge=1)] = 1

@@ -218,10 +218,12 @@ def test_gates_are_armed_on_all_engines_and_on_those_that_come(house):
     async def scenario(control, reading):
         house.begin()
         clamp = pb.Act(vector="harmful_intent", operation=event_pb2.OPERATION_CLAMP, high=0.1)
-        wanted = pb.ArmRequest(probe="toxicity", act=clamp, lease_seconds=60, release=0.5, hold=4, streak=2, tokens=90)
+        wanted = pb.ArmRequest(
+            probe="toxicity", act=clamp, lease_seconds=60, release=0.5, hold=4, threshold=0.75, tokens=90
+        )
         answer = await control.Arm(wanted)
         id = answer.order.id
-        how = {"streak": 2, "release": 0.5, "hold": 4, "budget": 90, "max_dose": 0.5}
+        how = {"threshold": 0.75, "release": 0.5, "hold": 4, "budget": 90, "max_dose": 0.5}
         gate = Arm(id, "toxicity", [Act("harmful_intent", high=0.1)], lease=60.0, **how)
         assert (house.orders(), answer.engines) == ([gate], 1)
         house.now += 1

@@ -27,7 +27,7 @@ from probes.scoring.roles import Role
 CLAMP = SteerAction(
     Steering("sycophancy", "clamp", high=0.1, tokens=50, gate=Gate(hold=8, release=0.25, release_streak=2))
 )
-ADD = SteerAction(Steering("harmful_intent", dose=-0.2, gate=Gate(streak=3)))
+ADD = SteerAction(Steering("harmful_intent", dose=-0.2, gate=Gate(threshold=1.2)))
 RULES = (
     Rule("flattery", "sycophancy", ("tiny",), "enforce", (CLAMP, AlertAction("info"))),
     Rule("others", "sycophancy", (), "alert", (AlertAction("warning"),)),
@@ -39,7 +39,7 @@ POLICY = Policy("policy.yaml", "abcdef0123456789" * 4, RULES)
 FLATTERY, POISON = [id for id, gate in POLICY.gates.items() if gate.rule.name in ("flattery", "poison")]
 ARMS = [
     Arm(FLATTERY, "sycophancy", [Act("sycophancy", high=0.1)], release=0.25, release_streak=2, hold=8, budget=50),
-    Arm(POISON, "toxicity", [Act("harmful_intent", -0.2)], streak=3),
+    Arm(POISON, "toxicity", [Act("harmful_intent", -0.2)], threshold=1.2),
 ]
 DISARMS = [Disarm(id) for id in sorted((FLATTERY, POISON))]
 
@@ -235,7 +235,7 @@ def test_a_gate_that_opened_first_is_not_joined_by_an_order(desk):
     desk.frame(0, rows([3], role=Role.USER), started=[started()])
     desk.hello(armed=[], gates=4)
     desk.orders()
-    # It judges otherwise than its probe, which fires later.
+    # It has a threshold of its own, and the probe fires later.
     desk.frame(1, gates=[opened(gate=POISON, average=1.25)])
     desk.frame(2, rows([6]), [[0.0, 1.5, 0.0]])
     desk.frame(3, refused=[msgspec.structs.replace(REFUSED, id=POISON)])
@@ -319,14 +319,24 @@ def test_a_gate_that_opens_again_alerts_once_and_counts_on(desk):
     assert desk.stats.gate_tokens_steered == {("tiny", "flattery"): 20}
 
 
-def test_a_gate_that_judges_otherwise_than_its_probe_is_no_firing(desk):
+def test_a_gate_with_a_threshold_of_its_own_is_no_firing(desk):
     desk.hello()
     desk.frame(0, rows([4]), started=[started()])
     desk.frame(1, gates=[opened(gate=POISON, average=1.25)])
     assert desk.events(ProbeFired) == []
     assert [event.rule for event in desk.events(Alert)] == ["poison"]
     (told,) = desk.events(Intervention)
-    assert (told.agree, told.agree_of, told.rule) == (3, 3, "poison")
+    assert (told.threshold, told.rule) == (1.2, "poison")
+    assert "in a row" not in told.reason
+
+
+def test_a_gate_says_how_many_averages_in_a_row_its_probe_wants(tiny_bundle, frame):
+    desk = Desk(tiny_bundle(agree=3), frame)
+    desk.hello()
+    desk.frame(0, rows([4]), started=[started()])
+    desk.frame(1, gates=[opened()])
+    (told,) = desk.events(Intervention)
+    assert (told.agree, told.agree_of, told.rule) == (3, 3, "flattery")
     assert "3 averages in a row" in told.reason
 
 

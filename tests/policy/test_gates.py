@@ -27,7 +27,7 @@ rules:
           gate: true
           hold: 16
           release: {margin: 1.0, streak: 4}
-          streak: 2
+          threshold: 0.75
           tokens: 200
       - escalate: {}
       - stop: {message: "I cannot go on with this."}
@@ -51,11 +51,9 @@ def test_a_gate_is_armed_where_the_rule_enforces(load):
     policy = load(RULE)
     ((id, gate),) = policy.gates.items()
     assert re.fullmatch(r"policy:[0-9a-f]{12}:flattery:0", id) and gate.rule.name == "flattery"
-    # The threshold of the probe is 0.5.
-    assert gate.steering == Steering("sycophancy", dose=-0.25, tokens=200, gate=Gate(16, -0.5, 4, 2))
-    assert not gate.steering.gate.judges_as_the_probe
+    assert gate.steering == Steering("sycophancy", dose=-0.25, tokens=200, gate=Gate(16, -0.25, 4, 0.75))
     assert str(gate.steering) == (
-        "steer sycophancy at dose -0.25 for 200 tokens, by the engine's gate holding 16 tokens until below -0.5"
+        "steer sycophancy at dose -0.25 for 200 tokens, by the engine's gate holding 16 tokens until below -0.25"
     )
     assert policy.max_dose == 0.5
     assert load(RULE.replace("enforce", "shadow")).gates == {}
@@ -91,8 +89,9 @@ def test_decisions_name_the_gate_that_the_engine_decides_by(load):
             SteerAction(Steering("sycophancy", dose=0.1, gate=Gate(release=0.25))),
         ),
         (
-            "dose: 0.1, gate: true, threshold: 3.0, half_life: 2.0, min_tokens: 5",
-            SteerAction(Steering("sycophancy", dose=0.1, gate=Gate(threshold=3.0, half_life=2.0, min_tokens=5))),
+            # The threshold of the probe is 0.5.
+            "dose: 0.1, gate: true, release: {margin: 1.0}",
+            SteerAction(Steering("sycophancy", dose=0.1, gate=Gate(release=-0.5))),
         ),
     ],
 )
@@ -120,10 +119,11 @@ def test_what_may_be_done(load, written, action):
         ("dose: -0.25", "clamp: [0, 0.6]", f"{STEER}.clamp: 0.6 is beyond max_dose of this file, 0.5."),
         ("gate: true", "gate: false", f"{STEER}.hold: is what a gate does. Write gate: true beside it."),
         ("margin: 1.0", "margin: 1.0, logits: 0.0", f"{STEER}.release: must have one of margin and logits."),
-        ("margin: 1.0", "logits: 0.75", f"{STEER}.release.logits: 0.75 is above the threshold of 0.5."),
+        ("margin: 1.0", "logits: 1.0", f"{STEER}.release.logits: 1 is above the threshold of 0.75."),
         ("margin: 1.0", "margin: -1.0", f"{STEER}.release.margin: must be greater than or equal to 0, not -1.0."),
         ("margin: 1.0", "margn: 1.0", f"{STEER}.release.margn: unknown key. Did you mean 'margin'?"),
-        ("streak: 2", "streak: 0", f"{STEER}.streak: must be greater than or equal to 1, not 0."),
+        ("threshold: 0.75", "threshold: .nan", f"{STEER}.threshold: must be a finite number."),
+        ("threshold: 0.75", "half_life: 4.0", f"{STEER}.half_life: unknown key."),
         ("probe: sycophancy", "probe: harmful_intent", f"{STEER}.release: probe 'harmful_intent' reads no response"),
         ("I cannot go on with this.", "x" * 1001, "actions[2].stop.message: String should have at most 1000"),
         ("escalate: {}", "escalate: {to: me}", "actions[1].escalate.to: unknown key. There is none."),
@@ -154,17 +154,15 @@ def test_the_cap_of_the_bundle_counts_too(load, tmp_path):
 @pytest.mark.parametrize(
     ("aggregate", "message"),
     [
-        (Aggregate(window=4), "averages means of 4 scores, which no gate does. Give it a half_life"),
-        (Aggregate(agree=2, agree_of=3), "wants 2 of 3 averages to agree, which no gate does. Give it a streak."),
+        (Aggregate(window=4), "averages means of 4 scores, which no gate does. Remove gate: true"),
+        (Aggregate(agree=2, agree_of=3), "wants 2 of 3 averages to agree, which no gate does. Remove gate: true"),
     ],
 )
 def test_a_probe_that_no_gate_can_read(load, tmp_path, aggregate, message):
     bundle = _bundle(tmp_path / "other", aggregate)
     with pytest.raises(PolicyError) as caught:
-        load(RULE.replace("          streak: 2\n", ""), bundle)
+        load(RULE, bundle)
     assert f"{STEER}.gate: probe 'sycophancy' {message}" in str(caught.value)
-    given = RULE.replace("streak: 2", "streak: 2\n          half_life: 4.0")
-    assert load(given, bundle).gates
 
 
 def _bundle(path, aggregate, max_dose=None):

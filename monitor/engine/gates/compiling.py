@@ -44,17 +44,17 @@ def judgement(bundle: Bundle, order: Arm) -> tuple[list[int], list[float]]:
     """
     column, probe = _probe(bundle, order.probe)
     own = probe.aggregate
-    if order.half_life is None and own.window != 1:
+    if own.window != 1:
         raise OrderError(
             "gate",
             f"Probe '{probe.name}' averages means of {own.window} scores, which no gate does.",
-            "Give the gate a half-life and a threshold for it.",
+            "Let the monitor steer by it, without a gate.",
         )
-    if order.streak is None and own.agree != own.agree_of:
+    if own.agree != own.agree_of:
         raise OrderError(
             "gate",
             f"Probe '{probe.name}' wants {own.agree} of {own.agree_of} averages to agree, which no gate does.",
-            "Give the gate a streak.",
+            "Let the monitor steer by it, without a gate.",
         )
     threshold = probe.threshold if order.threshold is None else order.threshold
     release = -math.inf if order.release is None else order.release
@@ -72,19 +72,18 @@ def judgement(bundle: Bundle, order: Arm) -> tuple[list[int], list[float]]:
         )
     hold = order.hold if order.hold is not None else FOREVER if order.release is None else 0
     roles = sum(1 << role for role in Role if probe.reads(role))
-    half_life = order.half_life or own.half_life
     return (
         [
             probe.layer,
             column,
             roles,
-            order.min_tokens or own.min_tokens,
-            order.streak or own.agree,
+            own.min_tokens,
+            own.agree,
             0 if order.release is None else order.release_streak,
             min(hold, FOREVER),
             min(order.budget or FOREVER, FOREVER),
         ],
-        [0.5 ** (1.0 / half_life), threshold, release],
+        [own.decay, threshold, release],
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from monitor.wire.codec import encode_ack
 from monitor.wire.frames import Frame
 from monitor.wire.orders import Act, Arm, Disarm
-from probes.bundle import Bundle, save_bundle
+from probes.bundle import Bundle, Probe, save_bundle
 from probes.scoring.aggregate import Aggregate, running
 from tests.engine.conftest import LAYERS, Seen, Wire, random_bundle, settings, start
 from tests.engine.vllm.test_accounting import BLOCK, CHUNK, LARGEST
@@ -23,9 +23,8 @@ pytestmark = pytest.mark.vllm
 TOKENS = 20
 BLOCKS = 13
 """Of the KV cache: too few for what runs at once, so that some requests are preempted."""
-HALF_LIFE = 1.0
 DOSES = (0.3, -0.4)
-AGGREGATE = Aggregate(half_life=HALF_LIFE, min_tokens=2)
+AGGREGATE = Aggregate(half_life=1.0, min_tokens=2)
 
 
 class Listener(Wire):
@@ -89,8 +88,6 @@ class House:
                     self.bundle.probes[column].name,
                     [Act(f"random-{index}", add=DOSES[index])],
                     threshold=threshold,
-                    half_life=HALF_LIFE,
-                    min_tokens=2,
                     hold=hold,
                 )
             )
@@ -165,13 +162,19 @@ def gated_bundle(folder: Path, model_path: Path, source, layers=LAYERS) -> Bundl
         created="2026-01-01T00:00:00Z",
         model=base.manifest.model,
         markers=base.manifest.markers,
-        # What reads the prompt may open a gate in a chunk of it, and how it is divided is not to be guessed here.
         probes=[
-            (msgspec.structs.replace(probe, roles=["assistant"]) if probe.layer == layers[2] else probe, weight, bias)
+            (_judging(probe, last=probe.layer == layers[2]), weight, bias)
             for probe, weight, bias in zip(base.probes, base.weight, base.bias.tolist(), strict=True)
         ],
         vectors=list(zip(base.manifest.vectors, base.vectors, strict=True)),
     )
+
+
+def _judging(probe: Probe, *, last: bool) -> Probe:
+    # What reads the prompt may open a gate in a chunk of it, and how it is divided is not to be guessed at the last
+    # layer, whose gate steers from the next row on.
+    roles = ["assistant"] if last else probe.roles
+    return msgspec.structs.replace(probe, roles=roles, aggregate=AGGREGATE)
 
 
 @pytest.fixture(scope="module", params=["eager", pytest.param("compiled", marks=pytest.mark.slow)])
@@ -312,7 +315,7 @@ def test_a_prompt_from_the_cache_opens_the_gate_where_it_did_when_it_was_compute
     position = int(read[np.flatnonzero(average >= threshold)[0]])
     assert position < (len(prompt) - 1) // BLOCK * BLOCK
     act = Act("random-0", add=DOSES[0])
-    house.order(Arm("cached", house.bundle.probes[0].name, [act], threshold, HALF_LIFE, min_tokens=2))
+    house.order(Arm("cached", house.bundle.probes[0].name, [act], threshold))
     for fresh in (True, False):
         _, (request,) = house.wire.run(house.arm, [prompt], 4, fresh=fresh)
         sequence_end = len(prompt) + 3

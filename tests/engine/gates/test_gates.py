@@ -36,8 +36,8 @@ ROWS = 64
 
 
 def arm(**changes) -> Arm:
-    """A gate on probe ``toxicity`` of layer 1, which reads users and assistants, that one token opens."""
-    return Arm(**{"id": "g", "probe": "toxicity", "acts": [LATE], "threshold": 5.0, "half_life": 0.01, **changes})
+    """A gate on probe ``toxicity`` of layer 1, which reads users and assistants, at a threshold of 5."""
+    return Arm(**{"id": "g", "probe": "toxicity", "acts": [LATE], "threshold": 5.0, **changes})
 
 
 class House:
@@ -141,12 +141,19 @@ class House:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    return make_bundle(tmp_path_factory.mktemp("gates") / "bundle", min_tokens=1)
+    """Probes whose averages are the last token's score, but for its last bits."""
+    return make_bundle(tmp_path_factory.mktemp("gates") / "bundle", half_life=0.01)
 
 
 @pytest.fixture
 def house(shared) -> House:
     return House(shared)
+
+
+@pytest.fixture
+def slow(tiny_bundle) -> House:
+    """The probes average all that they have read, from the fourth token on."""
+    return House(tiny_bundle(half_life=1e9, min_tokens=4))
 
 
 def test_an_open_gate_steers_later_layers_in_the_row_and_all_of_them_from_the_next_step(house):
@@ -183,9 +190,10 @@ def test_a_token_whose_keys_and_values_were_cached_counts_like_any_other(house):
     assert house.step(0.0, a=(8, 1))[..., 0].all()
 
 
-def test_cached_tokens_without_scores_are_not_read_and_cached_answers_not_steered(house):
+def test_cached_tokens_without_scores_are_not_read_and_cached_answers_not_steered(slow):
+    house = slow
     house.start("a")
-    house.arm(half_life=1e9, min_tokens=4)
+    house.arm()
     house.cache = np.full((12, 3), np.nan, np.float32)
     # Three of a prompt that was never scored, two of an answer: after a preemption, the cache may have both.
     house.cache[[8, 9]] = 9.0
@@ -338,25 +346,27 @@ def test_a_gate_that_is_armed_later_reads_from_the_next_row_on(house):
     assert house.told() == [("opened", "g", "A", 9, 0)]
 
 
-def test_tuning_goes_on_with_the_averages(house):
+def test_tuning_goes_on_with_the_averages(slow):
+    house = slow
     house.start("a")
-    house.arm(half_life=1e9, threshold=5.0, min_tokens=2)
+    house.arm()
     house.step(a=(0, 8))
     house.step(8.0, a=(8, 1))
     assert not house.told()
     # Four tokens were read: three of the user's that scored 0, and one that scored 8.
-    house.arm(half_life=1e9, threshold=2.5, min_tokens=5)
+    house.arm(threshold=2.5)
     house.step(6.0, a=(9, 1))
     assert house.told() == [("opened", "g", "A", 9, 0)]
     assert house.events[0].average == pytest.approx(14 / 5)
 
 
-def test_averages_go_on_where_a_gate_that_steered_nobody_gets_another_dose(house):
+def test_averages_go_on_where_a_gate_that_steered_nobody_gets_another_dose(slow):
+    house = slow
     house.start("a")
-    house.arm(half_life=1e9, min_tokens=5)
+    house.arm()
     house.step(a=(0, 8))
     house.step(8.0, a=(8, 1))
-    house.arm(half_life=1e9, min_tokens=5, threshold=2.5, acts=[EARLY])
+    house.arm(threshold=2.5, acts=[EARLY])
     house.step(6.0, a=(9, 1))
     assert [event.average for event in house.events] == [pytest.approx(14 / 5)]
 
@@ -413,19 +423,20 @@ def test_what_cannot_be_armed_is_refused_by_name_and_changes_nothing(house, chan
     assert not house.gates.active
 
 
-@pytest.mark.parametrize("changes", [{"half_life": 0.0}, {"streak": 0}, {"hold": -1}, {"budget": 0}, {"acts": []}])
+@pytest.mark.parametrize("changes", [{"release_streak": 0}, {"hold": -1}, {"budget": 0}, {"acts": []}])
 def test_an_order_with_impossible_numbers_is_no_order(changes):
     with pytest.raises(FrameError, match="cannot be decoded"):
         decode_order(encode_order(arm(**changes)))
     assert decode_order(encode_order(arm())) == arm()
 
 
-def test_the_probes_own_settings_are_the_default(house):
+def test_a_gate_judges_as_its_probe(tiny_bundle):
+    house = House(tiny_bundle(half_life=4.0, min_tokens=3, agree=2))
     house.start("a")
     house.gates.arm(Arm("g", "toxicity", [LATE]), house.slots.upcoming)
     limits, rules = house.taps.gates.limits[0].tolist(), house.taps.gates.rules[0].tolist()
     assert limits == [Aggregate(half_life=4.0).decay, 1.0, -math.inf]
-    assert rules[:6] == [1, 1, 1 << Role.USER | 1 << Role.ASSISTANT, 1, 1, 0]
+    assert rules[:6] == [1, 1, 1 << Role.USER | 1 << Role.ASSISTANT, 3, 2, 0]
 
 
 def test_disarming_what_is_not_armed_names_what_is(house):
@@ -489,18 +500,17 @@ def test_the_graph_steers_later_layers_of_the_row_that_opens_the_gate(shared, co
         assert torch.equal(run(rows.clone())[3], plain[3])
 
 
-def test_ten_thousand_requests_leave_no_residue_in_the_slots_they_share(shared):
+def test_ten_thousand_requests_leave_no_residue_in_the_slots_they_share(tiny_bundle):
     """Made-up schedules against the rules, one request at a time: chunks, preemption, batchmates, slots used again."""
     random = np.random.default_rng(0)
-    house = House(shared, slots=6)
     aggregate = Aggregate(half_life=2.0, min_tokens=2, agree=2, agree_of=2)
-    numbers = {"half_life": 2.0, "min_tokens": 2, "streak": 2}
+    house = House(tiny_bundle(half_life=2.0, min_tokens=2, agree=2), slots=6)
     chosen = [
         Settings(aggregate, 0.7, release=0.2, calm=1, hold=1, budget=4, column=1),
         Settings(aggregate, 0.4, hold=0, roles=(Role.ASSISTANT,), column=2),
     ]
-    house.arm(id="0", threshold=0.7, release=0.2, hold=1, budget=4, **numbers)
-    house.arm(id="1", probe="sycophancy", threshold=0.4, hold=0, **numbers)
+    house.arm(id="0", threshold=0.7, release=0.2, hold=1, budget=4)
+    house.arm(id="1", probe="sycophancy", threshold=0.4, hold=0)
     live: dict[str, dict] = {}
     begun = checked = steered = again = 0
     while begun < 10_000 or live:

@@ -49,7 +49,7 @@ def bundle(tmp_path_factory) -> Bundle:
 
 
 def arm(id: str, *acts: Act, **more) -> Arm:
-    return Arm(id, "toxicity", list(acts), threshold=5.0, half_life=0.01, **more)
+    return Arm(id, "toxicity", list(acts), threshold=5.0, **more)
 
 
 def ordered(bundle: Bundle, *acts: Act):

@@ -212,8 +212,8 @@ def test_who_is_not_steered_or_has_ended_is_left_alone(house):
 
 
 @pytest.fixture
-def gated(shared_bundle):
-    return Gated(shared_bundle)
+def gated(tiny_bundle):
+    return Gated(tiny_bundle(half_life=0.01))
 
 
 def answer(gated, key, rows, first=BEGIN + 1, score=9.0):

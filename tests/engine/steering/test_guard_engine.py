@@ -217,7 +217,7 @@ def test_a_released_request_is_steered_by_no_later_order(house):
 
 def test_a_gate_lets_go_for_good_of_the_request_that_it_made_repeat_itself_and_of_no_other(house):
     name = "hard"
-    house.order(Arm(name, "random-5-0", [Act("random-1", add=HUGE)], threshold=-1e6, half_life=1.0, min_tokens=1))
+    house.order(Arm(name, "random-5-0", [Act("random-1", add=HUGE)], threshold=-1e6))
     prompts = [house.prompts[0], house.prompts[1]]
     answers, seen = house.run(prompts)
     house.wire.confirm()

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from monitor.wire.orders import Act, Arm, Disarm, Steer
-from probes.bundle import Bundle, Vector, save_bundle
+from probes.bundle import Bundle, Probe, Vector, save_bundle
 from probes.models.chat import Message
 from probes.scoring.aggregate import Aggregate, running
 from probes.scoring.roles import Role
@@ -49,7 +49,10 @@ ranks' engine: float32, sums in another order."""
 REQUESTS = 300
 TOKENS = 6
 """The longest answer of them."""
-GATE = Arm("all", "random-0-0", [Act("middle", add=1.2)], half_life=2.0, min_tokens=2)
+GATE = Arm("all", "random-0-0", [Act("middle", add=1.2)])
+AGGREGATE = Aggregate(half_life=2.0, min_tokens=2)
+TRIGGER, ANSWERED = "random-0-1", 8
+"""A probe that reads answers, and that a gate may open by from so many of their tokens on."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,12 @@ class House:
     def prompt(self, words: int, random: np.random.Generator | None = None) -> list[int]:
         content = " ".join((random or self.random).choice(CORPUS.split(), words))
         return self.source.encode([Message("user", content)], respond=True)
+
+
+def judging(probe: Probe) -> Probe:
+    if probe.name == TRIGGER:
+        return msgspec.structs.replace(probe, roles=["assistant"], aggregate=Aggregate(min_tokens=ANSWERED))
+    return msgspec.structs.replace(probe, aggregate=AGGREGATE)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +96,7 @@ def house(tmp_path_factory):
         created=plain.manifest.created,
         model=plain.manifest.model,
         markers=plain.manifest.markers,
-        probes=list(zip(plain.probes, plain.weight, plain.bias.tolist(), strict=True)),
+        probes=list(zip(map(judging, plain.probes), plain.weight, plain.bias.tolist(), strict=True)),
         vectors=[
             (Vector(name, layer, hidden_norm=NORM, max_dose=CAP), values[name]) for name, layer in VECTORS.items()
         ],
@@ -148,8 +157,7 @@ def peak(house, idle: Told, begin: int, end: int) -> float:
     """The largest average that the gate for all makes of these positions of a request."""
     column = next(i for i, probe in enumerate(house.bundle.probes) if probe.name == GATE.probe)
     read = np.isin(idle.seen.roles[begin:end], [Role.USER, Role.ASSISTANT])
-    aggregate = Aggregate(half_life=GATE.half_life, min_tokens=GATE.min_tokens)
-    return float(running(np.array(idle.seen.scores[begin:end])[read, column], aggregate).max())
+    return float(running(np.array(idle.seen.scores[begin:end])[read, column], AGGREGATE).max())
 
 
 def peak_of(house, idle: Told, tokens: int) -> float:
@@ -436,8 +444,7 @@ def go_on(house, way: str) -> Continued:
     gated, orders = WAYS[way]
     prompt, turn = house.prompt(2 * BLOCK), house.prompt(3)
     if gated:
-        # So many tokens are read only in the answer.
-        trigger = Arm("trigger", "random-0-0", [Act("middle", add=0.8)], threshold=-1e6, min_tokens=len(prompt) + 8)
+        trigger = Arm("trigger", TRIGGER, [Act("middle", add=0.8)], threshold=-1e6)
         house.engine.do(order, trigger)
     (steered,) = house.generate(Ask(prompt, ANSWER, orders=orders, after=LATER), fresh=True)
     if gated:

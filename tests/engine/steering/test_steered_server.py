@@ -358,7 +358,7 @@ rules:
     when: {probe: random-0-0}
     mode: enforce
     actions:
-      - steer: {vector: random-0, dose: 1.0, gate: true, threshold: -1.0e+6, min_tokens: 1}
+      - steer: {vector: random-0, dose: 1.0, gate: true, threshold: -1.0e+6}
 """
 
 
