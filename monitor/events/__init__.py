@@ -1,5 +1,6 @@
-"""Events: one type a kind (``types``), and the log that numbers and keeps them (``log``)."""
+"""Events: one type a kind (``types``), each in words (``words``), and the log that numbers and keeps them (``log``)."""
 
+from monitor.events import words
 from monitor.events.log import EventLog, Subscription
 from monitor.events.types import (
     Alert,
@@ -57,4 +58,5 @@ __all__ = [
     "Severity",
     "Subscription",
     "type_name",
+    "words",
 ]

@@ -1,36 +1,39 @@
 """One line of JSON an event in the log of the process."""
 
 import logging
+from datetime import datetime
 from typing import Final
 
 import msgspec
 
-from monitor.events import (
-    Alert,
-    EngineChanged,
-    Escalated,
-    Event,
-    FramesLost,
-    Guarded,
-    Intervention,
-    InterventionEnded,
-    InterventionsLost,
-    Ordered,
-    PolicyChanged,
-    Recorded,
-)
+from monitor.events import Event, Recorded, Severity, words
 
 EVENT_LOGGER: Final = "plumbob.events"
 
+LEVELS: Final[dict[Severity, int]] = {
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "critical": logging.ERROR,
+}
+"""Levels of the log, by how grave the words of an event say it is."""
+
+
+class _Line(msgspec.Struct, frozen=True):
+    sequence: int
+    time: datetime
+    message: str
+    """The event in words."""
+    event: Event
+
 
 class LogSink:
-    """Writes one line of JSON an event: ``sequence``, ``time`` and ``event``, its ``type`` and its fields.
+    """Writes one line of JSON an event: ``sequence``, ``time``, ``message`` and ``event``, its ``type`` and fields.
 
     Events carry ids, probes and numbers, never text of a prompt or a completion. Kinds that are not
     :attr:`monitor.events.EventBase.logged` are left out.
 
     Args:
-        logger: Where to; alerts and what is wrong with engines at WARNING, the rest at INFO.
+        logger: Where to.
     """
 
     def __init__(self, logger: logging.Logger | None = None) -> None:
@@ -38,19 +41,8 @@ class LogSink:
 
     def emit(self, recorded: Recorded) -> None:
         """Write the event, if it is of a kind that is logged."""
-        if recorded.event.logged:
-            self._logger.log(_level(recorded.event), "%s", msgspec.json.encode(recorded).decode())
-
-
-def _level(event: Event) -> int:
-    match event:
-        case Alert(mode="shadow") | Intervention(mode="shadow") | Escalated(mode="shadow"):
-            return logging.INFO
-        case InterventionEnded() | EngineChanged(state="connected") | Ordered(who="policy", result="sent"):
-            return logging.INFO
-        case Alert() | Intervention() | InterventionsLost() | Guarded() | Escalated():
-            return logging.WARNING
-        case Ordered() | EngineChanged() | FramesLost() | PolicyChanged(in_force=False):
-            return logging.WARNING
-        case _:
-            return logging.INFO
+        if not recorded.event.logged:
+            return
+        said = words.wording(recorded.event)
+        line = _Line(recorded.sequence, recorded.time, str(said), recorded.event)
+        self._logger.log(LEVELS[said.severity], "%s", msgspec.json.encode(line).decode())

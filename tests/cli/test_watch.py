@@ -53,11 +53,11 @@ def line(event):
         ),
         (
             events.Intervention(REQUEST, "r", "enforce", "harm", 2.5, 1.5, 17, "v", -0.3, 64, True, "why"),
-            "STEER  chat-1 r v -0.30 for 64 tokens: why",
+            "STEER  chat-1 r steer v at dose -0.3 for 64 tokens: why",
         ),
         (
             events.Intervention(REQUEST, "r", "enforce", "harm", 2.5, 1.5, 17, "v", 0.3, None, False, "why"),
-            "STEER  chat-1 r v +0.30 to the end: why [enforce: not sent]",
+            "STEER  chat-1 r steer v at dose 0.3 until the request ends: why [enforce: not sent]",
         ),
         (
             events.Intervention(
@@ -78,11 +78,11 @@ def line(event):
                 0.1,
                 "policy:r:0",
             ),
-            "STEER  chat-1 r v clamped to −∞..+0.10 to the end: why",
+            "STEER  chat-1 r clamp v to at most 0.1 until the request ends: why",
         ),
         (
             events.Intervention(REQUEST, "r", "shadow", "harm", 2.5, 1.5, 17, "v", 0.0, 9, False, "why", "ablate"),
-            "STEER  chat-1 r v ablated for 9 tokens: why [shadow: not sent]",
+            "STEER  chat-1 r ablate v for 9 tokens: why [shadow: not sent]",
         ),
         (
             events.Intervention(
@@ -155,7 +155,7 @@ def test_json_is_one_line_with_every_field():
 
 
 def test_colours_only_on_a_terminal_that_wants_them(monkeypatch):
-    message = event_message(events.Recorded(1, datetime.now(UTC), events.FramesLost("e", "tiny", 9)))
+    message = event_message(events.Recorded(1, datetime.now(UTC), events.EngineChanged("e", "tiny", "lost", "silent")))
 
     def printed(terminal):
         console = Console(file=io.StringIO(), force_terminal=terminal)
