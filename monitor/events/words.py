@@ -30,13 +30,13 @@ _VERBS: Final[dict[Mode, str]] = {"shadow": "shadows: would", "alert": "alerts:"
 
 
 def steering(
-    vector: str, *, dose: float = 0.0, scale: float = 1.0, low: float | None = None, high: float | None = None
+    vector: str, *, add: float = 0.0, scale: float = 1.0, low: float | None = None, high: float | None = None
 ) -> str:
     """What is done to the projection on a vector; doses and bounds are in norms of the residual stream.
 
     Args:
         vector: Name of the steering vector.
-        dose: Added.
+        add: Dose.
         scale: Multiplied with; 0 takes the projection away.
         low: It is at least this; ``None``: no bound.
         high: It is at most this; ``None``: no bound.
@@ -48,8 +48,8 @@ def steering(
         done.append(f"clamp {vector} between {low:g} and {high:g}")
     elif low is not None or high is not None:
         done.append(f"clamp {vector} to {f'at most {high:g}' if low is None else f'at least {low:g}'}")
-    if dose:
-        done.append(f"steer {vector} at dose {dose:g}")
+    if add:
+        done.append(f"steer {vector} at dose {add:g}")
     return ", ".join(done) or f"leave {vector} as it is"
 
 
@@ -99,7 +99,7 @@ def done(event: Intervention) -> str:
     if event.operation == "stop":
         return stop("its message")
     scale = 0.0 if event.operation == "ablate" else 1.0
-    what = steering(event.vector, dose=event.dose, scale=scale, low=event.low, high=event.high)
+    what = steering(event.vector, add=event.dose, scale=scale, low=event.low, high=event.high)
     return f"{what} {span(event.tokens)}"
 
 

@@ -18,7 +18,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from monitor.events import Ordered, OrderKind, Request
+from monitor.events import Ordered, OrderKind, Request, words
 from monitor.interventions.gates import OPERATOR_PREFIX, GateFacts, policy_facts
 from monitor.interventions.orders import arm_order
 from monitor.policy import GATE_PREFIX, Policy, PolicyGate
@@ -212,7 +212,7 @@ class Arming:
             state.left_out |= {(gate.id, key) for key in self._in_flight(engine)}
         state.sent.add(gate.id)
         state.disarmed.discard(gate.id)
-        self._tell(engine, state, gate.id, "arm", f"rule '{gate.rule.name}' enforces: {gate.steering}")
+        self._tell(engine, state, gate.id, "arm", words.rule_decided(gate.rule.name, "enforce", gate.steering))
 
     def _disarm(self, engine: str, state: _Engine, gate: str) -> None:
         if gate in state.disarmed or not self._send(engine, Disarm(gate)):
@@ -224,7 +224,7 @@ class Arming:
     def _refuse(self, engine: str, state: _Engine, gate: PolicyGate, why: str) -> None:
         state.refused.add(gate.id)
         logger.error("Engine %s does not decide by gate %s: %s.", engine, gate.id, why)
-        self._tell(engine, state, gate.id, "arm", f"rule '{gate.rule.name}' enforces: {gate.steering}", why)
+        self._tell(engine, state, gate.id, "arm", words.rule_decided(gate.rule.name, "enforce", gate.steering), why)
 
     def _tell(self, engine: str, state: _Engine, gate: str, kind: OrderKind, detail: str, why: str = "") -> None:
         result = "refused" if why else "sent"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Final
 
-from monitor.events import Intervention, InterventionEnded, InterventionsLost, Request
+from monitor.events import Intervention, InterventionEnded, InterventionsLost, Request, words
 from monitor.interventions.deduplicator import Once
 from monitor.interventions.gates import GateFacts, unknown_facts
 from monitor.sinks.recorder import Recorder
@@ -112,10 +112,5 @@ class GateDecisions:
 
 
 def _reason(event: GateEvent, facts: GateFacts, average: float) -> str:
-    row = "" if facts.agree == 1 else f", {facts.agree} averages in a row"
-    read = (
-        f"averaged {average:.2f}"
-        if not facts.probe
-        else f"read probe {facts.probe} at {average:.2f} (threshold {facts.threshold:.2f}{row})"
-    )
-    return f"the engine's gate {read} at token {event.position}; {facts.what}"
+    read = words.gate_opened(facts.probe, average, facts.threshold, facts.agree, event.position)
+    return f"{read}; {facts.what}"

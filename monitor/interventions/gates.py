@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
+from monitor.events import words
 from monitor.policy import Gate, PolicyGate, Steering
-from monitor.wire.frames import GuardEvent
-from monitor.wire.orders import Act
 from probes.bundle import Bundle, Probe
 
 OPERATOR_PREFIX = "order:"
@@ -30,25 +29,6 @@ class GateFacts:
     """Who lets it do what, in words."""
 
 
-def act_words(act: Act) -> str:
-    """An act in words."""
-    said = [f"add {act.add:g}"] if act.add else []
-    said += [f"scale by {act.scale:g}"] if act.scale != 1.0 else []
-    said += [f"at least {act.low:g}"] if act.low is not None else []
-    said += [f"at most {act.high:g}"] if act.high is not None else []
-    return f"{act.vector}: {', '.join(said) or 'nothing'}"
-
-
-def guard_words(event: GuardEvent) -> str:
-    """What an engine's guard found and did, in words."""
-    found = (
-        f"{event.repetition:.0%} of the sequences of three among the last {event.window} tokens repeat an earlier one "
-        f"(allowed: under {event.threshold:.0%})"
-    )
-    gates = f"; steered up to there by {' and '.join(event.gates)}" if event.gates else ""
-    return f"{found}; from token {event.position} on, it is steered no more{gates}"
-
-
 def facts_of(steering: Steering, probe: Probe, rule: str, what: str) -> GateFacts:
     """Facts of a gate that this monitor armed."""
     gate = steering.gate or Gate()
@@ -66,7 +46,7 @@ def facts_of(steering: Steering, probe: Probe, rule: str, what: str) -> GateFact
 def policy_facts(gate: PolicyGate, bundle: Bundle) -> GateFacts:
     """Facts of a gate of the policy."""
     probe = next(probe for probe in bundle.probes if probe.name == gate.rule.probe)
-    return facts_of(gate.steering, probe, gate.rule.name, f"rule '{gate.rule.name}' enforces: {gate.steering}")
+    return facts_of(gate.steering, probe, gate.rule.name, words.rule_decided(gate.rule.name, "enforce", gate.steering))
 
 
 def unknown_facts(gate: str) -> GateFacts:

@@ -9,11 +9,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, get_args
 
-from monitor.events import Guarded, Ordered, OrderKind, OrderResult, ProbeFired, Request
+import msgspec
+
+from monitor.events import Guarded, Ordered, OrderKind, OrderResult, ProbeFired, Request, words
 from monitor.ingest import Link
 from monitor.interventions import Actions, Arming, GateDecisions
 from monitor.interventions.deduplicator import Once
-from monitor.interventions.gates import GateFacts, act_words, guard_words
+from monitor.interventions.gates import GateFacts
 from monitor.interventions.operator import Operator
 from monitor.policy import Policy
 from monitor.sinks import Recorder
@@ -169,7 +171,9 @@ class Gating:
                     window=event.window,
                     gates=tuple(event.gates),
                     number=event.number,
-                    reason=guard_words(event),
+                    reason=words.guard_released(
+                        event.repetition, event.window, event.threshold, event.position, event.gates
+                    ),
                 )
             )
 
@@ -182,10 +186,9 @@ class Gating:
             if len(self._admitted) > MAX_ADMITTED:
                 self._admitted.popitem(last=False)
             request = Request(link.engine, link.model, new.request_id, new.key, new.prompt_tokens)
-            acts = " and ".join(map(act_words, new.admitted.acts))
-            until = "" if new.admitted.tokens is None else f" for {new.admitted.tokens} tokens"
+            acts = " and ".join(words.steering(**msgspec.structs.asdict(act)) for act in new.admitted.acts)
             where = " from the prompt on" if new.admitted.prompt else ""
-            detail = f"{acts}{where}{until}"
+            detail = f"{acts}{where} {words.span(new.admitted.tokens)}"
             self._stats.orders["request", "admission", "sent"] += 1
             self._recorder.record(
                 Ordered("", "admission", "sent", link.engine, link.model, request, "request", None, detail, "")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from monitor.events import Severity
+from monitor.events import Severity, words
 from monitor.policy.steering import Steering
 
 
@@ -23,7 +23,7 @@ class StopAction:
     message: str
 
     def __str__(self) -> str:
-        return "stop with the policy's message" if self.message else "stop"
+        return words.stop(self.message)
 
 
 @dataclass(frozen=True, slots=True)

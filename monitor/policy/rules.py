@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
 
-from monitor.events import Mode, ProbeFired
+from monitor.events import Mode, ProbeFired, words
 from monitor.policy.actions import Action, SteerAction
 from monitor.policy.steering import Steering
 
@@ -102,11 +102,5 @@ class Policy:
         ]
 
 
-_VERBS: dict[Mode, str] = {"shadow": "shadows: would", "alert": "alerts:", "enforce": "enforces:"}
-
-
 def _reason(fired: ProbeFired, rule: Rule, action: Action) -> str:
-    return (
-        f"probe {fired.probe} reached {fired.aggregate:.2f} (threshold {fired.threshold:.2f}) "
-        f"at token {fired.position} ({fired.role}); rule '{rule.name}' {_VERBS[rule.mode]} {action}"
-    )
+    return f"{words.probe_reached(fired)}; {words.rule_decided(rule.name, rule.mode, action)}"

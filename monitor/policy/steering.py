@@ -10,6 +10,7 @@ from typing import Final, Literal
 
 from monitor.configuration.yaml_mapping import suggest
 from monitor.errors import InvalidSteering
+from monitor.events import words
 from probes.bundle import Bundle, Probe
 from probes.errors import BundleError
 from probes.scoring.roles import Role
@@ -61,15 +62,9 @@ class Steering:
     """``None``: the monitor orders it, from the request's next step on."""
 
     def __str__(self) -> str:
-        until = "until the request ends" if self.tokens is None else f"for {self.tokens} tokens"
-        match self.operation:
-            case "ablate":
-                what = f"ablate {self.vector}"
-            case "clamp":
-                what = f"clamp {self.vector} to {self.range}"
-            case "add":
-                what = f"steer {self.vector} at dose {self.dose or 0.0:g}"
-        return f"{what} {until}" + ("" if self.gate is None else f", {self.gate}")
+        scale = 0.0 if self.operation == "ablate" else 1.0
+        what = words.steering(self.vector, add=self.dose or 0.0, scale=scale, low=self.low, high=self.high)
+        return f"{what} {words.span(self.tokens)}" + ("" if self.gate is None else f", {self.gate}")
 
     @property
     def range(self) -> str:

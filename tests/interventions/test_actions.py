@@ -1,12 +1,9 @@
-import json
-import logging
-
 import pytest
 
 from monitor.events import Alert, EngineChanged, EventLog, Intervention, ProbeFired, Request
 from monitor.interventions import Actions
 from monitor.policy import AlertAction, Decision, SteerAction, Steering
-from monitor.sinks import LogSink, MemorySink, Recorder
+from monitor.sinks import MemorySink, Recorder
 from monitor.telemetry.stats import Stats
 from monitor.wire.orders import Act, Steer
 
@@ -136,15 +133,3 @@ def test_a_sink_that_fails_breaks_nothing(stats, caplog):
     assert last.recorded[0].sequence == log.last_sequence == 1
     assert stats.sink_errors == {("Broken",): 1}
     assert "down" in caplog.text
-
-
-def test_the_log_sink_writes_one_line_of_json(stats, caplog):
-    caplog.set_level(logging.INFO, "plumbob.events")
-    recorder = Recorder(EventLog(), [LogSink()], stats)
-    recorder.record(fired())
-    recorder.record(Alert(fired().request, "rule", "alert", "critical", "toxicity", 3.0, 2.0, 7, "because\nof it"))
-    (record,) = caplog.records
-    assert record.levelno == logging.WARNING and "\n" not in record.getMessage()
-    line = json.loads(record.getMessage())
-    assert (line["sequence"], line["event"]["type"]) == (2, "alert")
-    assert line["event"]["request"]["request_id"] == "user-a" and line["event"]["reason"] == "because\nof it"

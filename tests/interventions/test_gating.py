@@ -108,7 +108,7 @@ def test_gates_that_enforce_are_armed_at_connect_and_once(desk):
     ]
     assert desk.stats.orders == {("policy", "arm", "sent"): 2}
     assert told[0].detail == (
-        "rule 'flattery' enforces: clamp sycophancy to -inf..0.1 for 50 tokens, "
+        "rule 'flattery' enforces: clamp sycophancy to at most 0.1 for 50 tokens, "
         "by the engine's gate holding 8 tokens until below 0.25"
     )
 
@@ -448,7 +448,9 @@ def test_what_a_request_asked_to_be_steered_by_is_told_once(desk):
     desk.frame(1, started=[begun, started(1, "b")], complete=True)
     (told,) = [event for event in desk.events(Ordered) if event.kind == "admission"]
     assert (told.who, told.result, told.request.engine_request_id) == ("request", "sent", "a")
-    assert told.detail == "sycophancy: add -0.2 and harmful_intent: scale by 0, at most 0.5 for 20 tokens"
+    assert told.detail == (
+        "steer sycophancy at dose -0.2 and ablate harmful_intent, clamp harmful_intent to at most 0.5 for 20 tokens"
+    )
     assert desk.stats.orders["request", "admission", "sent"] == 1
 
 
