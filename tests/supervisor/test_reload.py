@@ -87,7 +87,7 @@ def test_the_monitor_reads_its_policy_again_and_keeps_it_where_the_new_one_is_ba
     run.process.send_signal(signal.SIGTERM)
     assert run.process.wait(20) == 0
     said = run.process.stderr.read()
-    assert '"kind":"PolicyChanged"' in said and "rules: must be" in said and "cannot be read" in said
+    assert '"type":"policy_changed"' in said and "rules: must be" in said and "cannot be read" in said
     assert [line.count('"policy_in_force"') for line in audit.read_text().splitlines()].count(1) == 2
 
 
