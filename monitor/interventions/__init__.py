@@ -1,17 +1,20 @@
-"""Interventions: from a policy's decisions to orders on the wire, and back to events.
+"""Interventions: from a policy's decisions and operators' orders to orders on the wire, and back to events.
 
-``actions``         what a decision does, once a request and rule
-``gates``           what a gate of an engine does, as an order and in words
-``arming``          which gates engines have armed
-``gating``          arming, and what follows from what gates decide
-``gate_decisions``  what gates decided, recorded once each
-``deduplicator``    what engines repeat until it is confirmed, taken once each
-``operator``        an operator's orders
+``interventions``   all of it, as the monitor has it
+``state``           what is known of a request that is steered, once
+``decide``          the policy's decisions, carried out once a request and rule
+``fail_closed``     generations that are stopped since they cannot be steered
+``gates``           gates of engines: wanted against armed
+``gate_facts``      what is known of a gate
+``operator``        operators' orders
 ``leases``          the leases that bound them
+``orders``          steering on the wire
+``gate_decisions``  what gates decided, and what follows
+``refusals``        what engines did not do, and what follows
+``reports``         what their guard did, and what requests asked for themselves
+``deduplicator``    what engines repeat until it is confirmed, taken once each
 """
 
-from monitor.interventions.actions import Actions, SendOrder
-from monitor.interventions.arming import Arming
-from monitor.interventions.gate_decisions import GateDecisions
+from monitor.interventions.interventions import Interventions
 
-__all__ = ["Actions", "Arming", "GateDecisions", "SendOrder"]
+__all__ = ["Interventions"]

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Generic, Protocol, TypeVar
 
+from monitor.telemetry.stats import Stats
+
 
 class Numbered(Protocol):
     """Something that an engine tells by number."""
@@ -17,20 +19,21 @@ class Numbered(Protocol):
 _Told = TypeVar("_Told", bound=Numbered)
 
 
-class Once(Generic[_Told]):
+class Deduplicator(Generic[_Told]):
     """Passes over what was told already, and counts what is missing.
 
     Args:
         told: The numbers that an earlier monitor told, by engine. It may have been killed between two that it told in
             another order than that of their numbers, so that the highest does not speak for those before it.
         max_engines: Engines whose numbers are kept; beyond it the one heard longest ago is forgotten.
+        stats: Where engines that are forgotten are counted.
     """
 
-    def __init__(self, told: Mapping[str, AbstractSet[int]], max_engines: int) -> None:
+    def __init__(self, told: Mapping[str, AbstractSet[int]], max_engines: int, stats: Stats) -> None:
         self._last = {engine: max(numbers) for engine, numbers in told.items() if numbers}
         self._earlier = {engine: (last, set(told[engine])) for engine, last in self._last.items()}
         """The last that an earlier monitor told, and which of those up to it are told."""
-        self._max_engines = max_engines
+        self._max_engines, self._stats = max_engines, stats
 
     def fresh(self, engine: str, items: Sequence[_Told]) -> tuple[list[_Told], int]:
         """What was not told yet, in order, and how many before the last of it never arrived."""
@@ -51,4 +54,5 @@ class Once(Generic[_Told]):
             engine = next(iter(self._last))
             del self._last[engine]
             self._earlier.pop(engine, None)
+            self._stats.forgotten["engine",] += 1
         return fresh, missing

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from monitor.events import OrderKind, Request
-from monitor.interventions.gates import GateFacts
+from monitor.interventions.gate_facts import GateFacts
 from probes.errors import PlumbobError
 
 MAX_LEASE_SECONDS: Final = 3600.0
@@ -13,6 +13,9 @@ MAX_ORDERS: Final = 64
 """Leases that run at once; gates of an engine are fewer."""
 MAX_FINISHED: Final = 4096
 """Requests that are remembered to have ended, to tell them from those that never were, and as many orders."""
+
+MAX_UNDOING: Final = 4096
+"""Orders that are to be undone as soon as their engines can be reached; beyond it, the oldest run until their end."""
 
 Why = Literal["invalid", "unknown", "state", "full", "unreachable"]
 """Why an order is refused: it makes no sense or is beyond a cap; it names what is not there; its request has ended or

@@ -15,10 +15,9 @@ from typing import Literal
 from monitor.errors import InvalidSteering
 from monitor.events import Ordered, OrderKind, OrderResult, Request
 from monitor.ingest import Link
-from monitor.interventions.arming import SendOrder
-from monitor.interventions.gates import OPERATOR_PREFIX, GateFacts, facts_of
-from monitor.interventions.leases import MAX_FINISHED, MAX_LEASE_SECONDS, MAX_ORDERS, Lease, LeaseError
-from monitor.interventions.orders import arm_order, steer_order
+from monitor.interventions.gate_facts import OPERATOR_PREFIX, GateFacts, facts_of
+from monitor.interventions.leases import MAX_FINISHED, MAX_LEASE_SECONDS, MAX_ORDERS, MAX_UNDOING, Lease, LeaseError
+from monitor.interventions.orders import SendOrder, arm_order, steer_order
 from monitor.policy import Steering, require_valid
 from monitor.sinks.recorder import Recorder
 from monitor.telemetry.stats import Stats
@@ -194,6 +193,7 @@ class Operator:
         self._finished[request.request_id] = None
         if len(self._finished) > MAX_FINISHED:
             self._finished.popitem(last=False)
+            self._stats.forgotten["ended_id",] += 1
         for lease in [lease for lease in self._leases.values() if request in lease.requests]:
             lease.requests.remove(request)
             if not lease.requests:
@@ -269,11 +269,15 @@ class Operator:
         self._expired[lease.id] = None
         if len(self._expired) > MAX_FINISHED:
             self._expired.popitem(last=False)
+            self._stats.forgotten["ended_order",] += 1
 
     def _undo(self, lease: Lease) -> None:
         orders = [(request.engine, Release(request.engine_request_id, lease.id)) for request in lease.requests]
         orders += [(engine, Disarm(lease.id)) for engine in lease.engines]
         self._undoing += [(engine, order) for engine, order in orders if not self._send(engine, order)]
+        if (excess := len(self._undoing) - MAX_UNDOING) > 0:
+            del self._undoing[:excess]
+            self._stats.forgotten["undo",] += excess
 
     def refuse(
         self, kind: OrderKind, who: str, detail: str, seconds: float | None, request: Request | None, why: str

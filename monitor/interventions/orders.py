@@ -1,7 +1,12 @@
 """Steering on the wire: as an act, as the order to steer a request, and as the order to arm a gate."""
 
+from collections.abc import Callable
+
 from monitor.policy import Gate, Steering
-from monitor.wire.orders import Act, Arm, Steer
+from monitor.wire.orders import Act, Arm, Order, Steer
+
+SendOrder = Callable[[str, Order], bool]
+"""Sends an order to the engine of this id; false where it cannot be reached. Never blocks."""
 
 
 def act_of(steering: Steering) -> Act:

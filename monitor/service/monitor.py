@@ -2,7 +2,7 @@
 
 A frame goes through it as the design's line goes through the house::
 
-    Source -> Link (lost? ours?) -> VerdictTable -> Policy -> Actions -> Recorder
+    Source -> Link (lost? ours?) -> VerdictTable -> Interventions -> Recorder
        ^                                                         |
        +----------------------- orders --------------------------+
 
@@ -23,9 +23,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from monitor.events import EngineChanged, EventLog, FramesLost, PolicyChanged, ProbeFired, RequestFinished
 from monitor.ingest import Arrival, Link, Malformed, Source, core_identity
-from monitor.interventions import Actions
-from monitor.interventions.gating import Gating
-from monitor.interventions.operator import Operator
+from monitor.interventions import Interventions
 from monitor.policy import Policy
 from monitor.service.config import Limits
 from monitor.sinks import Recorder, Sink
@@ -96,35 +94,18 @@ class Monitor:
             self.events, self._verdicts.averages, tuple(probe.name for probe in bundle.manifest.probes)
         )
         self._recorder = Recorder(self.events, [self.traces, *sinks], self.stats)
-        self.operator = Operator(
+        self.interventions = Interventions(
             bundle,
-            policy.max_dose,
+            policy,
             self._verdicts,
             self._links,
             self._recorder,
             self.stats,
             self._send_order,
-            clock,
-        )
-        self._gating = Gating(
-            bundle,
-            policy,
-            self._recorder,
-            self.stats,
-            self._verdicts,
-            self._send_order,
-            operator=self.operator,
             recalled={} if audit is None else recall(audit.path),
+            max_requests=self._limits.max_requests,
             max_engines=self._limits.max_engines,
-        )
-        self._actions = Actions(
-            self._recorder,
-            self.stats,
-            self._send_order,
-            self._limits.max_requests,
-            agreement={probe.name: (probe.aggregate.agree, probe.aggregate.agree_of) for probe in bundle.all_probes},
-            gated=self._gating.arming.holds,
-            max_dose=policy.max_dose,
+            clock=clock,
         )
         self._workers = self._open_workers(pool)
 
@@ -155,13 +136,12 @@ class Monitor:
         before, self.policy = self.policy, policy
         if self._audit is not None:
             self._audit.change_policy(policy)
-        self.operator.max_dose = self._actions.max_dose = policy.max_dose
         self.stats.policy_reloads["in_force",] += 1
         said = (
             f"{len(policy.rules)} rules and {len(policy.gates)} gates decide from here on, digest {policy.digest[:12]}"
         )
         self._recorder.record(PolicyChanged(policy.name, policy.digest, True, before.digest, said))
-        self._gating.change_policy(policy)
+        self.interventions.change_policy(policy)
 
     def refuse_policy(self, name: str, why: str) -> None:
         """Tell that a policy cannot be used; the one before it still decides."""
@@ -201,14 +181,13 @@ class Monitor:
             self._collect(self._workers)
             self._workers.tick()
             self._collect(self._workers)
-        self.operator.tick()
-        self._actions.tick()
+        self.interventions.tick()
         now = self._clock()
         for link in list(self._links.values()):
             silent = now - link.last_seen
             if not link.lost and silent > self._limits.silence_seconds:
                 link.lost, link.streams = True, False
-                self._gating.lost(link.engine)
+                self.interventions.lost(link.engine)
                 dropped = self._drop_requests(link)
                 self._changed(link, "lost", f"silent for {silent:.1f} s; {dropped} requests end without a verdict")
             elif link.lost and silent > self._limits.forget_seconds:
@@ -246,7 +225,7 @@ class Monitor:
             # Where one is not sent, all are with the next HELLO: an engine that streams already just goes on.
             link.streams = all(self._send_order(link.engine, Stream(layer, "all")) for layer in self._workers.layers)
         self._introduced(link, hello, before)
-        self._gating.hello(link, hello)
+        self.interventions.hello(link, hello)
 
     def _introduced(self, link: Link, hello: Hello, before: tuple[bool | None, bool, float | None]) -> None:
         """Tell what an engine is, if that has changed."""
@@ -290,10 +269,7 @@ class Monitor:
     def _verdict(self, frame: Frame, link: Link) -> Tally:
         """Verdicts, decisions and actions of one frame."""
         # What gates decided of requests that end with this frame is part of their verdicts.
-        decided = self._gating.fresh(link, frame.header.gates)
-        later = self._gating.tell(link, decided, self._actions)
-        self._gating.guarded(link, frame.header.guarded)
-        self._gating.admitted(link, frame.header.started)
+        decided = self.interventions.before_verdicts(link, frame.header)
         verdicts = self._verdicts.apply(frame, link.model)
         self.stats.count_rows(link.model, verdicts.tally)
         finished = verdicts.finished
@@ -301,9 +277,8 @@ class Monitor:
             finished = self._workers.finish(finished, verdicts.ended)
         for event in finished:
             self._finish(event)
-        self._gating.tell_ended(link, self._gating.tell(link, later, self._actions), self._actions)
-        self._gating.refused(link, frame.header.refused, self._actions)
-        if (decided or frame.header.refused or frame.header.guarded) and self._audit is not None:
+        self.interventions.after_verdicts(link, frame.header, decided)
+        if (decided.fresh or frame.header.refused or frame.header.guarded) and self._audit is not None:
             link.recorded_with = self._audit.accepted
         for fired in verdicts.fired:
             self._fire(fired, link.held)
@@ -325,14 +300,13 @@ class Monitor:
     def _fire(self, fired: ProbeFired, held: str, *, ended: bool = False) -> None:
         self.stats.probe_fired[fired.request.model, fired.probe] += 1
         self._recorder.record(fired)
-        self._actions.apply(fired, self.policy.decide(fired), held=held, ended=ended)
+        self.interventions.fire(fired, held=held, ended=ended)
 
     def _finish(self, finished: RequestFinished) -> None:
         model = finished.request.model
         self.stats.requests_finished[model,] += 1
         self.stats.observe_margins(model, finished.readings)
-        self._actions.forget(finished.request)
-        self._gating.finish(finished.request)
+        self.interventions.finish(finished.request)
         self._recorder.record(finished)
 
     @contextmanager
@@ -370,8 +344,7 @@ class Monitor:
 
     def _forget(self, link: Link) -> None:
         del self._links[link.engine]
-        self._gating.arming.forget(link.engine)
-        self._actions.forget_engine(link.engine)
+        self.interventions.forget(link.engine)
 
     def _answer(self, link: Link, now: float) -> None:
         if link.exporter is None or link.lost:

@@ -87,7 +87,7 @@ async def _serve(config: MonitorConfig, monitor: Monitor, log: AuditLog | None) 
             host=config.host,
             port=config.grpc_port,
             traces=monitor.traces,
-            control=monitor.operator if config.allow_control else None,
+            control=monitor.interventions.operator if config.allow_control else None,
         )
         logger.info(
             "reading %d probes for engines at %s; gRPC %s, metrics http://%s/metrics, policy %s",

@@ -110,7 +110,8 @@ class MonitorCollector(Collector):
 def _counter(family: Family, stats: Stats, models: list[str]) -> CounterMetricFamily:
     metric = CounterMetricFamily(f"{PREFIX}{family.name}", family.help, labels=family.labels)
     reasons = list(family.reasons)
-    known = {"model_name": models, "probe": list(family.probes(stats)), "reason": reasons, "decision": reasons}
+    known = {"model_name": models, "probe": list(family.probes(stats))}
+    known |= dict.fromkeys(("reason", "decision", "what"), reasons)
     counts: dict[tuple[Any, ...], int] = {}
     if all(known.get(label) for label in family.labels):
         counts = dict.fromkeys(product(*(known[label] for label in family.labels)), 0)

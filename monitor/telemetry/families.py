@@ -13,6 +13,7 @@ from typing import Any, Final, get_args
 from monitor.telemetry.stats import (
     AuditFault,
     DropReason,
+    Forgotten,
     MalformedReason,
     SkipReason,
     Stats,
@@ -32,7 +33,7 @@ class Family:
     counter: Callable[[Stats], Counter[Any]]
     """Its keys are the values of the labels, in their order."""
     reasons: tuple[str, ...] = ()
-    """The values of the label ``reason`` or ``decision``, where there is one."""
+    """The values of the label ``reason``, ``decision`` or ``what``, where there is one."""
     probes: Callable[[Stats], Sequence[str]] = lambda stats: stats.probes
     """The values of the label ``probe``, where there is one."""
 
@@ -186,6 +187,13 @@ COUNTERS: Final = (
         "Orders of operators, gates that the policy arms, and what engines refused.",
         ("by", "order", "result"),
         lambda s: s.orders,
+    ),
+    Family(
+        "interventions_forgotten",
+        "What was let go of about interventions, since there is room for so many.",
+        ("what",),
+        lambda s: s.forgotten,
+        get_args(Forgotten),
     ),
     Family(
         "policy_reloads",

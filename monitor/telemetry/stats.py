@@ -144,6 +144,8 @@ class Stats:
         self.orders: Counter[tuple[str, str, str]] = Counter()
         """``(by, order, result)``: orders that no decision on a request stands behind; ``by`` is ``policy``,
         ``operator``, ``request`` for what one asked for itself, or ``engine`` for any that it refused."""
+        self.forgotten: Counter[tuple[str]] = Counter()
+        """``(what,)``: what was let go of about interventions, for want of room; :data:`Forgotten` says what."""
         self.policy_reloads: Counter[tuple[str]] = Counter({("in_force",): 0, ("refused",): 0})
         """``(result,)``: times the policy was read again; where it was refused, the one before it is still in force."""
         self.sink_errors: Counter[tuple[str]] = Counter()
@@ -223,6 +225,17 @@ WorkerFault = Literal["ended", "stuck"]
 
 * ``ended``: its process ended.
 * ``stuck``: it did not answer, or not what it was asked, and was killed.
+"""
+
+Forgotten = Literal["request", "ended_request", "engine", "ended_id", "ended_order", "undo"]
+"""Something about interventions that was let go of, since there is room for so many.
+
+* ``request``: what was done to a request that may be in flight: a rule may be carried out on it again.
+* ``ended_request``: the tokens that gates steered of a request that has ended; nearly always, all is told of it.
+* ``engine``: the numbers of what an engine told: it may be told again.
+* ``ended_id``: that a request has ended: an operator's order for it is refused as if it had never been.
+* ``ended_order``: that the end of an operator's order is told: it may be told again.
+* ``undo``: an operator's order that could not be undone yet: it goes on until its lease ends.
 """
 
 AuditFault = Literal["write", "sync", "disturbed"]

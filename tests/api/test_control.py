@@ -75,7 +75,7 @@ class House:
             monitor.status,
             monitor.bundle,
             traces=monitor.traces,
-            control=monitor.operator if control else None,
+            control=monitor.interventions.operator if control else None,
         )
         options = [("grpc.use_local_subchannel_pool", 1)]
         try:

@@ -61,7 +61,7 @@ class Serving:
             self.monitor.status,
             bundle,
             traces=self.monitor.traces,
-            control=self.monitor.operator,
+            control=self.monitor.interventions.operator,
         )
         self.server = asyncio.run_coroutine_threadsafe(start, self.loop).result(10)
         self.bundle, self.sequence = bundle, 0

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor.interventions.deduplicator import Once
+from monitor.interventions.deduplicator import Deduplicator
+from monitor.telemetry.stats import Stats
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ def items(numbers):
 
 
 def test_what_is_repeated_is_passed_over_and_what_is_missing_is_counted():
-    once = Once({}, 8)
+    once = Deduplicator({}, 8, Stats([]))
     assert once.fresh("e", items([3, 4])) == (items([3, 4]), 0)
     assert once.fresh("e", items([3, 4, 7])) == (items([7]), 2)
     assert once.fresh("e", items([3, 4, 7])) == ([], 0)
@@ -26,7 +27,7 @@ def test_what_is_repeated_is_passed_over_and_what_is_missing_is_counted():
 
 
 def test_what_a_killed_monitor_passed_over_is_told():
-    once = Once({"e": {0, 1, 12, 2}}, 8)
+    once = Deduplicator({"e": {0, 1, 12, 2}}, 8, Stats([]))
     assert once.fresh("e", items(range(1, 15))) == (items([*range(3, 12), 13, 14]), 0)
     assert once.fresh("e", items(range(1, 15))) == ([], 0)
 
@@ -34,7 +35,7 @@ def test_what_a_killed_monitor_passed_over_is_told():
 @given(st.sets(st.integers(0, 20)), st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20))))
 def test_nothing_is_told_twice_and_nothing_that_is_heard_is_left_out(told, spans):
     """An engine repeats a stretch of numbers in each frame; the stretches never go back before where they began."""
-    once, heard, fresh = Once({"e": told}, 8), set(), []
+    once, heard, fresh = Deduplicator({"e": told}, 8, Stats([])), set(), []
     # The first stretch begins no later than right behind what is on record: nothing was confirmed but by being told.
     begin = 0
     for step, length in spans:

@@ -234,7 +234,7 @@ def test_a_gate_that_leaves_a_request_out_is_ordered_for_it_alone(load, frame):
     assert desk.orders() == [Steer("b", [Act("sycophancy", -0.3)], None, FIRST, max_dose=0.5)]
     # It goes for the next request that has the key's place, and the gate is still the engine's.
     desk.frame(finished=[1])
-    assert not desk.monitor._gating.arming._engines["engine"].left_out
+    assert desk.monitor.interventions.states.find("engine", "b") is None
     desk.hello(gates=8, armed=[gate])
     assert not [order for order in desk.orders() if isinstance(order, Arm) and order.id == gate]
 

@@ -90,7 +90,7 @@ def test_the_new_cap_holds_for_orders_from_then_on(desk, tiny_bundle, frame):
     desk.orders()
     desk.fire()
     assert desk.orders() == [Steer("a", [Act("sycophancy", -0.2)], 5, "r:sycophancy:-0.2:5", max_dose=0.3)]
-    assert desk.monitor.operator.max_dose == 0.3
+    assert desk.monitor.interventions.operator.max_dose == 0.3
 
 
 def test_a_gate_that_the_new_policy_has_as_well_stays_armed(desk):

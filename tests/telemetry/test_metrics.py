@@ -31,6 +31,7 @@ LABELS = {
         "order",
         "result",
         "decision",
+        "what",
     ),
     *("version", "digest", "le"),
 }

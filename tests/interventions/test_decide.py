@@ -1,7 +1,8 @@
 import pytest
 
 from monitor.events import Alert, EngineChanged, EventLog, Intervention, ProbeFired, Request
-from monitor.interventions import Actions
+from monitor.interventions.decide import Actions
+from monitor.interventions.state import RequestStates
 from monitor.policy import AlertAction, Decision, SteerAction, Steering
 from monitor.sinks import MemorySink, Recorder
 from monitor.telemetry.stats import Stats
@@ -43,8 +44,13 @@ def stats():
 
 
 @pytest.fixture
-def actions(engine, sink, stats):
-    return Actions(Recorder(EventLog(), [sink], stats), stats, engine.send, max_requests=2)
+def states(stats):
+    return RequestStates(2, stats)
+
+
+@pytest.fixture
+def actions(states, engine, sink, stats):
+    return Actions(states, Recorder(EventLog(), [sink], stats), stats, engine.send)
 
 
 def test_enforcing_sends_an_order_and_records_it(actions, engine, sink, stats):
@@ -82,7 +88,7 @@ def test_an_order_that_does_not_arrive_is_not_recorded_as_sent(actions, engine, 
     assert "did not reach engine" in caplog.text
 
 
-def test_a_rule_applies_once_a_request_with_all_its_actions(actions, engine, sink):
+def test_a_rule_applies_once_a_request_with_all_its_actions(states, actions, engine, sink):
     both = [decision(), decision(action=AlertAction("info"))]
     actions.apply(fired(), both)
     actions.apply(fired(), both)
@@ -90,12 +96,12 @@ def test_a_rule_applies_once_a_request_with_all_its_actions(actions, engine, sin
     actions.apply(fired(), [decision(rule="another")])
     actions.apply(fired("b"), both)
     assert len(engine.orders) == 3
-    actions.forget(fired().request)
+    states.finish(fired().request)
     actions.apply(fired(), both)
     assert len(engine.orders) == 4
 
 
-def test_no_two_orders_of_a_rule_share_an_id_and_each_keeps_its_own(actions, engine):
+def test_no_two_orders_of_a_rule_share_an_id_and_each_keeps_its_own(states, actions, engine):
     several = (
         SteerAction(Steering("toxicity", dose=0.1)),
         SteerAction(Steering("toxicity", dose=0.1000000001)),
@@ -111,15 +117,16 @@ def test_no_two_orders_of_a_rule_share_an_id_and_each_keeps_its_own(actions, eng
     first = [order.id for _, order in engine.orders]
     assert len(set(first)) == len(several)
     # An engine takes an id once: a monitor that is started again orders the same by the same.
-    actions.forget(fired().request)
+    states.finish(fired().request)
     actions.apply(fired(), [decision(action=action) for action in several])
     assert [order.id for _, order in engine.orders[len(several) :]] == first
 
 
-def test_what_was_applied_is_remembered_for_a_bounded_number_of_requests(actions, engine):
+def test_what_was_applied_is_remembered_for_a_bounded_number_of_requests(actions, engine, stats):
     for key in ("a", "b", "c", "c", "b", "a"):
         actions.apply(fired(key), [decision()])
     assert [order.key for _, order in engine.orders] == ["a", "b", "c", "a"]
+    assert stats.forgotten == {("request",): 2}
 
 
 def test_a_sink_that_fails_breaks_nothing(stats, caplog):
