@@ -453,6 +453,44 @@ def test_leases_are_bounded(house):
     run(house, scenario)
 
 
+def test_orders_that_wait_to_be_undone_are_bounded_and_those_let_go_are_counted(house, monkeypatch):
+    monkeypatch.setattr("monitor.interventions.operator.MAX_UNDOING", 2)
+
+    async def scenario(control, reading):
+        house.begin()
+        wanted = pb.SteerRequest(request_id="user-a", act=ADD, lease_seconds=60)
+        ids = [(await control.Steer(wanted)).order.id for _ in range(3)]
+        house.orders()
+        house.source.away.add(b"engine/core")
+        for id in ids:
+            await control.Release(pb.ReleaseRequest(id=id))
+        house.source.away.clear()
+        house.monitor.tick()
+        assert house.orders() == [Release("a", id) for id in ids[1:]]
+
+    run(house, scenario)
+    assert house.monitor.stats.forgotten == {("undo",): 1}
+
+
+def test_what_is_remembered_of_orders_and_requests_that_ended_is_bounded_and_counted(house, monkeypatch):
+    monkeypatch.setattr("monitor.interventions.operator.MAX_FINISHED", 1)
+
+    async def scenario(control, reading):
+        house.begin()
+        wanted = pb.SteerRequest(request_id="user-a", act=ADD, lease_seconds=1)
+        for _ in range(2):
+            await control.Steer(wanted)
+        house.now += 2
+        house.monitor.tick()
+        house.frame(1, finished=[0])
+        house.frame(2, started=[Started(0, "b", "user-b", 1)])
+        house.frame(3, finished=[0])
+        assert (await refused(control.Steer(wanted)))[0] == "NOT_FOUND"
+
+    run(house, scenario)
+    assert house.monitor.stats.forgotten == {("ended_order",): 1, ("ended_id",): 1}
+
+
 def test_the_trace_of_an_escalated_request(house):
     async def scenario(control, reading):
         house.begin()

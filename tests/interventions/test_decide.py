@@ -3,10 +3,10 @@ import pytest
 from monitor.events import Alert, EngineChanged, EventLog, Intervention, ProbeFired, Request
 from monitor.interventions.decide import Actions
 from monitor.interventions.state import RequestStates
-from monitor.policy import AlertAction, Decision, SteerAction, Steering
+from monitor.policy import AlertAction, Decision, SteerAction, Steering, StopAction
 from monitor.sinks import MemorySink, Recorder
 from monitor.telemetry.stats import Stats
-from monitor.wire.orders import Act, Steer
+from monitor.wire.orders import Act, Steer, Stop
 
 
 def fired(key="a", probe="toxicity") -> ProbeFired:
@@ -127,6 +127,30 @@ def test_what_was_applied_is_remembered_for_a_bounded_number_of_requests(actions
         actions.apply(fired(key), [decision()])
     assert [order.key for _, order in engine.orders] == ["a", "b", "c", "a"]
     assert stats.forgotten == {("request",): 2}
+
+
+FAILS_CLOSED = SteerAction(Steering("toxicity", dose=-0.2), StopAction("I stop."))
+
+
+def test_a_generation_is_stopped_once_its_engine_can_be_reached(actions, engine, sink):
+    engine.reachable = False
+    actions.apply(fired(), [decision(action=FAILS_CLOSED)])
+    actions.tick()
+    engine.reachable, engine.orders = True, []
+    actions.tick()
+    actions.tick()
+    assert engine.orders == [("engine", Stop("a", "I stop.", "rule:closed"))]
+    assert [(event.operation, event.sent) for event in sink.events] == [("add", False), ("stop", True)]
+
+
+def test_a_request_that_was_forgotten_is_stopped_no_more(actions, engine, stats):
+    engine.reachable = False
+    actions.apply(fired("a"), [decision(action=FAILS_CLOSED)])
+    for key in ("b", "c"):
+        actions.apply(fired(key), [decision("shadow")])
+    engine.reachable, engine.orders = True, []
+    actions.tick()
+    assert engine.orders == [] and stats.forgotten == {("request",): 1}
 
 
 def test_a_sink_that_fails_breaks_nothing(stats, caplog):
