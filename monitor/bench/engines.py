@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from monitor.bench.beside import Beside, Counters, Mode
 from monitor.bench.bundle import default_layers, steering_policy, streamed_layer, synthetic_bundle, with_trigger
 from monitor.bench.result import STOCK, Facts
-from monitor.bench.shapes import shape, write_dummy, write_shape
+from monitor.bench.shapes import write_dummy, write_shape
 from monitor.bench.workload import FIRST_TOKEN_ID, Workload
 from monitor.engine.offline import Answer
 from monitor.errors import EngineError
@@ -105,18 +105,6 @@ class Subject:
     def is_dummy(self) -> bool:
         """Whether the weights are noise."""
         return self.dummy_weights or self.shape is not None
-
-
-def count_layers(subject: Subject, progress: Progress) -> int:
-    """How many blocks its model has.
-
-    Raises:
-        ModelError: There is no such model.
-    """
-    if subject.shape is not None:
-        return shape(subject.shape)["num_hidden_layers"]
-    config = json.loads((resolve_model(subject.model, progress) / "config.json").read_text())
-    return config.get("text_config", config)["num_hidden_layers"]
 
 
 def kv_cache_bytes(path: Path, workloads: Sequence[Workload]) -> int:

@@ -5,7 +5,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from monitor.bench.growth import WHERE, Growth
 from monitor.bench.result import Result, Series
 from monitor.errors import PrerequisiteError
 from probes.errors import PlumbobError
@@ -33,19 +32,18 @@ def require_plot(path: Path) -> None:
         raise PrerequisiteError("Figures need matplotlib.", "Run: pip install 'plumbob[bench]', or leave --plot out.")
 
 
-def plot(result: Result | Growth, path: Path) -> None:
+def plot(result: Result, path: Path) -> None:
     """Draw a result.
 
     Args:
-        result: What to show.
+        result: To show.
         path: Of the picture.
     """
-    figure = plot_growth(result) if isinstance(result, Growth) else plot_ratios(result)
-    figure.savefig(path, dpi=150)
+    plot_ratios(result).savefig(path, dpi=150)
 
 
 def plot_ratios(result: Result) -> "Figure":
-    """Each arm's ratio to stock, with its interval: one panel a metric."""
+    """Draw each arm's ratio to stock, with its interval: one panel a metric."""
     compared = [series for series in result.series if series.ratio is not None]
     panels = [(title, list(group)) for title, group in groupby(compared, key=_title)]
     arms = max(len(group) for _, group in panels)
@@ -55,27 +53,6 @@ def plot_ratios(result: Result) -> "Figure":
     for index, (title, group) in enumerate(panels, start=1):
         _panel(figure.add_subplot(rows, columns, index), title, group)
     figure.suptitle(f"{result.model}: ratio to stock, median of {result.rounds} rounds with its 95% interval")
-    return figure
-
-
-def plot_growth(result: Growth) -> "Figure":
-    """The cost at each point, all traces of it, with the line through their medians."""
-    figure = _figure(5.0)
-    axes = figure.add_subplot()
-    for color, (where, line) in enumerate(result.lines.items()):
-        for index, point in enumerate(result.points):
-            values = point.microseconds[where]
-            label = WHERE[where] if index == 0 else None
-            axes.plot([point.value] * len(values), values, "o", color=f"C{color}", alpha=0.5, label=label)
-        ends = [0, max(point.value for point in result.points)]
-        axes.plot(ends, [line.microseconds + line.microseconds_each * end for end in ends], color=f"C{color}")
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel({"probes": "probes at one layer", "layers": "tapped layers", "batch": "batch"}[result.by])
-    axes.set_ylabel("ours in one decode step, µs")
-    axes.set_title(f"{result.model}, {result.engine.device}")
-    axes.grid(alpha=0.3)
-    axes.legend()
     return figure
 
 

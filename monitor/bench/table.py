@@ -3,19 +3,14 @@
 from collections.abc import Iterator
 from itertools import groupby
 
-import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from monitor.bench.growth import WHERE, Growth
 from monitor.bench.result import Ratio, Result, Series, StepProfile
 
 
-def tables(result: Result | Growth) -> Iterator[Table]:
-    """Everything that a result holds, one table after another."""
-    if isinstance(result, Growth):
-        yield growth(result)
-        return
+def tables(result: Result) -> Iterator[Table]:
+    """Lay out everything that a result holds, one table after another."""
     yield comparison(result)
     if result.traffic:
         yield traffic(result)
@@ -26,7 +21,7 @@ def tables(result: Result | Growth) -> Iterator[Table]:
 
 
 def comparison(result: Result) -> Table:
-    """Each metric of each arm, beside stock."""
+    """List each metric of each arm, beside stock."""
     weights = ", dummy weights" if result.dummy_weights else ""
     table = _table(
         f"{result.model}{weights}: {result.bundle.probes} probes at layers "
@@ -45,7 +40,7 @@ def comparison(result: Result) -> Table:
 
 
 def traffic(result: Result) -> Table:
-    """What the monitor saw."""
+    """List the traffic that the monitor saw."""
     columns = ("arm", "requests", "frames sent", "read", "lost", "rows steered", "rows streamed")
     table = _table("the monitor", columns)
     for arm, seen in result.traffic.items():
@@ -54,27 +49,8 @@ def traffic(result: Result) -> Table:
     return table
 
 
-def growth(result: Growth) -> Table:
-    """How the cost grows."""
-    weights = ", dummy weights" if result.dummy_weights else ""
-    used = [where for where in WHERE if where in result.lines]
-    columns = (result.by, "probes", "layers", "batch", *(f"µs a step, {WHERE[where]}" for where in used), "of the step")
-    table = _table(f"{result.model}{weights}: what of a decode step is ours, by {result.by}", columns)
-    for point in result.points:
-        costs = [float(np.median(point.microseconds[where])) for where in used]
-        on_thread = np.divide(point.microseconds["step"], point.step_microseconds)
-        about = (point.value, point.probes, len(point.layers), point.batch)
-        table.add_row(*map(str, about), *(f"{cost:.1f}" for cost in costs), f"{float(np.median(on_thread)):.2%}")
-    lines = (
-        f"{WHERE[where]}: {line.microseconds:.1f} + {line.microseconds_each:.3f} x {result.by}, R² {line.r_squared:.3f}"
-        for where, line in result.lines.items()
-    )
-    table.caption = Text("; ".join(lines))
-    return table
-
-
 def engines(result: Result) -> Table:
-    """What each engine was, and the memory that it took."""
+    """List the engines, with the memory that each took."""
     columns = ("engine", "device", "dtype", "compiled", "CUDA graphs", "runner", "peak RSS, MiB", "peak CUDA, MiB")
     table = _table("engines", columns)
     for name, facts in result.engines.items():
@@ -85,21 +61,24 @@ def engines(result: Result) -> Table:
 
 
 def profile(profiles: list[StepProfile]) -> Table:
-    """What of a decode step is ours."""
+    """List the parts of a decode step that are ours."""
     table = _table("one decode step, profiled", ("arm", "batch", "what", "where", "calls", "µs", "of the step"))
     for step in profiles:
         table.add_row(Text(step.arm), str(step.batch), "the whole step", "", "", f"{step.microseconds:.1f}", "")
-        for scope in step.scopes:
-            whole = step.device_microseconds if scope.where == "device" else step.microseconds
-            spent = (f"{scope.calls:.2f}", f"{scope.microseconds:.1f}", f"{scope.microseconds / whole:.2%}")
-            table.add_row("", "", Text(scope.name), scope.where, *spent)
+        for where in dict.fromkeys(scope.where for scope in step.scopes):
+            whole = step.device_microseconds if where == "device" else step.microseconds
+            ours = step.ours(where)
+            table.add_row("", "", "all of ours", where, "", f"{ours:.1f}", f"{ours / whole:.2%}")
+            for scope in (scope for scope in step.scopes if scope.where == where):
+                spent = (f"{scope.calls:.2f}", f"{scope.microseconds:.1f}", f"{scope.microseconds / whole:.2%}")
+                table.add_row("", "", Text(scope.name), where, *spent)
         table.add_section()
     table.caption = "Spans in none of ours; those on the device as a share of all that ran there."
     return table
 
 
 def show_ratio(ratio: Ratio | None) -> str:
-    """A ratio with its interval."""
+    """Word a ratio with its interval."""
     return "" if ratio is None else f"{ratio.median:.4f} ({ratio.low:.4f} to {ratio.high:.4f})"
 
 

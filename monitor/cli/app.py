@@ -24,7 +24,6 @@ from monitor.supervisor.serving import API_PORT, GRPC_PORT, METRICS_PORT, Drift,
 from probes.errors import PlumbobError
 
 if TYPE_CHECKING:
-    from monitor.bench.growth import Growth
     from monitor.bench.result import Result
 
 app = typer.Typer(
@@ -335,18 +334,13 @@ def bench_engine(
     eager: Annotated[bool, typer.Option("--eager", help="Do not compile.")] = False,
     allow_untested: Untested = False,
     profile: Annotated[bool, typer.Option("--profile", help="Then say what of a decode step is ours.")] = False,
-    growth: Annotated[
-        str | None, typer.Option(help="Instead: how the cost of a step grows with probes, layers or batch.")
-    ] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
     plot_path: Annotated[Path | None, typer.Option("--plot", help="Draw it here (.png, .svg, .pdf).")] = None,
 ) -> None:
     """What each way to run Plumbob costs, against stock vLLM in the same run."""
     from monitor.bench.engine import DEFAULT_ARMS, Plan, run
     from monitor.bench.engines import Subject
-    from monitor.bench.growth import read_by, run_growth
 
-    by = None if growth is None else read_by(growth)
     plan = Plan(
         subject=Subject(
             model=model,
@@ -368,7 +362,7 @@ def bench_engine(
     plan.check()
     _check_output(json_path, plot_path)
     with progress() as report:
-        result = run(plan, report) if by is None else run_growth(plan, by, report)
+        result = run(plan, report)
     _output(result, json_path, plot_path)
 
 
@@ -419,7 +413,7 @@ def _check_output(json_path: Path | None, plot_path: Path | None) -> None:
         require_plot(plot_path)
 
 
-def _output(result: "Result | Growth", json_path: Path | None, plot_path: Path | None) -> None:
+def _output(result: "Result", json_path: Path | None, plot_path: Path | None) -> None:
     from monitor.bench.plot import plot
     from monitor.bench.table import tables
 

@@ -1,6 +1,5 @@
 """Results that nobody measured."""
 
-from monitor.bench.growth import Growth, Line, Point
 from monitor.bench.result import BundleShape, Ratio, Result, Scope, Series, StepProfile, Traffic
 from monitor.engine.offline import Facts
 
@@ -46,30 +45,4 @@ def result(model: str = "tiny") -> Result:
                 [Scope("plumbob::tap", "step", 3.0, 160.0), Scope("plumbob_tap", "device", 3.0, 25.0)],
             )
         ],
-    )
-
-
-def growth(model: str = "tiny") -> Growth:
-    points = [
-        Point(
-            value,
-            value,
-            [2],
-            8,
-            {"step": [value + 9.0, value + 11.0], "beside": [0.0, 0.0], "device": [0.0, 0.0]},
-            [1e3, 1e3],
-        )
-        for value in (1, 16, 64)
-    ]
-    return Growth(
-        format=1,
-        kind="growth",
-        by="probes",
-        created="2026-01-01T00:00:00Z",
-        model=model,
-        dummy_weights=False,
-        versions={"plumbob": "0", "vllm": "0", "torch": "0"},
-        engine=FACTS,
-        points=points,
-        lines={"step": Line(10.0, 1.0, 1.0)},
     )

@@ -7,7 +7,6 @@ import pytest
 
 from monitor.bench.engine import Plan, run
 from monitor.bench.engines import Subject
-from monitor.bench.growth import run_growth
 from monitor.bench.result import Result
 from monitor.bench.serve import ServePlan, run_serve
 from monitor.bench.workload import DECODE_RATE, ITL_P50, ITL_P99, PREFILL_RATE, TTFT
@@ -87,17 +86,6 @@ def test_the_profile_finds_the_op_once_a_tapped_layer(result):
         calls = sum(scope.calls for scope in profile.scopes if "plumbob::tap" in scope.name)
         assert calls == pytest.approx(3.0)
         assert 0 < profile.ours("step") < profile.microseconds
-
-
-def test_growth_by_batch_has_a_point_for_each(capsys):
-    pytest.importorskip("vllm")
-    plan = Plan(Subject(shape="llama-tiny", probes=6), pairs=2, batches=[1, 2], tokens=TOKENS, eager=True)
-    found = run_growth(plan, "batch", no_progress)
-    assert [(point.value, point.batch) for point in found.points] == [(1, 1), (2, 2)]
-    for point in found.points:
-        assert len(point.microseconds["step"]) == len(point.step_microseconds) == 2
-        assert min(point.microseconds["step"]) > 0
-    assert "step" in found.lines
 
 
 def test_two_real_servers_are_put_beside_each_other():

@@ -10,7 +10,7 @@ from monitor.bench.plot import plot, require_plot
 from monitor.bench.table import tables
 from monitor.errors import PrerequisiteError
 from probes.errors import PlumbobError
-from tests.bench.results import growth, result
+from tests.bench.results import result
 
 
 def shown(something) -> str:
@@ -30,7 +30,6 @@ def row(text: str, *cells: str) -> bool:
 @pytest.mark.parametrize("name", ["a b", "[bold]x[/bold]", "[/x]", ":bomb:"])
 def test_names_are_shown_as_they_are(name):
     assert shown(result(name)).splitlines()[0].startswith(f"{name}, dummy weights: 48 probes at layers 1, 2, 3")
-    assert shown(growth(name)).splitlines()[0].startswith(f"{name}: what of a decode step is ours")
 
 
 def test_the_tables_hold_what_was_measured():
@@ -40,23 +39,16 @@ def test_the_tables_hold_what_was_measured():
     assert row(text, "scoring", "16", "70", "66", "4", "0", "0")
     assert row(text, "tapped", "A fine GPU", "bfloat16", "VLLM_COMPILE", "FULL_AND_PIECEWISE", "V2", "1234", "17000")
     assert row(text, "plumbob::tap", "step", "3.00", "160.0", "4.00%")
+    assert row(text, "all of ours", "step", "", "160.0", "4.00%")
     assert row(text, "plumbob_tap", "device", "3.00", "25.0", "5.00%")
 
 
-def test_the_table_of_growth_holds_each_point_and_the_line():
-    text = shown(growth())
-    assert row(text, "64", "64", "1", "8", "74.0", "7.40%")
-    assert "the step's thread: 10.0 + 1.000 x probes, R² 1.000" in text
-    assert "GPU" not in text.replace("A fine GPU", "")
-
-
-@pytest.mark.parametrize("something", [result(), growth()], ids=["ratios", "growth"])
 @pytest.mark.parametrize("suffix", plots.SUFFIXES)
-def test_a_figure_is_drawn(tmp_path, something, suffix):
+def test_a_figure_is_drawn(tmp_path, suffix):
     pytest.importorskip("matplotlib")
     path = tmp_path / f"figure{suffix}"
     require_plot(path)
-    plot(something, path)
+    plot(result(), path)
     begins = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
     assert path.read_bytes().startswith(begins[suffix])
 
@@ -69,14 +61,6 @@ def test_the_figure_shows_the_ratio_and_its_interval():
     (segments,) = [collection.get_segments() for collection in container.lines[2]]
     assert segments[0][:, 0].tolist() == pytest.approx([0.97, 1.01])
     assert [label.get_text() for label in axes.get_yticklabels()] == ["scoring"]
-
-
-def test_the_figure_of_growth_shows_every_trace():
-    pytest.importorskip("matplotlib")
-    (axes,) = plots.plot_growth(growth()).axes
-    drawn = [(x, y) for line in axes.lines for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)]
-    assert {(1, 10.0), (1, 12.0), (16, 25.0), (16, 27.0), (64, 73.0), (64, 75.0)} < set(drawn)
-    assert {(0, 10.0), (64, 74.0)} < set(drawn)
 
 
 def test_a_figure_that_cannot_be_drawn_is_refused_before(monkeypatch, tmp_path):

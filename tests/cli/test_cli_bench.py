@@ -19,8 +19,6 @@ ENGINE = {
     "too many probes": (["--shape", "llama-tiny", "--probes", "300"], "300 probes do not fit 3 layers", "--probes"),
     "an unknown shape": (["--shape", "gpt-5"], "There is no shape 'gpt-5'", "llama-8b"),
     "a bundle of dummy weights": (["--shape", "llama-tiny", "--bundle", "x"], "dummy weights", "--bundle"),
-    "growth of what cannot grow": (["--growth", "patience"], "'patience'", "probes, layers, batch"),
-    "growth of a bundle": (["--growth", "probes", "--bundle", "x"], "random probes", "--bundle"),
     "a figure without a format": (["--plot", "figure"], "figure is not the name of a picture", ".png"),
     "a figure nowhere": (["--plot", "/no/such/folder/x.png"], "no directory /no/such/folder", "--plot"),
     "a result nowhere": (["--json", "/no/such/folder/x.json"], "no directory /no/such/folder", "--json"),
