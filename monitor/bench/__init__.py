@@ -1,4 +1,4 @@
-"""What Plumbob costs, measured against stock vLLM in the same run."""
+"""Benchmarks: the cost of Plumbob, measured against stock vLLM in the same run."""
 
 from monitor.bench.result import Result
 

@@ -1,6 +1,6 @@
-"""What the tapped engine reads in a benchmark: random probes, and one that fires at once.
+"""Bundles for a benchmark's tapped engine: random probes, and one that fires at once.
 
-What a probe costs does not depend on what it has learned, so random ones of unit weight stand in for any other. Their
+The cost of a probe does not depend on what it has learned, so random ones of unit weight stand in for any other. Their
 thresholds are out of reach, except for the trigger's, which is below everything: the policy that steers every response
 hangs on it.
 """
@@ -36,7 +36,7 @@ _DOSE: Final = 1e-3
 
 
 def default_layers(layers: int) -> list[int]:
-    """A quarter, half and three quarters into a model.
+    """Choose the layers a quarter, half and three quarters into a model.
 
     Args:
         layers: How many blocks it has.
@@ -51,10 +51,10 @@ def synthetic_bundle(
 
     Args:
         path: Its directory.
-        model: What it is bound to.
+        model: That it is bound to.
         layers: To tap.
         probes: In all.
-        trigger: Whether the first one is the trigger.
+        trigger: Make the first one the trigger.
 
     Raises:
         BundleError: The model has no such layer, or there are more probes than a layer takes.
@@ -111,7 +111,7 @@ def with_trigger(path: Path, bundle: Bundle) -> Bundle:
 
 
 def steering_policy(bundle: Bundle) -> Policy:
-    """The policy that steers every response, from the moment the trigger has fired.
+    """Make the policy that steers every response, from the moment the trigger has fired.
 
     Raises:
         BundleError: There is no vector to steer with.
@@ -124,12 +124,12 @@ def steering_policy(bundle: Bundle) -> Policy:
 
 
 def streamed_layer(bundle: Bundle) -> int:
-    """The layer whose activations are streamed: in the middle of those that are tapped."""
+    """Choose the layer whose activations are streamed: in the middle of those that are tapped."""
     return bundle.layers[len(bundle.layers) // 2]
 
 
 def idle_policy() -> Policy:
-    """The policy that does nothing about anything."""
+    """Make the policy that does nothing."""
     return Policy(name="do nothing", digest="", rules=())
 
 

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from monitor.bench.beside import Counters
-from monitor.bench.engines import SETUPS, Lab, Setup, Subject, counted
+from monitor.bench.arms import SETUPS, Setup, Subject
+from monitor.bench.engines import EnginePool, counted
+from monitor.bench.monitor_process import Counters
 from monitor.bench.profile import read_trace, step_profile
 from monitor.bench.result import FORMAT, STOCK, BundleShape, Result, StepProfile, Traffic, now, summarise, versions
 from monitor.bench.workload import Metric, Workload
@@ -28,7 +29,7 @@ DEFAULT_ARMS: Final = ("stock", "loaded-idle", "scoring", "monitor-off", "steeri
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to run."""
+    """A benchmark to run."""
 
     subject: Subject
     arms: Sequence[str] = DEFAULT_ARMS
@@ -44,10 +45,10 @@ class Plan:
     profile: bool = False
 
     def check(self) -> None:
-        """Find what is wrong before anything is started.
+        """Check the plan before anything is started.
 
         Raises:
-            PlumbobError: The first thing that is.
+            PlumbobError: It cannot be run; names the first reason.
         """
         if self.subject.is_dummy and self.subject.bundle is not None:
             raise PlumbobError("No bundle was fitted to dummy weights.", "Leave --bundle out.")
@@ -84,20 +85,22 @@ class Plan:
 
 
 def run(plan: Plan, progress: Progress) -> Result:
-    """Measure.
+    """Run the benchmark.
 
     Args:
-        plan: What to run.
-        progress: Told how far it is.
+        plan: Of the benchmark.
+        progress: Hears of each run.
 
     Raises:
         PlumbobError: Something is missing, or an engine did not start.
     """
     plan.check()
     setups = plan.setups
-    with Lab(plan.subject, setups, plan.workloads, eager=plan.eager, profile=plan.profile, progress=progress) as lab:
-        values, traffic = _rounds(lab, plan, progress)
-        profiles = _profiles(lab, plan, progress) if plan.profile else []
+    with EnginePool(
+        plan.subject, setups, plan.workloads, eager=plan.eager, profile=plan.profile, progress=progress
+    ) as pool:
+        values, traffic = _rounds(pool, plan, progress)
+        profiles = _profiles(pool, plan, progress) if plan.profile else []
         return Result(
             format=FORMAT,
             kind="engine",
@@ -106,7 +109,7 @@ def run(plan: Plan, progress: Progress) -> Result:
             dummy_weights=plan.subject.is_dummy,
             description=plan.description,
             versions=versions(),
-            bundle=BundleShape.of(lab.bundle, synthetic=plan.subject.bundle is None),
+            bundle=BundleShape.of(pool.bundle, synthetic=plan.subject.bundle is None),
             rounds=plan.pairs,
             series=[
                 summarise(
@@ -121,7 +124,7 @@ def run(plan: Plan, progress: Progress) -> Result:
                 for (metric, batch), by_arm in values.items()
                 for setup in setups
             ],
-            engines={str(kind): facts for kind, facts in lab.facts().items()},
+            engines={str(kind): facts for kind, facts in pool.facts().items()},
             traffic=traffic,
             profiles=profiles,
         )
@@ -130,7 +133,7 @@ def run(plan: Plan, progress: Progress) -> Result:
 _Values = dict[tuple[Metric, int | None], dict[str, list[float]]]
 
 
-def _rounds(lab: Lab, plan: Plan, progress: Progress) -> tuple[_Values, dict[str, Traffic]]:
+def _rounds(pool: EnginePool, plan: Plan, progress: Progress) -> tuple[_Values, dict[str, Traffic]]:
     setups, workloads = plan.setups, plan.workloads
     values: _Values = defaultdict(lambda: defaultdict(list))
     seen, requests = defaultdict[str, Counters](Counters), defaultdict[str, int](int)
@@ -140,7 +143,7 @@ def _rounds(lab: Lab, plan: Plan, progress: Progress) -> tuple[_Values, dict[str
         for workload in workloads:
             for setup in setups if round_ % 2 == 0 else setups[::-1]:
                 # The same prompts for every arm of a round, others in the next one.
-                answer, counters = lab.run(setup, workload, round_ + WARM_UP)
+                answer, counters = pool.run(setup, workload, round_ + WARM_UP)
                 done()
                 if round_ < 0:
                     continue
@@ -167,9 +170,9 @@ def _rounds(lab: Lab, plan: Plan, progress: Progress) -> tuple[_Values, dict[str
 
 
 def _require_at_work(setup: Setup, traffic: Traffic | None) -> None:
-    """An arm that did not do what its name says is no result."""
+    """Refuse the result of an arm that did not do what its name says."""
     if setup.mode is None or traffic is None or setup.killed:
-        # What a monitor has seen by the time that it is killed, nobody knows.
+        # A killed monitor takes with it what it has seen.
         return
     for wanted, found, what in (
         (setup.mode.listen and not setup.mode.delay, traffic.frames, "frame reached the monitor"),
@@ -180,15 +183,15 @@ def _require_at_work(setup: Setup, traffic: Traffic | None) -> None:
             raise EngineError(f"Arm '{setup.name}': no {what}.")
 
 
-def _profiles(lab: Lab, plan: Plan, progress: Progress) -> list[StepProfile]:
-    """One trace for each tapped arm and batch; the arms without a tap have nothing of ours."""
+def _profiles(pool: EnginePool, plan: Plan, progress: Progress) -> list[StepProfile]:
+    """Profile each tapped arm at each batch; the arms without a tap have nothing of ours."""
     setups = [setup for setup in plan.setups if setup.engine == "tapped" and not setup.killed]
     workloads = [workload for workload in plan.workloads if workload.tokens > 1]
     done = counted(progress, "profiles", len(setups) * len(workloads))
     profiles: list[StepProfile] = []
     for seed, setup in enumerate(setups):
         for workload in workloads:
-            trace = lab.trace(setup, workload, seed)
+            trace = pool.trace(setup, workload, seed)
             profiles.append(step_profile(read_trace(trace), setup.name, workload.requests))
             done()
     return profiles

@@ -1,26 +1,25 @@
 """The engines that a benchmark compares, and the monitor beside them.
 
-All of them are resident, each in a process of its own, and take turns. Arms that differ only in what the monitor does
+All engines are resident, each in a process of its own, and take turns. Arms that differ only in what the monitor does
 share one tapped engine.
 """
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Self
 
 from msgspec.structs import replace
 
-from monitor.bench.beside import Beside, Counters, Mode
+from monitor.bench.arms import EngineKind, Setup, Subject
 from monitor.bench.bundle import default_layers, steering_policy, streamed_layer, synthetic_bundle, with_trigger
-from monitor.bench.result import STOCK, Facts
+from monitor.bench.monitor_process import Counters, MonitorProcess
+from monitor.bench.result import Facts
 from monitor.bench.shapes import write_dummy, write_shape
-from monitor.bench.workload import FIRST_TOKEN_ID, Workload
+from monitor.bench.workload import FIRST_TOKEN_ID, Workload, kv_cache_bytes
 from monitor.engine.offline import Answer
 from monitor.errors import EngineError
 from monitor.offline.engine_process import Arm
@@ -29,102 +28,20 @@ from probes.bundle import Bundle, load_bundle
 from probes.errors import BundleError
 from probes.models import Progress, identify, resolve_model
 
-EngineKind = Literal["stock", "idle", "tapped"]
-"""Without the plugin; with the plugin, but not the flag; tapped."""
-
 SETTLE_SECONDS: Final = 0.5
 """Before each run: an engine's threads spin for a while after its last step, on the cores that the other needs."""
 _HEARD_SECONDS: Final = 30.0
-"""How long it may take until an engine's frames reach a monitor that has just begun to listen."""
+"""Time that an engine's frames have to reach a monitor that has just begun to listen."""
 _ORDER_SECONDS: Final = 0.2
-"""How long an order may take to the engine core, which looks for it every 50 ms and applies it at its next step."""
+"""Time that an order has to reach the engine core, which looks every 50 ms and applies it at its next step."""
 _WAKE: Final = [[FIRST_TOKEN_ID] * 4]
 """A batch to wake an engine with."""
 MEMORY_SHARE: Final = 0.9
 """Of a GPU, for all engines together."""
-_KV_ELEMENT_BYTES: Final = 2
-_KV_MARGIN: Final = 1.15
-_BLOCK_TOKENS: Final = 128
-"""The largest KV block of any platform; a request's last one is not full."""
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """One arm: an engine, and what the monitor beside it does."""
-
-    name: str
-    engine: EngineKind
-    mode: Mode | None = None
-    """``None`` where the engine is not tapped."""
-    killed: bool = False
-    """The monitor is killed in the middle of each run."""
-
-
-SETUPS: Final = {
-    setup.name: setup
-    for setup in (
-        Setup(STOCK, "stock"),
-        Setup("stock-again", "stock"),
-        Setup("loaded-idle", "idle"),
-        Setup("scoring", "tapped", Mode()),
-        Setup("monitor-off", "tapped", Mode(listen=False)),
-        Setup("steering", "tapped", Mode(steer=True)),
-        Setup("streaming", "tapped", Mode(stream=True)),
-        Setup("monitor-slow", "tapped", Mode(delay=0.5)),
-        Setup("monitor-killed", "tapped", Mode(), killed=True),
-    )
-}
-"""By name: what can be compared."""
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """Which model is measured, and what is read of it."""
-
-    model: str = "demo"
-    """A Hugging Face id, a local directory, or ``demo``."""
-    shape: str | None = None
-    """Instead of the model: a name of :data:`monitor.bench.shapes.SHAPES`."""
-    dummy_weights: bool = False
-    """Take only the configuration of the model."""
-    bundle: Path | None = None
-    """What to read; ``None``: random probes."""
-    probes: int = 48
-    """How many of them."""
-    layers: Sequence[int] | None = None
-    """Where; ``None``: at a quarter, half and three quarters."""
-    allow_untested: bool = False
-    """Take a vLLM that the tap was not tested on."""
-
-    @property
-    def name(self) -> str:
-        """For people."""
-        return self.shape or self.model
-
-    @property
-    def is_dummy(self) -> bool:
-        """Whether the weights are noise."""
-        return self.dummy_weights or self.shape is not None
-
-
-def kv_cache_bytes(path: Path, workloads: Sequence[Workload]) -> int:
-    """Room for the KV cache of the largest batch, so that nothing is preempted and all engines have the same.
-
-    Args:
-        path: The model's directory.
-        workloads: What is run, one at a time.
-    """
-    config = json.loads((path / "config.json").read_text())
-    text = config.get("text_config", config)
-    heads = text["num_attention_heads"]
-    width = text.get("head_dim") or text["hidden_size"] // heads
-    token = 2 * _KV_ELEMENT_BYTES * text["num_hidden_layers"] * (text.get("num_key_value_heads") or heads) * width
-    tokens = max(work.requests * (work.prompt_tokens + work.tokens + _BLOCK_TOKENS) for work in workloads)
-    return int(_KV_MARGIN * token * tokens)
 
 
 def counted(progress: Progress, what: str, total: int) -> Callable[[], None]:
-    """Tell the progress of something that is done one at a time: at once, and with each call of what is returned."""
+    """Report progress of a job of so many steps: at once, and with each call of the returned function."""
     so_far = 0
     progress(what, so_far, total)
 
@@ -136,16 +53,16 @@ def counted(progress: Progress, what: str, total: int) -> Callable[[], None]:
     return done
 
 
-class Lab:
-    """A context manager that has the engines it is asked for running.
+class EnginePool:
+    """Keep the engines of the arms running; a context manager.
 
     Args:
-        subject: What is measured.
+        subject: The model that is measured.
         setups: The arms; their engines are started one after another.
         workloads: The largest of them decides how much room an engine makes.
         eager: Do not compile.
-        profile: Prepare for :meth:`profile`.
-        progress: Told which engine is started.
+        profile: Prepare for :meth:`trace`.
+        progress: Hears which engine is started.
     """
 
     def __init__(
@@ -165,7 +82,7 @@ class Lab:
         self._engines: dict[EngineKind, Arm] = {}
         self._seconds = 0.0
         self.bundle: Bundle
-        """What the tapped engine reads."""
+        """The bundle of the tapped engine."""
 
     def __enter__(self) -> Self:
         with self._stack:
@@ -201,12 +118,12 @@ class Lab:
         prompts = workload.prompts(self.vocabulary, seed)
         self._prepare(setup)
         time.sleep(SETTLE_SECONDS)
-        before, engine = self._beside.counters(), self._engines[setup.engine]
+        before, engine = self._monitor_process.counters(), self._engines[setup.engine]
         engine.ask(prompts, workload.tokens, fresh=True)
         if setup.killed:
             time.sleep(self._seconds / 2)
-            self._beside.counters()
-            self._beside.kill()
+            self._monitor_process.counters()
+            self._monitor_process.kill()
         answer = engine.answer()
         self._seconds = answer.seconds
         if setup.killed:
@@ -238,7 +155,7 @@ class Lab:
         return made[0]
 
     def facts(self) -> dict[EngineKind, Facts]:
-        """What each engine is, and what it has taken so far."""
+        """Collect the facts of each engine, with the memory that it has taken so far."""
         return {kind: engine.report() for kind, engine in self._engines.items()}
 
     def _enter(self) -> None:
@@ -251,7 +168,9 @@ class Lab:
         path = self._model(directory)
         self.bundle = self._bundle(path, directory)
         endpoint = f"ipc://{directory}/engine.sock"
-        self._beside = self._stack.enter_context(Beside(self.bundle.path, endpoint, directory / "monitor.log"))
+        self._monitor_process = self._stack.enter_context(
+            MonitorProcess(self.bundle.path, endpoint, directory / "monitor.log")
+        )
         tap: dict[str, Any] = {
             "bundle": str(self.bundle.path),
             "endpoint": endpoint,
@@ -320,11 +239,11 @@ class Lab:
         return settings
 
     def _prepare(self, setup: Setup) -> None:
-        """Let the monitor do what the arm says, and wake the engine; where a monitor listens, until it is heard."""
+        """Switch the monitor to the arm's mode, and wake the engine; where a monitor listens, until frames reach it."""
         engine, mode = self._engines[setup.engine], setup.mode
         if mode is not None:
-            self._beside.set(mode)
-        before = self._beside.counters()
+            self._monitor_process.set(mode)
+        before = self._monitor_process.counters()
         deadline = time.monotonic() + _HEARD_SECONDS
         while True:
             engine.generate(_WAKE, 2, fresh=True)
@@ -337,17 +256,17 @@ class Lab:
                 raise EngineError(f"Arm '{setup.name}': what the engine sends does not reach the monitor.")
 
     def _rest(self, setup: Setup) -> None:
-        """Take back what would stay switched on in the engine after the arm."""
+        """Switch off in the engine what would outlast the arm."""
         if setup.mode is not None and setup.mode.stream:
-            self._beside.set(replace(setup.mode, stream=False))
+            self._monitor_process.set(replace(setup.mode, stream=False))
             time.sleep(_ORDER_SECONDS)
             self._engines[setup.engine].generate(_WAKE, 2)
 
     def _settled_counters(self) -> Counters:
-        """The monitor's counters, once nothing more comes."""
-        counters = self._beside.counters()
+        """Read the monitor's counters once nothing more comes."""
+        counters = self._monitor_process.counters()
         while True:
             time.sleep(0.1)
-            if (later := self._beside.counters()) == counters:
+            if (later := self._monitor_process.counters()) == counters:
                 return counters
             counters = later

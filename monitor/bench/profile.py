@@ -1,4 +1,4 @@
-"""What of a decode step is ours, from a trace of torch's profiler.
+"""The parts of a decode step that are ours, from a trace of torch's profiler.
 
 vLLM marks every step of a worker with a span that says how many requests it prefilled and how many it decoded. Ours is
 what has ``plumbob`` in its name, and what lies in it: the op, its kernels on a GPU, and spans around the Python parts.

@@ -1,4 +1,4 @@
-"""The result of a benchmark: what was measured, on what, and how each arm compares with stock.
+"""The result of a benchmark: measurements, versions and engines, and how each arm compares with stock.
 
 The ratio of an arm to stock is taken within each round, in which all arms ran one after another on the same prompts,
 so that a machine that drifts between rounds drops out. Its interval is a percentile bootstrap of the median over
@@ -50,7 +50,7 @@ class Series(msgspec.Struct, frozen=True):
 
 
 class Traffic(msgspec.Struct, frozen=True):
-    """What the monitor saw of one arm's runs."""
+    """Counts of what the monitor saw of one arm's runs."""
 
     requests: int
     """Run by the engine; one that fails ends the benchmark."""
@@ -68,7 +68,7 @@ class Traffic(msgspec.Struct, frozen=True):
 
 
 class BundleShape(msgspec.Struct, frozen=True):
-    """What the tapped engine reads."""
+    """Size of the bundle that the tapped engine reads."""
 
     probes: int
     layers: list[int]
@@ -78,12 +78,12 @@ class BundleShape(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, bundle: Bundle, *, synthetic: bool) -> Self:
-        """The shape of a bundle."""
+        """Take the shape of a bundle."""
         return cls(len(bundle.probes), bundle.layers, len(bundle.manifest.vectors), synthetic)
 
 
 class Scope(msgspec.Struct, frozen=True):
-    """Something of ours that was seen in a profile; one row of its table."""
+    """A part of ours in a profile; one row of its table."""
 
     name: str
     where: str
@@ -105,15 +105,15 @@ class StepProfile(msgspec.Struct, frozen=True):
     device_microseconds: float
     """Kernels and copies on the GPU; 0 without one."""
     scopes: list[Scope]
-    """What is ours of it; longest first."""
+    """Parts of it that are ours; longest first."""
 
     def ours(self, where: str) -> float:
-        """Microseconds a step that are ours on one of the timelines of :attr:`Scope.where`."""
+        """Sum the microseconds a step that are ours on one of the timelines of :attr:`Scope.where`."""
         return sum(scope.microseconds for scope in self.scopes if scope.where == where)
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What a benchmark found; the content of its JSON file."""
+    """The result of a benchmark; the content of its JSON file."""
 
     format: int
     kind: str
@@ -140,12 +140,12 @@ class Result(msgspec.Struct, frozen=True):
 
 
 def now() -> str:
-    """UTC, ISO 8601."""
+    """Tell the time: UTC, ISO 8601."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def versions() -> dict[str, str]:
-    """Of what is measured."""
+    """Collect the versions of the packages that are measured."""
     return {"plumbob": __version__, "vllm": vllm_version(), "torch": version("torch")}
 
 
@@ -159,7 +159,7 @@ def summarise(
     higher_is_better: bool,
     batch: int | None = None,
 ) -> Series:
-    """One metric of one arm, beside stock's.
+    """Summarise one metric of one arm, beside stock's.
 
     Args:
         arm: Its name; for :data:`STOCK` there is no ratio.
@@ -185,7 +185,7 @@ def summarise(
 
 
 def median_ratio(stock: Sequence[float], tapped: Sequence[float]) -> Ratio:
-    """The median of the rounds' ratios, with its 95% bootstrap interval.
+    """Take the median of the rounds' ratios, with its 95% bootstrap interval.
 
     Args:
         stock: One value a round.

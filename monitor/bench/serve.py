@@ -21,10 +21,11 @@ from typing import Final, Self
 
 import msgspec
 
+from monitor.bench.arms import Subject
 from monitor.bench.bundle import default_layers, synthetic_bundle
-from monitor.bench.engines import MEMORY_SHARE, SETTLE_SECONDS, Subject, counted, kv_cache_bytes
+from monitor.bench.engines import MEMORY_SHARE, SETTLE_SECONDS, counted
 from monitor.bench.result import FORMAT, STOCK, BundleShape, Result, now, summarise, versions
-from monitor.bench.workload import Workload
+from monitor.bench.workload import Workload, kv_cache_bytes
 from monitor.errors import EngineError
 from monitor.offline.engine_process import last_error
 from monitor.supervisor.serving import START_SECONDS, STOP_SECONDS, require_compiler, require_vllm
@@ -50,7 +51,7 @@ WARM_UP: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class ServePlan:
-    """What to run."""
+    """A benchmark to run."""
 
     subject: Subject
     pairs: int = 5
@@ -67,10 +68,10 @@ class ServePlan:
     """Passed on to both servers."""
 
     def check(self) -> None:
-        """Find what is wrong before anything is started.
+        """Check the plan before anything is started.
 
         Raises:
-            PlumbobError: The first thing that is.
+            PlumbobError: It cannot be run; names the first reason.
         """
         if self.pairs < 2:
             raise PlumbobError(f"{self.pairs} pairs have no spread.", "Set --pairs to 2 or more.")
@@ -81,11 +82,11 @@ class ServePlan:
 
 
 def run_serve(plan: ServePlan, progress: Progress) -> Result:
-    """Measure.
+    """Run the benchmark.
 
     Args:
-        plan: What to run.
-        progress: Told how far it is.
+        plan: Of the benchmark.
+        progress: Hears of each run.
 
     Raises:
         PlumbobError: Something is missing, or a server did not start or failed requests.
@@ -192,12 +193,12 @@ class Server:
 
 
 def served_name(model: Path) -> str:
-    """The name that ``plumbob serve`` gives a model that it is told by its directory."""
+    """Name a model as ``plumbob serve`` does that is given its directory."""
     return model.resolve().name
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
+    """Find ports that nobody listens on."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -216,7 +217,7 @@ def _bundle(subject: Subject, model: Path, directory: Path) -> Bundle:
 
 
 def _commands(plan: ServePlan, model: Path, bundle: Bundle, directory: Path) -> dict[str, list[str]]:
-    """Of each arm's server, stock first."""
+    """Build the command of each arm's server, stock first."""
     work = Workload(plan.concurrency, plan.prompt_tokens, plan.tokens)
     options = ["--max-num-seqs", str(plan.concurrency), "--gpu-memory-utilization", str(MEMORY_SHARE / 2)]
     options += ["--kv-cache-memory-bytes", str(kv_cache_bytes(model, [work]))]
@@ -232,7 +233,7 @@ def _commands(plan: ServePlan, model: Path, bundle: Bundle, directory: Path) -> 
 
 
 def _load(plan: ServePlan, server: Server, model: Path, seed: int, directory: Path) -> dict[str, float]:
-    """Put load on a server; what the generator found.
+    """Put load on a server, and read the load generator's measurements.
 
     Raises:
         EngineError: The generator failed, or a request did.

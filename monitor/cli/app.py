@@ -338,8 +338,8 @@ def bench_engine(
     plot_path: Annotated[Path | None, typer.Option("--plot", help="Draw it here (.png, .svg, .pdf).")] = None,
 ) -> None:
     """What each way to run Plumbob costs, against stock vLLM in the same run."""
+    from monitor.bench.arms import Subject
     from monitor.bench.engine import DEFAULT_ARMS, Plan, run
-    from monitor.bench.engines import Subject
 
     plan = Plan(
         subject=Subject(
@@ -382,7 +382,7 @@ def bench_serve(
     plot_path: Annotated[Path | None, typer.Option("--plot", help="Draw it here (.png, .svg, .pdf).")] = None,
 ) -> None:
     """A real server, plumbob serve against vLLM's own, under vllm bench serve. Unknown options go to both servers."""
-    from monitor.bench.engines import Subject
+    from monitor.bench.arms import Subject
     from monitor.bench.serve import ServePlan, run_serve
 
     plan = ServePlan(

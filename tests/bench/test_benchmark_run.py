@@ -5,8 +5,8 @@ import math
 import msgspec
 import pytest
 
+from monitor.bench.arms import Subject
 from monitor.bench.engine import Plan, run
-from monitor.bench.engines import Subject
 from monitor.bench.result import Result
 from monitor.bench.serve import ServePlan, run_serve
 from monitor.bench.workload import DECODE_RATE, ITL_P50, ITL_P99, PREFILL_RATE, TTFT

@@ -3,9 +3,10 @@
 import pytest
 
 from monitor.bench import engines as lab
+from monitor.bench.arms import SETUPS, Subject
 from monitor.bench.bundle import synthetic_bundle
 from monitor.bench.engine import DEFAULT_ARMS, Plan
-from monitor.bench.engines import SETUPS, Lab, Subject
+from monitor.bench.engines import EnginePool
 from monitor.bench.serve import ServePlan, _commands
 from monitor.bench.shapes import write_shape
 from monitor.errors import EngineError
@@ -80,7 +81,7 @@ def test_an_engine_that_ends_before_it_is_ready_is_told_with_its_reason(monkeypa
 
     monkeypatch.setattr(lab, "Arm", Stub)
     plan = Plan(Subject(shape="llama-tiny"), arms=["scoring"])
-    laboratory = Lab(plan.subject, plan.setups, plan.workloads, eager=True, profile=False, progress=no_progress)
+    laboratory = EnginePool(plan.subject, plan.setups, plan.workloads, eager=True, profile=False, progress=no_progress)
     with pytest.raises(EngineError, match="tapped engine ended"), laboratory:
         pass
     assert ended == ["stock"]
@@ -102,7 +103,7 @@ def test_steering_without_a_vector_is_refused_before_an_engine_starts(monkeypatc
         vectors=[],
     )
     plan = Plan(Subject(bundle=bundle.path), arms=["steering"])
-    laboratory = Lab(plan.subject, plan.setups, plan.workloads, eager=True, profile=False, progress=no_progress)
+    laboratory = EnginePool(plan.subject, plan.setups, plan.workloads, eager=True, profile=False, progress=no_progress)
     with pytest.raises(PlumbobError, match="no steering vector"), laboratory:
         pass
 

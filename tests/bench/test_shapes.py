@@ -4,9 +4,8 @@ import json
 
 import pytest
 
-from monitor.bench.engines import kv_cache_bytes
 from monitor.bench.shapes import SHAPES, write_dummy, write_shape
-from monitor.bench.workload import Workload
+from monitor.bench.workload import Workload, kv_cache_bytes
 from probes.errors import ModelError
 from probes.models import identify
 

@@ -1,7 +1,7 @@
-"""The monitor beside a benchmark's engine: the real one, in a process of its own, told what to do for each arm.
+"""The monitor beside a benchmark's engine: the real one, in a process of its own, with a mode for each arm.
 
-``python -m monitor.bench.beside BUNDLE ENDPOINT`` reads a :class:`Mode` from each line of stdin (``null``: go on as
-before) and answers with :class:`Counters`; it ends with stdin. :class:`Beside` is the side that asks.
+``python -m monitor.bench.monitor_process BUNDLE ENDPOINT`` reads a :class:`Mode` from each line of stdin (``null``: go
+on as before) and answers with :class:`Counters`; it ends with stdin. :class:`MonitorProcess` is the side that asks.
 """
 
 import asyncio
@@ -26,10 +26,10 @@ from probes.bundle import Bundle, load_bundle
 
 
 class Mode(msgspec.Struct, frozen=True):
-    """What the monitor does."""
+    """Mode of the monitor."""
 
     listen: bool = True
-    """Otherwise there is none."""
+    """Run a monitor; otherwise there is none."""
     steer: bool = False
     """Steer every response, from its first rows on."""
     stream: bool = False
@@ -39,7 +39,7 @@ class Mode(msgspec.Struct, frozen=True):
 
 
 class Counters(msgspec.Struct, frozen=True):
-    """What it has seen since it was started."""
+    """Counts of what a monitor has seen since it was started."""
 
     sent: int = 0
     """Frames that the engine has numbered since it started, as the latest one that was read says."""
@@ -53,30 +53,30 @@ class Counters(msgspec.Struct, frozen=True):
     """Rows of activations that were read."""
 
     def __add__(self, other: "Counters") -> "Counters":
-        """Of two runs together, each :meth:`since` its beginning."""
+        """Add the counts of two runs, each :meth:`since` its beginning."""
         return Counters(*map(sum, zip(msgspec.structs.astuple(self), msgspec.structs.astuple(other), strict=True)))
 
     def then(self, later: "Counters") -> "Counters":
-        """What two monitors of one engine have seen, one after the other."""
+        """Join the counts of two monitors of one engine, one after the other."""
         return msgspec.structs.replace(self + later, sent=max(self.sent, later.sent))
 
     def since(self, other: "Counters") -> "Counters":
-        """What was seen after ``other``."""
+        """Count what was seen after ``other``."""
         pairs = zip(msgspec.structs.astuple(self), msgspec.structs.astuple(other), strict=True)
         return Counters(*(mine - theirs for mine, theirs in pairs))
 
 
-class Beside:
+class MonitorProcess:
     """The monitor's process; a context manager.
 
     Args:
-        bundle: Directory of what the engine scores with.
+        bundle: Directory of the bundle that the engine scores with.
         endpoint: Where they meet.
         log: Where its output goes.
     """
 
     def __init__(self, bundle: Path, endpoint: str, log: Path) -> None:
-        self._command = [sys.executable, "-m", "monitor.bench.beside", str(bundle), endpoint]
+        self._command = [sys.executable, "-m", "monitor.bench.monitor_process", str(bundle), endpoint]
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
         self._past, self._seen = Counters(), Counters()
@@ -89,7 +89,7 @@ class Beside:
             self.kill()
 
     def set(self, mode: Mode) -> None:
-        """Do this from now on; starts the process where there is none."""
+        """Switch the monitor to a mode; starts the process where there is none."""
         if self._process is None:
             with self._log.open("ab") as log:
                 pipe = subprocess.PIPE
@@ -97,7 +97,7 @@ class Beside:
         self._ask(mode)
 
     def counters(self) -> Counters:
-        """What it has seen, all processes of it together."""
+        """Count what it has seen, all processes of it together."""
         if self._process is not None:
             self._ask(None)
         return self._past.then(self._seen)
@@ -122,12 +122,12 @@ class Beside:
         self._seen = msgspec.json.decode(line, type=Counters)
 
 
-class _Passage:
-    """A source whose messages are looked at, and slowed down, on their way to the monitor.
+class _RelayedSource:
+    """A source that counts messages, and slows them down, on their way to the monitor.
 
     Args:
-        source: Where they come from.
-        layer: Whose activations are streamed when they are.
+        source: Of the messages.
+        layer: Of the activations that are streamed in that mode.
     """
 
     def __init__(self, source: Source, layer: int) -> None:
@@ -156,7 +156,7 @@ class _Passage:
             yield arrival
 
     def switch(self, mode: Mode) -> None:
-        """Do this from now on."""
+        """Switch to a mode."""
         stream, self._mode = self._mode.stream, mode
         if mode.stream != stream:
             for engine in self._engines:
@@ -179,39 +179,39 @@ class _Passage:
         return 0 if rows is None else len(rows)
 
 
-class _Station:
-    """Where a monitor listens, or none does.
+class _Listener:
+    """An endpoint at which a monitor listens, or none does.
 
     Args:
-        bundle: What engines score with.
+        bundle: Engines score with it.
         endpoint: Where engines find the monitor.
     """
 
     def __init__(self, bundle: Bundle, endpoint: str) -> None:
         self._bundle, self._endpoint = bundle, endpoint
         self._monitor: Monitor | None = None
-        self._passage: _Passage | None = None
+        self._relayed: _RelayedSource | None = None
         self._running: asyncio.Task[None] | None = None
         self._past = Counters()
 
     @property
     def counters(self) -> Counters:
-        """Of all monitors that have listened here."""
+        """Counts of all monitors that have listened here."""
         return self._past.then(self._present())
 
     async def switch(self, mode: Mode) -> None:
-        """Let the monitor do this from now on."""
+        """Switch the monitor to a mode, or end it where the mode has none."""
         if mode.listen and self._monitor is None:
             self._start()
         if not mode.listen:
             await self._stop()
-        if self._monitor is not None and self._passage is not None:
+        if self._monitor is not None and self._relayed is not None:
             self._monitor.policy = steering_policy(self._bundle) if mode.steer else idle_policy()
-            self._passage.switch(mode)
+            self._relayed.switch(mode)
 
     def _start(self) -> None:
-        self._passage = _Passage(LocalSource(self._endpoint), streamed_layer(self._bundle))
-        self._monitor = Monitor(self._bundle, idle_policy(), self._passage)
+        self._relayed = _RelayedSource(LocalSource(self._endpoint), streamed_layer(self._bundle))
+        self._monitor = Monitor(self._bundle, idle_policy(), self._relayed)
         self._running = asyncio.create_task(self._monitor.run())
 
     async def _stop(self) -> None:
@@ -222,23 +222,23 @@ class _Station:
             await self._running
         self._past = self._past.then(self._present())
         self._monitor.close()
-        self._monitor = self._running = self._passage = None
+        self._monitor = self._running = self._relayed = None
 
     def _present(self) -> Counters:
-        if self._monitor is None or self._passage is None:
+        if self._monitor is None or self._relayed is None:
             return Counters()
         stats = self._monitor.stats
         return Counters(
-            sent=self._passage.sent,
+            sent=self._relayed.sent,
             frames=stats.frames_received.total(),
             lost=stats.frames_lost.total(),
             steered=stats.tokens_steered.total(),
-            streamed=self._passage.streamed,
+            streamed=self._relayed.streamed,
         )
 
 
 async def _serve(bundle: Path, endpoint: str) -> None:
-    station = _Station(load_bundle(bundle), endpoint)
+    station = _Listener(load_bundle(bundle), endpoint)
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     while line := await lines.readline():

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import zmq
 
-from monitor.bench.beside import Beside, Counters, Mode
 from monitor.bench.bundle import synthetic_bundle
+from monitor.bench.monitor_process import Counters, Mode, MonitorProcess
 from monitor.errors import EngineError
 from monitor.wire.codec import decode_order, encode_frame, encode_hello
 from monitor.wire.frames import VERSION, Hello, Started, StateBlock
@@ -70,80 +70,80 @@ class FakeEngine:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     model = ModelIdentity(name="tiny", hidden=HIDDEN, layers=4, parts={"config": "c"})
-    return synthetic_bundle(tmp_path_factory.mktemp("beside") / "bundle", model, [1, 2, 3], PROBES)
+    return synthetic_bundle(tmp_path_factory.mktemp("monitor_process") / "bundle", model, [1, 2, 3], PROBES)
 
 
 @pytest.fixture
-def beside(bundle, tmp_path) -> Iterator[Beside]:
-    with Beside(bundle.path, f"ipc://{tmp_path}/engine.sock", tmp_path / "log") as beside:
-        yield beside
+def monitor_process(bundle, tmp_path) -> Iterator[MonitorProcess]:
+    with MonitorProcess(bundle.path, f"ipc://{tmp_path}/engine.sock", tmp_path / "log") as monitor_process:
+        yield monitor_process
 
 
 @pytest.fixture
-def engine(beside, bundle, tmp_path) -> Iterator[FakeEngine]:
+def engine(monitor_process, bundle, tmp_path) -> Iterator[FakeEngine]:
     engine = FakeEngine(f"ipc://{tmp_path}/engine.sock", bundle.digest)
     yield engine
     engine.close()
 
 
-def wait(beside: Beside, **wanted: int) -> Counters:
+def wait(monitor_process: MonitorProcess, **wanted: int) -> Counters:
     """The counters, once they say what they should."""
     deadline = time.monotonic() + 10
     while True:
-        counters = beside.counters()
+        counters = monitor_process.counters()
         if all(getattr(counters, name) == value for name, value in wanted.items()):
             return counters
         assert time.monotonic() < deadline, counters
         time.sleep(0.02)
 
 
-def test_frames_are_read_and_gaps_are_counted(beside, engine):
-    beside.set(Mode())
+def test_frames_are_read_and_gaps_are_counted(monitor_process, engine):
+    monitor_process.set(Mode())
     engine.hello()
     engine.step()
     engine.sequence += 3
     engine.step()
-    assert wait(beside, frames=2) == Counters(sent=5, frames=2, lost=3)
+    assert wait(monitor_process, frames=2) == Counters(sent=5, frames=2, lost=3)
 
 
-def test_counters_go_on_over_a_pause(beside, engine):
-    beside.set(Mode())
+def test_counters_go_on_over_a_pause(monitor_process, engine):
+    monitor_process.set(Mode())
     engine.step()
-    wait(beside, frames=1)
-    beside.set(Mode(listen=False))
-    assert beside.counters().frames == 1
-    beside.set(Mode())
+    wait(monitor_process, frames=1)
+    monitor_process.set(Mode(listen=False))
+    assert monitor_process.counters().frames == 1
+    monitor_process.set(Mode())
     engine.hello()
     engine.step()
-    assert wait(beside, frames=2).sent == 2
+    assert wait(monitor_process, frames=2).sent == 2
 
 
-def test_nobody_listens_during_a_pause(beside, engine):
-    beside.set(Mode())
+def test_nobody_listens_during_a_pause(monitor_process, engine):
+    monitor_process.set(Mode())
     engine.hello()
     engine.step()
-    wait(beside, frames=1)
-    beside.set(Mode(listen=False))
+    wait(monitor_process, frames=1)
+    monitor_process.set(Mode(listen=False))
     time.sleep(0.2)
     assert not engine.exporter.poll(0, zmq.POLLOUT)
 
 
-def test_steering_is_ordered_when_it_is_wanted_and_only_then(beside, engine):
-    beside.set(Mode())
+def test_steering_is_ordered_when_it_is_wanted_and_only_then(monitor_process, engine):
+    monitor_process.set(Mode())
     engine.hello()
     assert engine.order() == Stream(2, "none")
     engine.step("unsteered")
-    wait(beside, frames=1)
-    beside.set(Mode(steer=True))
+    wait(monitor_process, frames=1)
+    monitor_process.set(Mode(steer=True))
     engine.step("steered")
     order = engine.order()
     assert isinstance(order, Steer) and order.key == "steered"
     engine.step("steered", steered=True)
-    assert wait(beside, frames=3).steered == 1
+    assert wait(monitor_process, frames=3).steered == 1
 
 
-def test_streaming_is_ordered_and_every_row_is_read(beside, engine, tmp_path):
-    beside.set(Mode(stream=True))
+def test_streaming_is_ordered_and_every_row_is_read(monitor_process, engine, tmp_path):
+    monitor_process.set(Mode(stream=True))
     engine.hello()
     assert engine.order() == Stream(2, "all")
     writer = StateWriter("bench-test", 2, HIDDEN, "bfloat16", 64, tmp_path)
@@ -151,38 +151,38 @@ def test_streaming_is_ordered_and_every_row_is_read(beside, engine, tmp_path):
         start = writer.reserved
         writer.reserve(rows)
         engine.step(states=StateBlock(2, str(writer.path), start, rows))
-    wait(beside, streamed=8)
-    beside.set(Mode())
+    wait(monitor_process, streamed=8)
+    monitor_process.set(Mode())
     assert engine.order() == Stream(2, "none")
     writer.close()
 
 
-def test_a_slow_monitor_takes_its_time_over_each_message(beside, engine):
-    beside.set(Mode(delay=0.3))
+def test_a_slow_monitor_takes_its_time_over_each_message(monitor_process, engine):
+    monitor_process.set(Mode(delay=0.3))
     begin = time.monotonic()
     for _ in range(4):
         engine.step()
-    wait(beside, frames=4)
+    wait(monitor_process, frames=4)
     assert time.monotonic() - begin >= 4 * 0.3
 
 
-def test_a_killed_monitor_is_started_again_and_what_it_was_known_to_have_seen_counts(beside, engine):
-    beside.set(Mode())
+def test_a_killed_monitor_is_started_again_and_what_it_was_known_to_have_seen_counts(monitor_process, engine):
+    monitor_process.set(Mode())
     engine.step()
-    wait(beside, frames=1)
-    beside.kill()
-    assert beside.counters().frames == 1
-    beside.set(Mode())
+    wait(monitor_process, frames=1)
+    monitor_process.kill()
+    assert monitor_process.counters().frames == 1
+    monitor_process.set(Mode())
     engine.sequence += 2
     engine.step()
     # Of the frame that was read and not confirmed, the successor cannot know.
-    assert wait(beside, frames=2) == Counters(sent=4, frames=2, lost=3)
+    assert wait(monitor_process, frames=2) == Counters(sent=4, frames=2, lost=3)
 
 
 def test_a_monitor_that_cannot_start_says_why(tmp_path):
-    beside = Beside(tmp_path / "gone", f"ipc://{tmp_path}/engine.sock", tmp_path / "log")
-    with beside, pytest.raises(EngineError, match="gone is not a bundle"):
-        beside.set(Mode())
+    monitor_process = MonitorProcess(tmp_path / "gone", f"ipc://{tmp_path}/engine.sock", tmp_path / "log")
+    with monitor_process, pytest.raises(EngineError, match="gone is not a bundle"):
+        monitor_process.set(Mode())
 
 
 def test_counters_of_runs_are_added_and_of_monitors_follow_each_other():
