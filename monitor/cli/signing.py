@@ -26,7 +26,7 @@ def keygen(
     passphrase_env: PassphraseVariable = None,
 ) -> None:
     """Make a pair of keys to sign bundles with."""
-    from probes.bundle.signing import generate_key, public_path
+    from probes.bundle.keys import generate_key, public_path
 
     encrypted = passphrase or passphrase_env is not None
     key = generate_key(path, _passphrase(passphrase_env, confirm=True) if encrypted else None)
@@ -42,7 +42,8 @@ def sign(
 ) -> None:
     """Vouch for a bundle with your key; an earlier signature is replaced."""
     from probes.bundle import load_bundle
-    from probes.bundle.signing import load_private_key, sign_bundle
+    from probes.bundle.keys import load_private_key
+    from probes.bundle.signing import sign_bundle
 
     loaded = load_bundle(bundle)
     signature = sign_bundle(loaded, load_private_key(key, lambda: _passphrase(passphrase_env)))

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from probes.bundle import MANIFEST, SIGNATURE, TENSORS, load_bundle, save_bundle
+from probes.bundle.keys import generate_key, load_private_key
 from probes.bundle.manifest import Provenance
-from probes.bundle.signing import generate_key, load_private_key, sign_bundle
+from probes.bundle.signing import sign_bundle
 from probes.calibration.thresholds import calibrate
 from probes.data.requests import read_requests
 from probes.evaluation import offline_scores as scoring

@@ -9,7 +9,8 @@ import pytest
 from monitor.cli import signing
 from monitor.supervisor.serving import Plan, Serving
 from probes.bundle import MANIFEST, TENSORS, load_bundle
-from probes.bundle.signing import SIGNATURE, generate_key, load_private_key, sign_bundle
+from probes.bundle.keys import generate_key, load_private_key
+from probes.bundle.signing import SIGNATURE, sign_bundle
 from tests.cli.conftest import Running, assert_one_error
 from tests.conftest import make_bundle
 

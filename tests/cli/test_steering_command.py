@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from probes.bundle import load_bundle, save_bundle
+from probes.bundle.keys import generate_key, load_private_key
 from probes.bundle.manifest import Vector
-from probes.bundle.signing import generate_key, load_private_key, sign_bundle
+from probes.bundle.signing import sign_bundle
 from probes.data.examples import Pair
 from probes.models.chat import Message
 from probes.report.steering_page import HTML, JSON, decode

@@ -17,18 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from probes.bundle import MANIFEST, TENSORS, load_bundle, signing
-from probes.bundle.signing import (
-    CLOCK_SKEW,
-    SIGNATURE,
-    Signature,
-    fingerprint,
-    generate_key,
-    load_private_key,
-    load_public_key,
-    public_path,
-    require_signature,
-    sign_bundle,
-)
+from probes.bundle.keys import fingerprint, generate_key, load_private_key, load_public_key, public_path
+from probes.bundle.signing import CLOCK_SKEW, SIGNATURE, Signature, require_signature, sign_bundle
 from probes.errors import BundleError
 from tests.conftest import make_bundle
 

@@ -6,8 +6,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from probes.bundle import SIGNATURE, load_bundle, save_bundle
+from probes.bundle.keys import generate_key, load_private_key
 from probes.bundle.manifest import Vector
-from probes.bundle.signing import generate_key, load_private_key, sign_bundle
+from probes.bundle.signing import sign_bundle
 from probes.data.examples import Pair
 from probes.errors import BundleError, SteeringError
 from probes.models.activations import TransformersSource
