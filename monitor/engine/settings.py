@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from monitor.engine.ops.gate import MAX_GATES
+from monitor.engine.ops.gate_layout import MAX_GATES
 from monitor.engine.ops.tap import OP_VERSION
 from monitor.errors import EngineError
 from probes.bundle import Bundle

@@ -36,7 +36,7 @@ class Stage:
         self.positions = torch.zeros(rows, dtype=torch.int32, device=device)
         """``(rows,)``, int32."""
         self.gates = torch.zeros(rows, gates, dtype=torch.int8, device=device)
-        """``(rows, gates)``, of :class:`monitor.engine.ops.gate.Flag`; stale where no gate is active."""
+        """``(rows, gates)``, of :class:`monitor.engine.ops.gate_layout.Flag`; stale where no gate is active."""
         buffers = (self.slots, self.positions, self.scores, *((self.gates,) if gates else ()))
         self._copies: list[tuple[Tensor, Tensor]] = []
         self._copied: torch.cuda.Event | None = None

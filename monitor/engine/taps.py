@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from monitor.engine.ops.gate import Counter, Limit, Rule
+from monitor.engine.ops.gate_layout import Counter, Limit, Rule
 from monitor.engine.ops.tap import NEUTRAL
 from monitor.errors import EngineError
 from probes.bundle import Bundle

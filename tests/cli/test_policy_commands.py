@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from monitor.api import ApiServer
-from monitor.engine.ops.gate import MAX_GATES
+from monitor.engine.ops.gate_layout import MAX_GATES
 from monitor.ingest import Arrival, MemorySource
 from monitor.policy import load_policy
 from monitor.service.monitor import Monitor

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.engine.ops.gate import FOREVER
+from monitor.engine.ops.gate_layout import FOREVER
 from monitor.engine.ops.tap import NEUTRAL
 from monitor.engine.steering.acts import entry_of
 from monitor.errors import OrderError

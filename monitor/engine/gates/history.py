@@ -7,7 +7,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.engine.ops.gate import Flag
+from monitor.engine.ops.gate_layout import Flag
 from monitor.engine.slots import Batch
 from monitor.wire.frames import GateEvent
 
@@ -85,7 +85,7 @@ class History:
             owners: Who held each slot in that step.
             slots: Of each row, shape ``(rows,)``.
             positions: Absolute, shape ``(rows,)``.
-            flags: Of :class:`monitor.engine.ops.gate.Flag`, shape ``(rows, gates)``.
+            flags: Of :class:`monitor.engine.ops.gate_layout.Flag`, shape ``(rows, gates)``.
             averages: Shape ``(rows, gates)``.
         """
         for row, index in np.argwhere(flags).tolist():

@@ -13,101 +13,35 @@ n_t / m_t`, :math:`d = 2^{-1/h}`. Then, token by token,
 
 The rest of the same pass sees it: in the row that opens the gate, and in every one after, taps of *later* layers steer.
 Those of the same and of earlier layers have run by then, and steer from the request's next step on, when the gate is
-found open before the pass (:func:`open_rows`). For each row, flags say what was done (:class:`Flag`).
+found open before the pass (:func:`open_rows`). For each row, flags say what was done
+(:class:`monitor.engine.ops.gate_layout.Flag`, which stands beside the columns of the other tensors).
 
 A token counts once. Rows that were computed before, as after a preemption, are told by their position, leave the state
 as it is, and are steered as the host says that they were (:mod:`monitor.engine.gates.host`). Scores that are not finite
 are not read, as in the monitor.
 
 State is float64: neither the order of a scan on the GPU nor the division of a prompt into steps moves an average by
-more than its last bits. The reference, which serves the CPU, is here; :mod:`monitor.engine.ops.triton.gate_kernels`
-serves CUDA.
+more than its last bits. The reference is here and serves the CPU; :mod:`monitor.engine.ops.triton.gate_kernels` serves
+CUDA. The reference judges row by row in Python's own numbers: a step of 32 rows costs less that way than by some forty
+operations of NumPy or torch on arrays of 32, and the rows of one request depend on each other anyway.
 """
 
 import math
-from enum import IntEnum, IntFlag
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from monitor.engine.ops import tap as op
+from monitor.engine.ops.gate_layout import Counter, Flag, Rule
 
-MAX_GATES: Final = 8
-"""Gates that an engine can be started with: each costs a read of one byte a row in every tap that steers."""
-FOREVER: Final = 2**31 - 1
-"""A hold or a budget that never ends."""
-
-
-class Rule(IntEnum):
-    """Columns of ``rules``, int32: one row a gate."""
-
-    LAYER = 0
-    """Of its probe; −1 where the gate is free."""
-    COLUMN = 1
-    """Of its probe's scores."""
-    ROLES = 2
-    """Whose tokens it reads: bit ``r`` for role ``r``."""
-    MIN_TOKENS = 3
-    """Tokens that must have been read before it may open."""
-    STREAK = 4
-    """Averages in a row that must reach the threshold."""
-    CALM = 5
-    """Averages in a row that must be below the release; 0: it has none."""
-    HOLD = 6
-    """Rows steered after the last token that was over, at least."""
-    BUDGET = 7
-    """The most rows steered of a request."""
-
-
-class Limit(IntEnum):
-    """Columns of ``limits``, float64: one row a gate."""
-
-    DECAY = 0
-    """The weight that a score keeps from one token to the next."""
-    THRESHOLD = 1
-    RELEASE = 2
-
-
-class Counter(IntEnum):
-    """The last dimension of ``counters``, int32: the state of one gate on one request, beside its average."""
-
-    ARMED = 0
-    """Whether the gate applies to the request."""
-    RESPOND = 1
-    """Position of the first response row."""
-    SEEN = 2
-    """Positions below were judged already."""
-    COUNT = 3
-    """Tokens read."""
-    STREAK = 4
-    """Averages in a row that reached the threshold."""
-    CALM = 5
-    """Averages in a row that were below the release."""
-    OPEN = 6
-    AFTER = 7
-    """Rows steered since the last token that was over."""
-    SPENT = 8
-    """Rows steered."""
-
-
-class Flag(IntFlag):
-    """What ``row_gates`` says of a row and a gate."""
-
-    STEER = op.STEER
-    """Taps steer the row, from here on in the pass."""
-    EARLY = 2
-    """They did so from the first layer on."""
-    FIRED = 4
-    """At this row the gate opened."""
-    TAINTED = 8
-    """An earlier row of the request was steered by the gate."""
-    GIVEN = 16
-    """A row that is computed again: behind the gate's layer it is steered, as it was then."""
-
+# As plain numbers: a flag's own operators cost more than all else that is done to a row.
+STEER, EARLY, FIRED, TAINTED, GIVEN = (
+    int(flag) for flag in (Flag.STEER, Flag.EARLY, Flag.FIRED, Flag.TAINTED, Flag.GIVEN)
+)
 
 _library = torch.library.Library("plumbob", "FRAGMENT")
 _library.define(
@@ -132,7 +66,7 @@ def gate(
     tokens: int,
     layer: int,
 ) -> None:
-    """Judge the rows of a step by the gates that read one layer; the reference in numpy.
+    """Judge the rows of a step by the gates that read one layer; the reference, which serves the CPU.
 
     Args:
         scores: Token-major, with this layer's already written, ``(at least tokens, probes)``, float32.
@@ -141,159 +75,109 @@ def gate(
         row_position: ``(at least tokens,)``, int32.
         row_role: :class:`probes.scoring.roles.Role` of each row, ``(at least tokens,)``, int8.
         gated: ``(1,)``, int32: not zero while a gate reads this layer; otherwise the op returns at once.
-        limits: ``(gates, 3)``, float64; see :class:`Limit`.
-        rules: ``(gates, 8)``, int32; see :class:`Rule`.
+        limits: ``(gates, 3)``, float64; see ``Limit``.
+        rules: ``(gates, 8)``, int32; see ``Rule``.
         averages: ``n`` and ``m`` of each request, ``(slots, gates, 2)``, float64; carried on.
-        counters: ``(slots, gates, 9)``, int32; see :class:`Counter`; carried on.
-        row_gates: ``(at least tokens, gates)``, int8, of :class:`Flag`; as :func:`open_rows` left it.
+        counters: ``(slots, gates, 9)``, int32; see ``Counter``; carried on.
+        row_gates: ``(at least tokens, gates)``, int8, of ``Flag``; as :func:`open_rows` left it.
         row_average: The average after each row that a gate read, ``(at least tokens, gates)``, float32; written there.
         tokens: Rows of the step, padding included.
         layer: Gates of this layer are judged, and no others' rows written.
     """
     if not gated.item():
         return
-    slots = row_slot.numpy()[:tokens]
-    edges = np.flatnonzero(np.diff(slots, prepend=-1, append=-1)).tolist()
-    runs = [slice(start, stop) for start, stop in pairwise(edges) if slots[start] >= 0 and stop > start + 1]
-    single = np.array([start for start, stop in pairwise(edges) if slots[start] >= 0 and stop == start + 1], np.intp)
-    positions, roles, columns = row_position.numpy(), row_role.numpy(), scores.numpy()
-    flags, written = row_gates.numpy(), row_average.numpy()
+    rows = np.flatnonzero(row_slot.numpy()[:tokens] >= 0)
+    if not len(rows):
+        return
+    owners = row_slot.numpy()[rows]
+    starts = np.flatnonzero(np.diff(owners, prepend=-1))
+    runs = list(pairwise([*starts.tolist(), len(rows)]))
+    held = owners[starts]
+    positions, roles = row_position.numpy()[rows].tolist(), row_role.numpy()[rows].tolist()
     for index, (rule, limit) in enumerate(zip(rules.tolist(), limits.tolist(), strict=True)):
         if rule[Rule.LAYER] != layer:
             continue
-        if len(single):
-            _judge_each(
-                columns[single, rule[Rule.COLUMN]].astype(np.float64),
-                positions[single],
-                roles[single],
-                limit,
-                rule,
-                averages.numpy()[:, index],
-                counters.numpy()[:, index],
-                flags[:, index],
-                written[:, index],
-                single,
-                slots[single],
-            )
-        for run in runs:
-            slot = int(slots[run.start])
-            _judge(
-                columns[run, rule[Rule.COLUMN]],
-                positions[run],
-                roles[run],
-                limit,
-                rule,
-                averages.numpy()[slot, index],
-                counters.numpy()[slot, index],
-                flags[run, index],
-                written[run, index],
-            )
+        state = State(
+            averages=averages.numpy()[held, index].tolist(),
+            counters=counters.numpy()[held, index].tolist(),
+            flags=row_gates.numpy()[rows, index].tolist(),
+        )
+        column = scores.numpy()[rows, rule[Rule.COLUMN]].tolist()
+        read = judge(runs, column, positions, roles, rule, limit, state)
+        averages.numpy()[held, index], counters.numpy()[held, index] = state.averages, state.counters
+        row_gates.numpy()[rows, index] = state.flags
+        row_average.numpy()[rows[list(read)], index] = list(read.values())
 
 
-def _judge(
-    scores: NDArray[np.float32],
-    positions: NDArray[np.int32],
-    roles: NDArray[np.int8],
-    limit: list[float],
-    rule: list[int],
-    average: NDArray[np.float64],
-    counter: NDArray[np.int32],
-    flags: NDArray[np.int8],
-    written: NDArray[np.float32],
-) -> None:
-    """Judge the rows of one request by one gate, in order.
+@dataclass(frozen=True, slots=True)
+class State:
+    """State of one gate on the requests of a step, in order, and the flags of their rows."""
 
-    In Python's own numbers: on one row, an operation of numpy costs ten times as much.
-    """
-    decay, threshold, release = limit
-    armed, respond, seen, count, streak, calm, is_open, after, spent = counter.tolist()
-    weighted, weight = average.tolist()
-    begin = int(np.searchsorted(positions, seen)) if armed else len(positions)
-    again = flags[:begin]
-    again[:] = (again & ~int(Flag.STEER)) | ((again & Flag.GIVEN) != 0)
-    if not armed:
-        return
-    rows = zip(scores[begin:].tolist(), positions[begin:].tolist(), roles[begin:].tolist(), strict=True)
-    for row, (score, position, role) in enumerate(rows, begin):
-        over = False
-        if rule[Rule.ROLES] >> role & 1 and math.isfinite(score):
-            weighted, weight, count = decay * weighted + score, decay * weight + 1.0, count + 1
-            mean = weighted / weight
-            written[row] = mean
-            streak = streak + 1 if mean >= threshold else 0
-            calm = calm + 1 if mean < release else 0
-            over = streak >= rule[Rule.STREAK] and count >= rule[Rule.MIN_TOKENS] and spent < rule[Rule.BUDGET]
-        flag = int(flags[row]) & Flag.EARLY | (Flag.TAINTED if spent else 0)
-        if over:
-            flag |= 0 if is_open else Flag.FIRED
-            is_open, after = 1, 0
-        if is_open and position >= respond:
-            flag |= Flag.STEER
-            spent += 1
-            calm_enough = not rule[Rule.CALM] or calm >= rule[Rule.CALM]
-            if (after >= rule[Rule.HOLD] and calm_enough) or spent >= rule[Rule.BUDGET]:
-                is_open = 0
-            after += 1
-        flags[row] = flag
-    average[:] = weighted, weight
-    seen = max(seen, int(positions[-1]) + 1)
-    counter[:] = armed, respond, seen, count, streak, calm, is_open, after, spent
+    averages: list[list[float]]
+    """``n`` and ``m`` of each request."""
+    counters: list[list[int]]
+    """Of each request; see :class:`monitor.engine.ops.gate_layout.Counter`."""
+    flags: list[int]
+    """Of each row; see :class:`monitor.engine.ops.gate_layout.Flag`."""
 
 
-def _judge_each(
-    scores: NDArray[np.float64],
-    positions: NDArray[np.int32],
-    roles: NDArray[np.int8],
-    limit: list[float],
-    rule: list[int],
-    averages: NDArray[np.float64],
-    counters: NDArray[np.int32],
-    flags: NDArray[np.int8],
-    written: NDArray[np.float32],
-    rows: NDArray[np.intp],
-    slots: NDArray[np.int32],
-) -> None:
-    """Judge one row each of different requests by one gate, as at decode: what :func:`_judge` does, side by side.
+def judge(
+    runs: Sequence[tuple[int, int]],
+    scores: Sequence[float],
+    positions: Sequence[int],
+    roles: Sequence[int],
+    rule: Sequence[int],
+    limit: Sequence[float],
+    state: State,
+) -> dict[int, float]:
+    """Judge rows by one gate: the state machine above.
 
     Args:
-        scores: Of these rows, shape ``(requests,)``.
-        positions: Absolute, shape ``(requests,)``.
-        roles: Shape ``(requests,)``.
-        limit: The gate's.
-        rule: The gate's.
-        averages: Of all slots, ``(slots, 2)``; carried on.
-        counters: Of all slots, ``(slots, 9)``; carried on.
-        flags: Of all rows; written.
-        written: Averages of all rows; written where the gate read.
-        rows: Which rows these are, shape ``(requests,)``.
-        slots: Their requests', shape ``(requests,)``.
+        runs: For each request its rows, ``(first, one past the last)``.
+        scores: Of the gate's probe, a row each, in logits.
+        positions: Of each row, ascending within a request.
+        roles: Of each row.
+        rule: The gate's row of ``rules``.
+        limit: The gate's row of ``limits``.
+        state: Carried on.
+
+    Returns:
+        The average after each row that the gate read, in logits.
     """
     decay, threshold, release = limit
-    armed, respond, seen, count, streak, calm, is_open, after, spent = counters[slots].T
-    before = flags[rows]
-    new = (armed != 0) & (positions >= seen)
-    read = new & ((rule[Rule.ROLES] >> roles) & 1 != 0) & np.isfinite(scores)
-    weighted, weight = averages[slots].T
-    weighted = np.where(read, decay * weighted + np.where(read, scores, 0.0), weighted)
-    weight = np.where(read, decay * weight + 1.0, weight)
-    mean = weighted / np.where(weight, weight, 1.0)
-    written[rows[read]] = mean[read]
-    count = count + read
-    streak = np.where(read, np.where(mean >= threshold, streak + 1, 0), streak)
-    calm = np.where(read, np.where(mean < release, calm + 1, 0), calm)
-    over = read & (streak >= rule[Rule.STREAK]) & (count >= rule[Rule.MIN_TOKENS]) & (spent < rule[Rule.BUDGET])
-    flag = before & Flag.EARLY | np.where(spent > 0, int(Flag.TAINTED), 0)
-    flag |= np.where(over & (is_open == 0), int(Flag.FIRED), 0)
-    is_open, after = np.where(over, 1, is_open), np.where(over, 0, after)
-    steers = new & (is_open != 0) & (positions >= respond)
-    spent = spent + steers
-    closes = steers & (after >= rule[Rule.HOLD]) & ((rule[Rule.CALM] == 0) | (calm >= rule[Rule.CALM]))
-    is_open = np.where(closes | (steers & (spent >= rule[Rule.BUDGET])), 0, is_open)
-    again = (before & ~int(Flag.STEER)) | ((before & Flag.GIVEN) != 0)
-    flags[rows] = np.where(new, flag | steers, again)
-    averages[slots] = np.stack([weighted, weight], axis=1)
-    seen = np.where(new, positions + 1, seen)
-    counters[slots] = np.stack([armed, respond, seen, count, streak, calm, is_open, after + steers, spent], axis=1)
+    _, _, read_roles, min_tokens, need_streak, need_calm, hold, budget = rule
+    flags, read = state.flags, dict[int, float]()
+    for request, (first, end) in enumerate(runs):
+        armed, respond, seen, count, streak, calm, is_open, after, spent = state.counters[request]
+        weighted, weight = state.averages[request]
+        for row in range(first, end):
+            position, flag = positions[row], flags[row]
+            if not armed or position < seen:
+                flags[row] = flag & ~STEER | (STEER if flag & GIVEN else 0)
+                continue
+            over = False
+            if read_roles >> roles[row] & 1 and math.isfinite(score := scores[row]):
+                weighted, weight, count = decay * weighted + score, decay * weight + 1.0, count + 1
+                average = read[row] = weighted / weight
+                streak = streak + 1 if average >= threshold else 0
+                calm = calm + 1 if average < release else 0
+                over = streak >= need_streak and count >= min_tokens and spent < budget
+            flag = flag & EARLY | (TAINTED if spent else 0)
+            if over:
+                flag |= 0 if is_open else FIRED
+                is_open, after = 1, 0
+            if is_open and position >= respond:
+                flag |= STEER
+                spent += 1
+                if (after >= hold and (not need_calm or calm >= need_calm)) or spent >= budget:
+                    is_open = 0
+                after += 1
+            flags[row] = flag
+        if armed:
+            seen = max(seen, positions[end - 1] + 1)
+        state.counters[request] = [armed, respond, seen, count, streak, calm, is_open, after, spent]
+        state.averages[request] = [weighted, weight]
+    return read
 
 
 def open_rows(row_slot: Tensor, row_position: Tensor, counters: Tensor, row_gates: Tensor, rows: int) -> None:
@@ -308,9 +192,9 @@ def open_rows(row_slot: Tensor, row_position: Tensor, counters: Tensor, row_gate
         rows: Rows of the step.
     """
     if row_gates.is_cuda:
-        from monitor.engine.ops.triton import gate_kernels as kernels_gate
+        from monitor.engine.ops.triton import gate_kernels
 
-        return kernels_gate.open_rows(row_slot, row_position, counters, row_gates, rows)
+        return gate_kernels.open_rows(row_slot, row_position, counters, row_gates, rows)
     slots, flags = row_slot.numpy()[:rows], row_gates.numpy()[:rows]
     judged = np.flatnonzero(slots >= 0)
     state = counters.numpy()[slots[judged]]
@@ -326,26 +210,12 @@ def open_rows(row_slot: Tensor, row_position: Tensor, counters: Tensor, row_gate
 
 def _gate_on_cuda(*arguments: Any) -> None:
     # Imported at the first call, as the tap's kernels are.
-    from monitor.engine.ops.triton import gate_kernels as kernels_gate
+    from monitor.engine.ops.triton import gate_kernels
 
-    kernels_gate.gate(*arguments)
+    gate_kernels.gate(*arguments)
 
 
-def _fake(
-    scores: Tensor,
-    row_slot: Tensor,
-    row_position: Tensor,
-    row_role: Tensor,
-    gated: Tensor,
-    limits: Tensor,
-    rules: Tensor,
-    averages: Tensor,
-    counters: Tensor,
-    row_gates: Tensor,
-    row_average: Tensor,
-    tokens: int,
-    layer: int,
-) -> None:
+def _fake(*_: Any) -> None:
     """Tell the compiler that nothing is returned."""
 
 

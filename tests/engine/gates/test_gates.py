@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from monitor.engine.gates.host import Gates, Report  # noqa: E402
-from monitor.engine.ops.gate import MAX_GATES, Flag  # noqa: E402
+from monitor.engine.ops.gate_layout import MAX_GATES, Flag  # noqa: E402
 from monitor.engine.rows import map_rows  # noqa: E402
 from monitor.engine.settings import ENVIRONMENT, KEY, inherited, read_wanted, take_over  # noqa: E402
 from monitor.engine.slots import Slots  # noqa: E402

@@ -11,7 +11,7 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from monitor.engine.ops import gate as op  # noqa: E402
-from monitor.engine.ops.gate import FOREVER, Counter, Flag, Limit, Rule  # noqa: E402
+from monitor.engine.ops.gate_layout import FOREVER, Counter, Flag, Limit, Rule  # noqa: E402
 from monitor.engine.ops.tap import NEUTRAL  # noqa: E402
 from probes.scoring.aggregate import Aggregate, Aggregates, running  # noqa: E402
 from probes.scoring.roles import Role  # noqa: E402

@@ -22,7 +22,7 @@ from hypothesis import strategies as st  # noqa: E402
 
 from monitor.engine.ops import gate as op  # noqa: E402
 from monitor.engine.ops import tap as tapped  # noqa: E402
-from monitor.engine.ops.gate import FOREVER, Counter, Flag, Rule  # noqa: E402
+from monitor.engine.ops.gate_layout import FOREVER, Counter, Flag, Rule  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"

@@ -187,7 +187,7 @@ def order(inside: Inside, *orders: Order) -> None:
 
 def left(inside: Inside) -> dict[str, int]:
     """How much the engine's tables still hold of requests, once they have ended: all of it is to be 0."""
-    from monitor.engine.ops.gate import Counter
+    from monitor.engine.ops.gate_layout import Counter
     from monitor.engine.steering.table import ENTRIES_PER_SLOT
 
     # What has changed in the tables is sent with the next step.

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from monitor.engine.ops.gate import Counter, Flag, Limit, Rule
+from monitor.engine.ops.gate_layout import Counter, Flag, Limit, Rule
 
 _BLOCK: Final = 128
 """Rows scanned at once."""
