@@ -48,9 +48,10 @@ def explain(
 ) -> None:
     """Say why something was done: score, threshold, streak, rule, mode, action, dose, tokens steered."""
     from monitor.cli.explain import chain, from_audit, from_monitor
+    from monitor.events import type_name
 
-    why = from_monitor(event, address) if audit is None else from_audit(event, audit)
-    out.print(Text(f"{why.what}: {why.kind.replace('_', ' ')}"))
-    for label, text in chain(why):
+    found = from_monitor(event, address) if audit is None else from_audit(event, audit)
+    out.print(Text(f"{found.place}: {type_name(found.event).replace('_', ' ')}"))
+    for label, text in chain(found):
         # Ids of requests are chosen by clients.
         out.print(Text(f"  {label:<11}{''.join(char if char.isprintable() else '�' for char in text)}"))

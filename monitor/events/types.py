@@ -94,7 +94,7 @@ class EventBase(msgspec.Struct, frozen=True, tag_field="type", tag=_tag):
     logged: ClassVar[bool] = True
     """Whether the log of the process has it; it does not have what comes with every request, since that is much."""
     audited: ClassVar[bool] = True
-    """Whether the audit log has it."""
+    """Whether the audit log has every one of it; of requests that end, it has those that were steered."""
 
 
 def type_name(event: EventBase | type[EventBase]) -> str:
@@ -265,6 +265,7 @@ class RequestFinished(RequestEvent, frozen=True):
     """A request ended; the final verdict of each probe."""
 
     logged: ClassVar[bool] = False
+    audited: ClassVar[bool] = False
 
     tokens: int
     """Positions read, each counted once."""

@@ -56,7 +56,7 @@ def test_a_head_that_is_none_and_a_file_that_is_none(plumbob, log, tmp_path):
 
 def test_a_torn_line_that_is_on_record_is_told(plumbob, log):
     with log.path.open("ab") as file:
-        file.write(b'{"version":1,"seq')
+        file.write(b'{"version":2,"seq')
     AuditLog(log.path).close()
     assert "6 records in 7 lines, 1 of them torn by a crash, as is recorded" in plumbob("audit", "verify", log.path).out
 
@@ -141,7 +141,7 @@ def test_a_monitor_as_it_runs(world):
         finally:
             running.kill()
     found = verify(path)
-    kinds = [raw.split(b'"kind":"')[1].split(b'"')[0].decode() for raw in path.read_bytes().splitlines()]
+    kinds = [raw.split(b'"type":"')[1].split(b'"')[0].decode() for raw in path.read_bytes().splitlines()]
     assert kinds == ["monitor_started", "policy_in_force", "monitor_started", "policy_in_force", "monitor_stopped"]
     assert f"record 5, head {found.head}" in err
 

@@ -157,9 +157,7 @@ def test_the_chain_of_an_event(plumbob, serving):
     assert lines["threshold"] == "0.50; the score is 0.25 above it"
     assert lines["streak"] == "one average that reaches it is enough"
     assert lines["rule"] == "'flattery'" and lines["mode"] == "enforce: generations are changed"
-    assert lines["action"] == (
-        "keep the projection on sycophancy at most 0.1 norms of the residual stream, for 50 tokens at most"
-    )
+    assert lines["action"] == ("clamp sycophancy to at most 0.1 for 50 tokens")
     assert lines["decided"] == f"by the engine itself, by gate {gate_of(serving)}"
     assert lines["steered"] == "13 tokens, until the gate closed"
     assert lines["guard"] == "released from token 18 on, since the answer repeated itself"
@@ -188,14 +186,14 @@ def test_the_chain_of_a_record(plumbob, files):
         intervene(serving)
     path = files[2]
     lines = [msgspec.json.decode(raw) for raw in path.read_bytes().splitlines()]
-    number = next(line["sequence"] for line in lines if line["record"]["kind"] == "intervention")
+    number = next(line["sequence"] for line in lines if line["record"]["type"] == "intervention")
     result = plumbob("policy", "explain", number, "--audit", path)
     assert result.code == 0, result.err
     assert f"record {number} of {path}: intervention" in result.out
     assert "0.50; the score is 0.25 above it" in result.out and "13 tokens, until the gate closed" in result.out
     assert str(files[1]) in result.out, "the policy is named"
     assert "released from token 18 on, since the answer repeated itself" in result.out
-    number_of_guard = next(line["sequence"] for line in lines if line["record"]["kind"] == "guarded")
+    number_of_guard = next(line["sequence"] for line in lines if line["record"]["type"] == "guarded")
     said = plumbob("policy", "explain", number_of_guard, "--audit", path).out
     assert "90% of the answer's last tokens" in said and "the request is steered no more, for good" in said
     assert_one_error(plumbob("policy", "explain", 1, "--audit", path), "is of kind monitor_started")

@@ -249,5 +249,6 @@ def test_the_audit_log_says_why_it_was_stopped(load, frame, tmp_path):
     verify(path)
     records = [msgspec.json.decode(raw)["record"] for raw in path.read_bytes().splitlines()]
     (stop,) = [record for record in records if record.get("operation") == "stop"]
-    assert (stop["result"], stop["rule"], stop["score"], stop["request_id"]) == ("ordered", "civil", 9.0, "user-a")
+    assert (stop["sent"], stop["rule"], stop["aggregate"]) == (True, "civil", 9.0)
+    assert stop["request"]["request_id"] == "user-a"
     assert "fails closed" in stop["reason"]

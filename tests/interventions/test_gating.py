@@ -395,10 +395,10 @@ def test_the_audit_log_has_each_decision_once_though_a_second_monitor_hears_them
     with closing(second.monitor):
         second.hello()
         second.frame(1, started=[started()], complete=True, gates=[opened(0), closed(1), opened(3)])
-    numbers = [(record["kind"], record["number"]) for record in records(path) if record.get("number") is not None]
+    numbers = [(record["type"], record["number"]) for record in records(path) if record.get("number") is not None]
     assert numbers == [("intervention", 0), ("intervention_ended", 1), ("intervention", 3)]
-    assert [record["decisions"] for record in records(path) if record["kind"] == "interventions_lost"] == [1]
-    (ended,) = [record for record in records(path) if record["kind"] == "intervention_ended"]
+    assert [record["decisions"] for record in records(path) if record["type"] == "interventions_lost"] == [1]
+    (ended,) = [record for record in records(path) if record["type"] == "intervention_ended"]
     assert (ended["rule"], ended["gate"], ended["steered"], ended["position"]) == ("flattery", FLATTERY, 13, 18)
 
 
@@ -470,5 +470,5 @@ def test_what_a_request_asked_for_is_told_once_though_its_engine_was_lost_and_th
     with closing(second.monitor):
         second.hello()
         second.frame(2, started=[begun, msgspec.structs.replace(begun, slot=1, key="b")], complete=True)
-    told = [record["key"] for record in records(path) if record.get("action") == "admission"]
+    told = [record["request"]["engine_request_id"] for record in records(path) if record.get("kind") == "admission"]
     assert told == ["a", "b"]

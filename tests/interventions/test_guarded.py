@@ -117,14 +117,17 @@ def test_the_audit_log_has_it_once_though_a_second_monitor_hears_it_again(tiny_b
     second = Desk(bundle, frame, AuditLog(path))
     with closing(second.monitor):
         second.frame(2, guarded=[released(), released(1, "b", gates=[GATE])], gates=[opened])
-    found = [record for record in records(path) if record["kind"] == "guarded"]
-    assert [(record["number"], record["key"]) for record in found] == [(0, "a"), (1, "b")]
+    found = [record for record in records(path) if record["type"] == "guarded"]
+    assert [(record["number"], record["request"]["engine_request_id"]) for record in found] == [(0, "a"), (1, "b")]
     assert found[0] == {
-        "kind": "guarded",
-        "engine": "engine",
-        "model": "tiny",
-        "request_id": "user-a",
-        "key": "a",
+        "type": "guarded",
+        "request": {
+            "engine": "engine",
+            "model": "tiny",
+            "request_id": "user-a",
+            "engine_request_id": "a",
+            "prompt_tokens": found[0]["request"]["prompt_tokens"],
+        },
         "position": 80,
         "repetition": 0.9,
         "threshold": 0.7,
@@ -133,4 +136,4 @@ def test_the_audit_log_has_it_once_though_a_second_monitor_hears_it_again(tiny_b
         "number": 0,
         "reason": found[0]["reason"],
     }
-    assert len([record for record in records(path) if record["kind"] == "intervention"]) == 1
+    assert len([record for record in records(path) if record["type"] == "intervention"]) == 1

@@ -1,6 +1,6 @@
 """What was done and by which rules: an append-only, hash-chained file of JSON lines.
 
-``records``       what is said, one type a kind
+``records``       an event with its context, and what is said of the log itself
 ``chain``         a record as a line that is sealed to the one before it; lines read back
 ``file``          the file: one writer, continued where it ended
 ``log``           the writer, on a thread of its own
@@ -13,6 +13,6 @@ from monitor.sinks.audit.file import require_log
 from monitor.sinks.audit.log import AuditLog
 from monitor.sinks.audit.recall import Recalled, recall
 from monitor.sinks.audit.sink import AuditSink
-from monitor.sinks.audit.verification import Verified, verify
+from monitor.sinks.audit.verification import Verified, read_records, verify
 
-__all__ = ["AuditLog", "AuditSink", "Recalled", "Verified", "recall", "require_log", "verify"]
+__all__ = ["AuditLog", "AuditSink", "Recalled", "Verified", "read_records", "recall", "require_log", "verify"]

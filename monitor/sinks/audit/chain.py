@@ -2,7 +2,10 @@
 
 ::
 
-    {"version":1,"sequence":7,"previous":"<64 hex>","time":"2026-01-02T03:04:05Z","record":{…},"hash":"<64 hex>"}
+    {"version":2,"sequence":7,"previous":"<64 hex>","time":"2026-01-02T03:04:05Z",
+     "context":{…},"record":{"type":"intervention",…},"hash":"<64 hex>"}
+
+(on one line). ``record`` is an event as it is, with its ``context``, or says something of the log itself, with none.
 
 1. ``hash`` is the SHA-256 of the line's bytes before ``,"hash"``; ``previous`` is the ``hash`` of the record before, 64
    zeros in the first. So every byte of every line is covered, the one spelling that was written is the only valid one,
@@ -18,13 +21,14 @@ to know the hash of a record from elsewhere.
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, cast
 
 import msgspec
 
-from monitor.sinks.audit.records import Record, TornRecord
+from monitor.events import Event
+from monitor.sinks.audit.records import Context, EventRecord, OwnRecord, Record, TornRecord
 
-VERSION: Final = 1
+VERSION: Final = 2
 
 _SEAL: Final = b',"hash":"'
 _SEAL_BYTES: Final = len(_SEAL) + 64 + 2
@@ -48,7 +52,8 @@ class _Content(msgspec.Struct, frozen=True):
     sequence: int
     previous: str
     time: datetime
-    record: Record
+    context: Context | None
+    record: Event | OwnRecord
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -58,14 +63,32 @@ class Line(msgspec.Struct, frozen=True):
     sequence: Annotated[int, msgspec.Meta(ge=1)]
     previous: str
     time: datetime
+    context: Context | None
     record: msgspec.Raw
-    """Not decoded, so that records of a later release still verify."""
+    """Not decoded, so that events of a later release still verify."""
     hash: str
+
+    def type_name(self) -> str:
+        """The ``type`` of its record."""
+        return _type.decode(self.record).type
+
+    def event(self) -> Event | None:
+        """The event that it records; ``None`` where it says something of the log, or a later release wrote it."""
+        try:
+            return _event.decode(self.record)
+        except msgspec.MsgspecError:
+            return None
+
+
+class _Type(msgspec.Struct):
+    type: str
 
 
 _encoder = msgspec.json.Encoder()
 _line = msgspec.json.Decoder(Line)
 _torn = msgspec.json.Decoder(TornRecord)
+_event: Final[msgspec.json.Decoder[Event]] = msgspec.json.Decoder(cast("Any", Event))
+_type = msgspec.json.Decoder(_Type)
 
 
 class Break(Exception):
@@ -88,7 +111,8 @@ def seal(record: Record, time: datetime, head: Head) -> tuple[bytes, Head]:
     Raises:
         UnicodeEncodeError: A string of it is not Unicode.
     """
-    content = _encoder.encode(_Content(VERSION, head.sequence + 1, head.hash, time, record))[:-1]
+    context, said = (record.context, record.event) if isinstance(record, EventRecord) else (None, record)
+    content = _encoder.encode(_Content(VERSION, head.sequence + 1, head.hash, time, context, said))[:-1]
     digest = sha256(content).hexdigest()
     return content + _SEAL + digest.encode() + b'"}\n', Head(head.sequence + 1, digest)
 

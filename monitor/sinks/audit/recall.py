@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
-
 from monitor.errors import AuditError
+from monitor.events import Guarded, Intervention, InterventionEnded, Ordered, Request
+from monitor.sinks.audit.chain import unseal
 from monitor.sinks.audit.file import END_BYTES, read_lines
 
 
@@ -21,23 +21,6 @@ class Recalled:
     """Gates that it was ordered to arm, and not to disarm."""
     admitted: set[str] = field(default_factory=set[str])
     """Keys of requests whose admission is on record."""
-
-
-class _Record(msgspec.Struct):
-    """What matters here of any record."""
-
-    kind: str
-    engine: str = ""
-    number: int | None = None
-    order: str = ""
-    action: str = ""
-    result: str = ""
-    request_id: str | None = None
-    key: str | None = None
-
-
-class _Line(msgspec.Struct):
-    record: _Record
 
 
 def recall(path: Path) -> dict[str, Recalled]:
@@ -67,24 +50,27 @@ def recall(path: Path) -> dict[str, Recalled]:
     return engines
 
 
-_decoder = msgspec.json.Decoder(_Line)
-
-
 def _read(raw: bytes, engines: dict[str, Recalled]) -> None:
     try:
-        record = _decoder.decode(raw).record
-    except (msgspec.MsgspecError, RecursionError):
+        event = unseal(raw.removesuffix(b"\n")).event()
+    except ValueError:
         return
-    engine = engines.setdefault(record.engine, Recalled()) if record.engine else Recalled()
-    if record.number is not None and record.kind == "guarded":
-        engine.guarded.add(record.number)
-    elif record.number is not None:
-        engine.decisions.add(record.number)
-    if record.kind == "order" and record.action == "admission" and record.key is not None:
-        engine.admitted.add(record.key)
-    if record.kind != "order" or record.request_id is not None:
-        return
-    if record.action == "arm" and record.result == "sent":
-        engine.armed.add(record.order)
-    elif record.action == "disarm" or record.result == "expired":
-        engine.armed.discard(record.order)
+    match event:
+        case Guarded(request, number=number):
+            _of(request.engine, engines).guarded.add(number)
+        case Intervention(request, number=int(number)) | InterventionEnded(request, number=int(number)):
+            _of(request.engine, engines).decisions.add(number)
+        case Ordered(kind="admission", request=Request(engine, engine_request_id=admitted)):
+            _of(engine, engines).admitted.add(admitted)
+        case Ordered(kind="arm", result="sent", engine=engine, request=None):
+            _of(engine, engines).armed.add(event.order)
+        case (
+            Ordered(kind="disarm", engine=engine, request=None) | Ordered(result="expired", engine=engine, request=None)
+        ):
+            _of(engine, engines).armed.discard(event.order)
+        case _:
+            pass
+
+
+def _of(engine: str, engines: dict[str, Recalled]) -> Recalled:
+    return engines.setdefault(engine, Recalled())

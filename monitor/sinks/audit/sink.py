@@ -3,38 +3,15 @@
 import os
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
+
+import msgspec
 
 from monitor import __version__
-from monitor.events import (
-    EngineChanged,
-    Escalated,
-    Guarded,
-    Intervention,
-    InterventionEnded,
-    InterventionsLost,
-    Ordered,
-    Recorded,
-    Request,
-    RequestFinished,
-)
+from monitor.events import Event, Intervention, Recorded, Request, RequestEvent, RequestFinished
 from monitor.policy import Policy
 from monitor.sinks.audit.log import AuditLog
-from monitor.sinks.audit.records import (
-    EndRecord,
-    EngineRecord,
-    EscalationRecord,
-    GateClosedRecord,
-    GateLossRecord,
-    GuardRecord,
-    InterventionRecord,
-    OrderRecord,
-    PolicyRecord,
-    Result,
-    RuleInForce,
-    StartRecord,
-    StopRecord,
-)
+from monitor.sinks.audit.records import Context, EventRecord, PolicyRecord, RuleInForce, StartRecord, StopRecord
 from monitor.telemetry.stats import Stats
 from probes.bundle import Bundle
 
@@ -95,30 +72,16 @@ class AuditSink:
 
     def emit(self, recorded: Recorded) -> None:
         """Record the event, if it is of the kinds that are audited."""
-        match recorded.event:
-            case Intervention() as event:
-                self._log.append(self._intervention(event), recorded.time)
-            case RequestFinished() as event:
-                ordered = self._ordered.pop((event.request.engine, event.request.engine_request_id), 0)
-                # Steered without an order of ours: that of the monitor before this one.
-                if ordered or event.steered:
-                    self._log.append(_end(event, ordered), recorded.time)
-            case InterventionEnded() as event:
-                self._log.append(_closed(event), recorded.time)
-            case InterventionsLost() as event:
-                record = GateLossRecord(_text(event.engine), _text(event.model), event.decisions)
-                self._log.append(record, recorded.time)
-            case Guarded() as event:
-                self._log.append(_guarded(event), recorded.time)
-            case Escalated() as event:
-                self._log.append(self._escalation(event), recorded.time)
-            case Ordered() as event:
-                self._log.append(_order(event), recorded.time)
-            case EngineChanged() as event:
-                record = EngineRecord(_text(event.engine), _text(event.model), event.state, _text(event.detail))
-                self._log.append(record, recorded.time)
-            case _:
-                pass
+        event = recorded.event
+        # Steered without an order of ours: that of the monitor before this one.
+        if event.audited or (isinstance(event, RequestFinished) and (event.steered or self._orders(event.request))):
+            self._log.append(EventRecord(clip(event), self._context(event)), recorded.time)
+        if isinstance(event, RequestFinished):
+            self._ordered.pop(_identity(event.request), None)
+        elif isinstance(event, Intervention) and event.sent:
+            self._ordered[_identity(event.request)] = self._orders(event.request) + 1
+            if len(self._ordered) > self._max_requests:
+                self._ordered.popitem(last=False)
 
     def count(self) -> None:
         """Bring the monitor's counters up to date."""
@@ -134,124 +97,37 @@ class AuditSink:
             self._log.close()
             self.count()
 
-    def _intervention(self, event: Intervention) -> InterventionRecord:
-        request = event.request
-        result: Result = "ordered" if event.sent else "refused" if event.mode == "enforce" else "shadow"
-        if event.sent:
-            identity = (request.engine, request.engine_request_id)
-            self._ordered[identity] = self._ordered.get(identity, 0) + 1
-            if len(self._ordered) > self._max_requests:
-                self._ordered.popitem(last=False)
-        return InterventionRecord(
-            engine=_text(request.engine),
-            model=_text(request.model),
-            request_id=_text(request.request_id),
-            key=_text(request.engine_request_id),
-            policy=self._policy_name,
-            policy_digest=self._policy.digest,
-            rule=event.rule,
-            mode=event.mode,
-            probe=event.probe,
-            score=event.aggregate,
-            threshold=event.threshold,
-            position=event.position,
-            vector=event.vector,
-            dose=event.dose,
-            tokens=event.tokens,
-            steered=self._steered(request),
-            result=result,
-            refusal=_text(event.refusal) if result == "refused" else None,
-            reason=_text(event.reason),
-            operation=event.operation,
-            low=event.low,
-            high=event.high,
-            gate=_text(event.gate),
-            number=event.number,
-            agree=event.agree,
-            agree_of=event.agree_of,
-        )
+    def _context(self, event: Event) -> Context:
+        request = event.request if isinstance(event, RequestEvent) else None
+        if request is None:
+            return Context(self._policy_name, self._policy.digest)
+        steered = None if isinstance(event, RequestFinished) else self._steered(request)
+        return Context(self._policy_name, self._policy.digest, self._orders(request), steered)
 
-    def _escalation(self, event: Escalated) -> EscalationRecord:
-        return EscalationRecord(
-            engine=_text(event.request.engine),
-            model=_text(event.request.model),
-            request_id=_text(event.request.request_id),
-            key=_text(event.request.engine_request_id),
-            policy=self._policy_name,
-            policy_digest=self._policy.digest,
-            rule=event.rule,
-            mode=event.mode,
-            probe=event.probe,
-            score=event.aggregate,
-            threshold=event.threshold,
-            position=event.position,
-            reason=_text(event.reason),
-        )
+    def _orders(self, request: Request) -> int:
+        """How often the request was ordered to be steered."""
+        return self._ordered.get(_identity(request), 0)
 
 
-def _closed(event: InterventionEnded) -> GateClosedRecord:
-    return GateClosedRecord(
-        engine=_text(event.request.engine),
-        model=_text(event.request.model),
-        request_id=_text(event.request.request_id),
-        key=_text(event.request.engine_request_id),
-        rule=event.rule,
-        gate=_text(event.gate),
-        number=event.number,
-        position=event.position,
-        steered=event.steered,
-    )
+def clip(value: Any) -> Any:
+    """A value with every text in it cut to :data:`TEXT_CHARACTERS`."""
+    if isinstance(value, str):
+        return value if len(value) <= TEXT_CHARACTERS else f"{value[: TEXT_CHARACTERS - 1]}…"
+    if isinstance(value, tuple):
+        cut = tuple(map(clip, value))
+        return cut if cut != value else value
+    if not isinstance(value, msgspec.Struct):
+        return value
+    changed = {
+        name: short for name in value.__struct_fields__ if (short := clip(found := getattr(value, name))) is not found
+    }
+    return msgspec.structs.replace(value, **changed) if changed else value
 
 
-def _guarded(event: Guarded) -> GuardRecord:
-    return GuardRecord(
-        engine=_text(event.request.engine),
-        model=_text(event.request.model),
-        request_id=_text(event.request.request_id),
-        key=_text(event.request.engine_request_id),
-        position=event.position,
-        repetition=event.repetition,
-        threshold=event.threshold,
-        window=event.window,
-        gates=tuple(map(_text, event.gates)),
-        number=event.number,
-        reason=_text(event.reason),
-    )
-
-
-def _order(event: Ordered) -> OrderRecord:
-    return OrderRecord(
-        order=_text(event.order),
-        action=event.kind,
-        result=event.result,
-        engine=_text(event.engine),
-        model=_text(event.model),
-        request_id=None if event.request is None else _text(event.request.request_id),
-        key=None if event.request is None else _text(event.request.engine_request_id),
-        who=_text(event.who),
-        lease_seconds=event.lease_seconds,
-        detail=_text(event.detail),
-        reason=_text(event.reason),
-    )
-
-
-def _end(event: RequestFinished, ordered: int) -> EndRecord:
-    request = event.request
-    return EndRecord(
-        engine=_text(request.engine),
-        model=_text(request.model),
-        request_id=_text(request.request_id),
-        key=_text(request.engine_request_id),
-        ordered=ordered,
-        steered=event.steered,
-        tokens=event.tokens,
-    )
-
-
-def _text(text: str) -> str:
-    return text if len(text) <= TEXT_CHARACTERS else f"{text[: TEXT_CHARACTERS - 1]}…"
+def _identity(request: Request) -> tuple[str, str]:
+    return request.engine, request.engine_request_id
 
 
 def _path(path: str) -> str:
     """A path as Unicode, which one of the operating system need not be."""
-    return _text(os.fsencode(path).decode(errors="replace"))
+    return clip(os.fsencode(path).decode(errors="replace"))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from monitor.errors import AuditError
-from monitor.sinks.audit.chain import Break, Chain, unseal
+from monitor.sinks.audit.chain import Break, Chain, Line, unseal
 from monitor.sinks.audit.file import read_lines
 
 WRITING_SECONDS: Final = 0.1
@@ -55,6 +55,16 @@ def verify(path: Path, head: str | None = None) -> Verified:
             return _verify(path, file, head)
     except OSError as error:
         raise AuditError(f"{path} cannot be read: {error.strerror}.", "Check its owner and its disk.") from error
+
+
+def read_records(path: Path) -> Iterator[Line]:
+    """The lines of a file that were verified, without those that a crash tore."""
+    with path.open("rb") as file:
+        for raw in read_lines(file):
+            try:
+                yield unseal(raw.removesuffix(b"\n"))
+            except ValueError:
+                continue
 
 
 def _verify(path: Path, file: IO[bytes], head: str | None) -> Verified:

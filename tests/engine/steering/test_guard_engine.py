@@ -255,5 +255,5 @@ def test_the_audit_log_has_all_of_it_and_is_whole(house):
     house.wire.monitor.close()
     verify(house.audit)
     found = [msgspec.json.decode(raw)["record"] for raw in house.audit.read_bytes().splitlines()]
-    numbers = [record["number"] for record in found if record["kind"] == "guarded"]
+    numbers = [record["number"] for record in found if record["type"] == "guarded"]
     assert numbers == list(range(len(numbers))) and len(numbers) >= 8

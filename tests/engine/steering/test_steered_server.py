@@ -393,7 +393,11 @@ def test_a_gate_outlives_its_monitor_and_the_next_one_records_what_it_decided(ho
     def told(request: str) -> list[dict]:
         # What gates decided is told with the frames of other requests.
         answer()
-        return [record for record in records() if record.get("request_id") == request and "number" in record]
+        return [
+            record
+            for record in records()
+            if record.get("request", {}).get("request_id") == request and "number" in record
+        ]
 
     try:
         first = start()
@@ -416,15 +420,15 @@ def test_a_gate_outlives_its_monitor_and_the_next_one_records_what_it_decided(ho
         for monitor in monitors:
             monitor.kill()
     opened, closed = told(alone.id)
-    assert (opened["kind"], closed["kind"]) == ("intervention", "intervention_ended")
-    decided = [opened[name] for name in ("rule", "vector", "dose", "result")]
-    assert decided == ["at-once", "random-0", 1.0, "ordered"]
+    assert (opened["type"], closed["type"]) == ("intervention", "intervention_ended")
+    decided = [opened[name] for name in ("rule", "vector", "dose", "sent")]
+    assert decided == ["at-once", "random-0", 1.0, True]
     assert opened["gate"].startswith("policy:") and opened["gate"] == closed["gate"]
     assert closed["steered"] > 0
     # Every decision since the engine's start is on record, once: of requests that are followed first.
     numbers = [record["number"] for record in records() if record.get("number") is not None]
     assert sorted(numbers) == list(range(len(numbers)))
-    kinds = [record["kind"] for record in records()]
+    kinds = [record["type"] for record in records()]
     assert (kinds.count("monitor_started"), kinds.count("monitor_stopped")) == (2, 1)
     verified = Running("audit", "verify", audit).finish()
     assert (verified.code, verified.err) == (0, "")

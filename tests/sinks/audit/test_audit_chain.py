@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from monitor.errors import AuditError
 from monitor.sinks.audit import verification, verify
 from monitor.sinks.audit.chain import START, Head, is_torn, opening, seal, unseal
-from monitor.sinks.audit.records import EngineRecord, TornRecord
+from monitor.sinks.audit.records import TornRecord
 from monitor.sinks.audit.verification import _verify
-from tests.sinks.audit.conftest import lines_of
+from tests.sinks.audit.conftest import about_engine, lines_of
 
 LATER = datetime(2026, 1, 3, tzinfo=UTC)
 LINES = lines_of(8)
@@ -51,7 +51,7 @@ def test_anybody_can_check_a_line_without_plumbob():
     before = "0" * 64
     for raw in LINES:
         line = msgspec.json.decode(raw)
-        assert list(line) == ["version", "sequence", "previous", "time", "record", "hash"]
+        assert list(line) == ["version", "sequence", "previous", "time", "context", "record", "hash"]
         assert hashlib.sha256(raw.split(b',"hash":"')[0]).hexdigest() == line["hash"]
         assert line["previous"] == before
         before = line["hash"]
@@ -97,7 +97,7 @@ def test_nothing_can_be_inserted(at, inserted):
 
 
 def forged(before: Head) -> tuple[bytes, Head]:
-    return seal(EngineRecord("engine", "tiny", "connected", "forged"), LATER, before)
+    return seal(about_engine("connected", "forged"), LATER, before)
 
 
 def head_of(raw: bytes) -> Head:
@@ -138,7 +138,7 @@ SAID = {
     "the last line's end taken off": ([*LINES[:7], LINES[7][:-1]], "line 8 is cut short, as a crash leaves it"),
     "half a last line": ([*LINES[:7], LINES[7][:200]], "line 8 is cut short, as a crash leaves it"),
     "half a line in the middle": ([*LINES[:3], LINES[3][:200], b"\n", *LINES[4:]], "line 4 is not what was written"),
-    "half a line of another log": ([*LINES[:7], b'{"version":1,"sequence":9'], "line 8 is not what was written"),
+    "half a line of another log": ([*LINES[:7], b'{"version":2,"sequence":9'], "line 8 is not what was written"),
     "nothing": ([], "is empty: all of it was cut off, or nothing was written yet"),
     "another file": ([b"hello\n"], "line 1 is not what was written"),
 }
@@ -164,14 +164,14 @@ def test_what_a_crash_leaves_of_a_line_is_told_apart_wherever_it_cuts():
 
 
 def test_a_later_release_may_say_more_and_a_later_format_is_named(written):
-    class Later(msgspec.Struct, tag_field="kind", tag="later"):
+    class Later(msgspec.Struct, tag_field="type", tag="later"):
         also: int = 1
 
     line, head = seal(Later(), LATER, START)
     assert verify(written([line])).head == head.hash
-    content = line.split(b',"hash"')[0].replace(b'"version":1', b'"version":2')
+    content = line.split(b',"hash"')[0].replace(b'"version":2', b'"version":3')
     sealed = content + f',"hash":"{hashlib.sha256(content).hexdigest()}"}}\n'.encode()
-    with pytest.raises(AuditError, match="line 1 has version 2; this plumbob reads version 1"):
+    with pytest.raises(AuditError, match="line 1 has version 3; this plumbob reads version 2"):
         verify(written([sealed]))
     content = b'{"well":"sealed"'
     sealed = content + f',"hash":"{hashlib.sha256(content).hexdigest()}"}}\n'.encode()

@@ -19,12 +19,12 @@ from monitor.errors import AuditError
 from monitor.sinks.audit import AuditLog, require_log, verify
 from monitor.sinks.audit import file as log_file
 from monitor.sinks.audit import log as log_module
-from monitor.sinks.audit.records import EngineRecord, StopRecord
-from tests.sinks.audit.conftest import kinds, lines_of
+from monitor.sinks.audit.records import EventRecord, StopRecord
+from tests.sinks.audit.conftest import about_engine, kinds, lines_of
 
 
-def record(number: int = 0) -> EngineRecord:
-    return EngineRecord("engine", "tiny", "lost", f"silent {number}")
+def record(number: int = 0) -> EventRecord:
+    return about_engine("lost", f"silent {number}")
 
 
 def until(condition, seconds=5.0):
@@ -111,7 +111,7 @@ def test_a_torn_line_is_closed_by_a_record_that_says_so(written, cut, caplog):
     assert "was torn by a crash" in caplog.text
     # And again, from there on.
     with path.open("ab") as file:
-        file.write(b'{"version":1')
+        file.write(b'{"version":2')
     with closing(AuditLog(path)) as log:
         log.append(record())
     assert verify(path).torn == 2
@@ -338,12 +338,13 @@ def test_a_real_limit_of_the_operating_system(path):
 import resource, time
 from pathlib import Path
 from monitor.sinks.audit import AuditLog
-from monitor.sinks.audit.records import EngineRecord
+from monitor.events import EngineChanged
+from monitor.sinks.audit.records import Context, EventRecord
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
 log = AuditLog(Path({str(path)!r}), sync_seconds=0.02)
 for number in range(20):
-    log.append(EngineRecord("engine", "tiny", "lost", str(number)))
+    log.append(EventRecord(EngineChanged("engine", "tiny", "lost", str(number)), Context("", "")))
 while not log.faults["write"]:
     time.sleep(0.001)
 print(Path({str(path)!r}).stat().st_size)
@@ -395,7 +396,7 @@ def test_any_thread_may_append(path):
 
 def test_a_record_that_cannot_be_encoded_is_left_out(path, caplog):
     with closing(AuditLog(path)) as log:
-        log.append(EngineRecord("engine", "\udcff", "lost", ""))
+        log.append(about_engine("lost", "", engine="\udcff"))
         log.append(record())
     assert log.lost == 1 and verify(path).records == 1
     assert "cannot be encoded" in caplog.text

@@ -12,10 +12,11 @@ from monitor.events import EngineChanged, Intervention, Recorded, Request, Reque
 from monitor.ingest import Arrival, MemorySource
 from monitor.policy import AlertAction, Policy, Rule, SteerAction, Steering
 from monitor.service.monitor import Monitor
-from monitor.sinks.audit import AuditLog, AuditSink, verify
+from monitor.sinks.audit import AuditLog, AuditSink, read_records, verify
 from monitor.telemetry.stats import Stats
 from monitor.wire.frames import VERSION, Hello, Started
 from probes.scoring.roles import Role
+from tests.events.samples import KINDS, sample
 
 STEERING = Policy(
     "policy.yaml",
@@ -70,14 +71,18 @@ def rows(positions, slot=0, steered=0):
     return [(slot, position, Role.USER, steered) for position in positions]
 
 
-def records(path: Path) -> list[dict]:
-    """What a file says, once it has been verified."""
+def lines(path: Path) -> list[dict]:
+    """The lines of a file, once it has been verified."""
     verify(path)
-    return [msgspec.json.decode(raw)["record"] for raw in path.read_bytes().splitlines()]
+    return [msgspec.json.decode(raw) for raw in path.read_bytes().splitlines()]
+
+
+def records(path: Path) -> list[dict]:
+    return [line["record"] for line in lines(path)]
 
 
 def kinds(path: Path) -> list[str]:
-    return [record["kind"] for record in records(path)]
+    return [record["type"] for record in records(path)]
 
 
 def test_one_steered_request_gives_exactly_these_records(desk):
@@ -88,108 +93,129 @@ def test_one_steered_request_gives_exactly_these_records(desk):
     desk.frame(2, rows([4]), [[9.0, 0.0, 0.0]])
     desk.frame(3, finished=[0])
     desk.monitor.close()
-    said = {"engine": "engine", "model": "tiny", "request_id": "user-a", "key": "a"}
+    request = {
+        "engine": "engine",
+        "model": "tiny",
+        "request_id": "user-a",
+        "engine_request_id": "a",
+        "prompt_tokens": 1,
+    }
     by = {"policy": "policy.yaml", "policy_digest": "d" * 64}
-    fired = {"probe": "toxicity", "score": 1.5, "threshold": 1.0, "position": 0}
-    found = records(desk.path)
-    reasons = [record.pop("reason") for record in found if record["kind"] == "intervention"]
-    for record in found:
-        if record["kind"] == "intervention":
-            by_monitor = {"operation": "add", "low": None, "high": None, "gate": "", "number": None}
-            assert {key: record.pop(key) for key in by_monitor} == by_monitor
-            assert (record.pop("agree"), record.pop("agree_of")) == (1, 1)
-    again = found[5]
-    score = again.pop("score")
-    assert found == [
-        {
-            "kind": "monitor_started",
-            "plumbob": __version__,
-            "bundle": str(desk.bundle.path),
-            "bundle_digest": desk.bundle.digest,
-        },
-        {
-            "kind": "policy_in_force",
-            **by,
-            "rules": [
-                {
-                    "name": "steady",
-                    "probe": "toxicity",
-                    "models": ["tiny"],
-                    "mode": "enforce",
-                    "actions": ["steer sycophancy at dose -0.2 for 2 tokens", "alert with severity info"],
-                },
-                {
-                    "name": "watching",
-                    "probe": "toxicity",
-                    "models": [],
-                    "mode": "shadow",
-                    "actions": ["steer harmful_intent at dose 0.5 until the request ends"],
-                },
-                {
-                    "name": "again",
-                    "probe": "harmful_intent",
-                    "models": [],
-                    "mode": "enforce",
-                    "actions": ["steer harmful_intent at dose -0.1 until the request ends"],
-                },
-            ],
-            "before": None,
-        },
-        {
-            "kind": "engine_changed",
-            "engine": "engine",
-            "model": "tiny",
-            "state": "connected",
-            "detail": "vLLM 0.32.0, not self-tested",
-        },
-        {
-            "kind": "intervention",
-            **said,
-            **by,
-            "rule": "steady",
-            "mode": "enforce",
-            **fired,
-            "vector": "sycophancy",
-            "dose": -0.2,
-            "tokens": 2,
-            "steered": 0,
-            "result": "ordered",
-            "refusal": None,
-        },
-        {
-            "kind": "intervention",
-            **said,
-            **by,
-            "rule": "watching",
-            "mode": "shadow",
-            **fired,
-            "vector": "harmful_intent",
-            "dose": 0.5,
-            "tokens": None,
-            "steered": 0,
-            "result": "shadow",
-            "refusal": None,
-        },
-        {
-            "kind": "intervention",
-            **said,
-            **by,
-            "rule": "again",
-            "mode": "enforce",
-            "probe": "harmful_intent",
-            "threshold": 2.0,
-            "position": 4,
-            "vector": "harmful_intent",
-            "dose": -0.1,
-            "tokens": None,
-            "steered": 3,
-            "result": "ordered",
-            "refusal": None,
-        },
-        {"kind": "steering_ended", **said, "ordered": 2, "steered": 3, "tokens": 2},
-        {"kind": "monitor_stopped"},
+    fired = {"probe": "toxicity", "aggregate": 1.5, "threshold": 1.0, "position": 0}
+    by_monitor = {"operation": "add", "low": None, "high": None, "gate": "", "number": None, "agree": 1, "agree_of": 1}
+    found = lines(desk.path)
+    reasons = [line["record"].pop("reason") for line in found if line["record"]["type"] == "intervention"]
+    score = found[5]["record"].pop("aggregate")
+    readings = found[6]["record"].pop("readings")
+    assert [(line["context"], line["record"]) for line in found] == [
+        (
+            None,
+            {
+                "type": "monitor_started",
+                "plumbob": __version__,
+                "bundle": str(desk.bundle.path),
+                "bundle_digest": desk.bundle.digest,
+            },
+        ),
+        (
+            None,
+            {
+                "type": "policy_in_force",
+                **by,
+                "rules": [
+                    {
+                        "name": "steady",
+                        "probe": "toxicity",
+                        "models": ["tiny"],
+                        "mode": "enforce",
+                        "actions": ["steer sycophancy at dose -0.2 for 2 tokens", "alert with severity info"],
+                    },
+                    {
+                        "name": "watching",
+                        "probe": "toxicity",
+                        "models": [],
+                        "mode": "shadow",
+                        "actions": ["steer harmful_intent at dose 0.5 until the request ends"],
+                    },
+                    {
+                        "name": "again",
+                        "probe": "harmful_intent",
+                        "models": [],
+                        "mode": "enforce",
+                        "actions": ["steer harmful_intent at dose -0.1 until the request ends"],
+                    },
+                ],
+                "before": None,
+            },
+        ),
+        (
+            {**by, "ordered": None, "steered": None},
+            {
+                "type": "engine_changed",
+                "engine": "engine",
+                "model": "tiny",
+                "state": "connected",
+                "detail": "vLLM 0.32.0, not self-tested",
+            },
+        ),
+        (
+            {**by, "ordered": 0, "steered": 0},
+            {
+                "type": "intervention",
+                "request": request,
+                "rule": "steady",
+                "mode": "enforce",
+                **fired,
+                "vector": "sycophancy",
+                "dose": -0.2,
+                "tokens": 2,
+                "sent": True,
+                "refusal": "",
+                **by_monitor,
+            },
+        ),
+        (
+            {**by, "ordered": 1, "steered": 0},
+            {
+                "type": "intervention",
+                "request": request,
+                "rule": "watching",
+                "mode": "shadow",
+                **fired,
+                "vector": "harmful_intent",
+                "dose": 0.5,
+                "tokens": None,
+                "sent": False,
+                "refusal": "",
+                **by_monitor,
+            },
+        ),
+        (
+            {**by, "ordered": 1, "steered": 3},
+            {
+                "type": "intervention",
+                "request": request,
+                "rule": "again",
+                "mode": "enforce",
+                "probe": "harmful_intent",
+                "threshold": 2.0,
+                "position": 4,
+                "vector": "harmful_intent",
+                "dose": -0.1,
+                "tokens": None,
+                "sent": True,
+                "refusal": "",
+                **by_monitor,
+            },
+        ),
+        (
+            {**by, "ordered": 2, "steered": None},
+            {"type": "request_finished", "request": request, "tokens": 2, "unscored": 0, "steered": 3},
+        ),
+        (None, {"type": "monitor_stopped"}),
     ]
     assert score >= 2.0 and "rule 'steady' enforces: steer sycophancy" in reasons[0]
+    assert [reading["probe"] for reading in readings] == [probe.name for probe in desk.bundle.all_probes]
 
 
 def test_an_order_that_does_not_arrive_is_refused_and_says_why(desk):
@@ -198,12 +224,12 @@ def test_an_order_that_does_not_arrive_is_refused_and_says_why(desk):
     desk.frame(0, rows([0]), [[0.0, 1.5, 0.0]], started=[started()], finished=[])
     desk.frame(1, finished=[0])
     desk.monitor.close()
-    ordered = [record for record in records(desk.path) if record["kind"] == "intervention"]
-    assert [(record["result"], record["refusal"]) for record in ordered] == [
-        ("refused", "the engine could not be reached"),
-        ("shadow", None),
+    ordered = [record for record in records(desk.path) if record["type"] == "intervention"]
+    assert [(record["mode"], record["sent"], record["refusal"]) for record in ordered] == [
+        ("enforce", False, "the engine could not be reached"),
+        ("shadow", False, ""),
     ]
-    assert "steering_ended" not in kinds(desk.path), "nothing was steered"
+    assert "request_finished" not in kinds(desk.path), "nothing was steered"
 
 
 def test_what_happens_to_engines(desk):
@@ -213,13 +239,13 @@ def test_what_happens_to_engines(desk):
     desk.hello(digest="f" * 64)
     desk.monitor.close()
     found = records(desk.path)
-    assert [record["state"] for record in found if record["kind"] == "engine_changed"] == [
+    assert [record["state"] for record in found if record["type"] == "engine_changed"] == [
         "shadow",
         "lost",
         "shadow",
         "refused",
     ]
-    assert [record["result"] for record in found if record["kind"] == "intervention"] == ["shadow", "shadow"]
+    assert [record["mode"] for record in found if record["type"] == "intervention"] == ["shadow", "shadow"]
 
 
 def test_the_end_of_a_request_that_an_earlier_monitor_steered(desk):
@@ -227,8 +253,9 @@ def test_the_end_of_a_request_that_an_earlier_monitor_steered(desk):
     desk.frame(7, rows([5, 6], steered=1), started=[started()], complete=True)
     desk.frame(8, finished=[0])
     desk.monitor.close()
-    (end,) = [record for record in records(desk.path) if record["kind"] == "steering_ended"]
-    assert (end["ordered"], end["steered"], end["tokens"]) == (0, 2, 0)
+    (line,) = [line for line in lines(desk.path) if line["record"]["type"] == "request_finished"]
+    end = line["record"]
+    assert (line["context"]["ordered"], end["steered"], end["tokens"]) == (0, 2, 0)
 
 
 def test_tokens_cost_no_records(desk):
@@ -240,7 +267,7 @@ def test_tokens_cost_no_records(desk):
     desk.monitor.close()
     assert kinds(desk.path) == [
         *("monitor_started", "policy_in_force", "engine_changed", "intervention", "intervention"),
-        *("steering_ended", "monitor_stopped"),
+        *("request_finished", "monitor_stopped"),
     ]
 
 
@@ -250,7 +277,7 @@ def test_the_next_monitor_goes_on_in_the_same_file(desk, tiny_bundle, frame, tmp
     with closing(Desk(tiny_bundle(tmp_path / "other", seed=1), frame, desk.path).monitor) as second:
         digests = {desk.bundle.digest, second.bundle.digest}
     found = records(desk.path)
-    assert [record["kind"] for record in found] == ["monitor_started", "policy_in_force", "monitor_stopped"] * 2
+    assert [record["type"] for record in found] == ["monitor_started", "policy_in_force", "monitor_stopped"] * 2
     assert {record["bundle_digest"] for record in found if "bundle_digest" in record} == digests
 
 
@@ -258,7 +285,7 @@ def test_a_policy_that_changes_is_recorded_with_both_digests_and_one_that_is_ref
     desk.monitor.change_policy(Policy("other.yaml", "e" * 64, ()))
     desk.monitor.refuse_policy("worse.yaml", "worse.yaml: it makes no sense.")
     desk.monitor.close()
-    policies = [record for record in records(path) if record["kind"] == "policy_in_force"]
+    policies = [record for record in records(path) if record["type"] == "policy_in_force"]
     assert [(record["policy"], record["policy_digest"], record["before"]) for record in policies] == [
         ("policy.yaml", "d" * 64, None),
         ("other.yaml", "e" * 64, "d" * 64),
@@ -299,7 +326,9 @@ def test_what_clients_choose_is_cut_to_a_length(sink, path):
     emit(sink, EngineChanged("engine", "tiny", "lost", "x" * 512))
     sink.close()
     found = records(path)
-    assert len(found[2]["request_id"]) == len(found[2]["key"]) == 512 and found[2]["key"].endswith("k…")
+    request = found[2]["request"]
+    assert len(request["request_id"]) == len(request["engine_request_id"]) == 512
+    assert request["engine_request_id"].endswith("k…")
     assert found[3]["detail"] == "x" * 512
 
 
@@ -309,7 +338,20 @@ def test_orders_are_remembered_for_a_bounded_number_of_requests(sink, path):
     for key in "abc":
         emit(sink, RequestFinished(Request("engine", "tiny", "user", key, 4), 9, 0, 0, ()))
     sink.close()
-    assert [record["key"] for record in records(path) if record["kind"] == "steering_ended"] == ["b", "c"]
+    assert [
+        record["request"]["engine_request_id"] for record in records(path) if record["type"] == "request_finished"
+    ] == ["b", "c"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_that_is_audited_is_recorded_as_it_is(sink, path, kind):
+    event = sample(kind)
+    emit(sink, event)
+    sink.close()
+    # Of requests that end, those that were steered.
+    wanted = kind.audited or kind is RequestFinished
+    found = [line.event() for line in read_records(path) if line.context is not None]
+    assert found == [event] * wanted
 
 
 def test_a_record_has_the_time_of_its_event(sink, path):
