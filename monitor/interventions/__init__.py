@@ -7,6 +7,7 @@
 ``gates``           gates of engines: wanted against armed
 ``gate_facts``      what is known of a gate
 ``operator``        operators' orders
+``targets``         the requests that they may be about
 ``leases``          the leases that bound them
 ``orders``          steering on the wire
 ``gate_decisions``  what gates decided, and what follows

@@ -1,13 +1,11 @@
 """From a policy's decisions to actions: alerts are recorded, interventions are ordered and recorded."""
 
-import itertools
 import logging
-import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from monitor.events import Alert, Escalated, Intervention, Ordered, ProbeFired, Request
 from monitor.interventions.fail_closed import UNREACHABLE, FailClosed
-from monitor.interventions.orders import SendOrder, steer_order
+from monitor.interventions.orders import SendOrder, order_id, steer_order
 from monitor.interventions.state import Case, RequestState, RequestStates
 from monitor.policy import AlertAction, Decision, EscalateAction, SteerAction, Steering, StopAction
 from monitor.sinks.recorder import Recorder
@@ -194,7 +192,7 @@ class Actions:
         if case.decision.mode != "enforce":
             return self._record(case, action, sent=False, refusal="")
         request, gate = case.fired.request, case.decision.gate
-        id = _order_id(case.decision.rule, action.steering, state.orders)
+        id = order_id(case.decision.rule, action.steering, state.orders)
         state.orders.add(id)
         order = steer_order(request.engine_request_id, action.steering, id, max_dose=self.max_dose)
         if self._order(request, order):
@@ -247,19 +245,3 @@ class Actions:
                 order,
             )
         return sent
-
-
-def _order_id(rule: str, steering: Steering, taken: Collection[str]) -> str:
-    """All that an order says, since an engine takes an id once a request, and the same when another monitor decides."""
-    match steering.operation:
-        case "add":
-            done = repr(steering.dose)
-        case "clamp":
-            low, high = -math.inf if steering.low is None else steering.low, steering.high
-            done = f"clamp:{low!r}..{math.inf if high is None else high!r}"
-        case "ablate":
-            done = "ablate"
-    tokens = "" if steering.tokens is None else f":{steering.tokens}"
-    first = f"{rule}:{steering.vector}:{done}{tokens}"
-    ids = (first if count == 1 else f"{first}#{count}" for count in itertools.count(1))
-    return next(id for id in ids if id not in taken)

@@ -1,29 +1,35 @@
-"""An operator's orders: checked, sent with a lease, and undone before its end where that is asked for.
+"""Operators' orders: checked, sent with a lease, and undone before its end where that is asked for.
 
-A lease is what bounds an order, not a connection: the engine itself undoes it after so many seconds
-(:mod:`monitor.engine.steering.leases`), whether or not whoever gave it, or this monitor, is still there, and its
-requests' ends end it too. What is to be undone earlier on an engine that cannot be reached is asked for again until it
-can be or is gone. A monitor that is started again knows no leases: it has engines disarm the gates of operators that it
-hears of, and is told of the orders whose leases end.
+A monitor that is started again knows no leases: it has engines disarm the gates of operators that it hears of, and is
+told of the orders whose leases end.
 """
 
 import secrets
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 from monitor.errors import InvalidSteering
 from monitor.events import Ordered, OrderKind, OrderResult, Request
 from monitor.ingest import Link
 from monitor.interventions.gate_facts import OPERATOR_PREFIX, GateFacts, facts_of
-from monitor.interventions.leases import MAX_FINISHED, MAX_LEASE_SECONDS, MAX_ORDERS, MAX_UNDOING, Lease, LeaseError
+from monitor.interventions.leases import MAX_LEASE_SECONDS, MAX_ORDERS, Lease, LeaseError, Leases
 from monitor.interventions.orders import SendOrder, arm_order, steer_order
+from monitor.interventions.targets import Targets
 from monitor.policy import Steering, require_valid
 from monitor.sinks.recorder import Recorder
 from monitor.telemetry.stats import Stats
 from monitor.verdicts import VerdictTable
-from monitor.wire.orders import Disarm, Release
-from probes.bundle import Bundle
+from probes.bundle import Bundle, Probe
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """An order that is being given, as far as it is known."""
+
+    detail: str
+    request: Request | None = None
 
 
 class Operator:
@@ -54,28 +60,24 @@ class Operator:
         send_order: SendOrder,
         clock: Callable[[], float],
     ) -> None:
-        self._bundle, self.max_dose, self._verdicts, self._links = bundle, max_dose, verdicts, links
+        self._bundle, self.max_dose, self._links = bundle, max_dose, links
         self._recorder, self._stats, self._send, self._clock = recorder, stats, send_order, clock
-        self._leases: OrderedDict[str, Lease] = OrderedDict()
-        self._finished: OrderedDict[str, None] = OrderedDict()
-        self._expired: OrderedDict[str, None] = OrderedDict()
-        """Orders whose end is told already: what an engine says of them is no news."""
-        self._undoing: list[tuple[str, Release | Disarm]] = []
-        """What could not be undone yet, with its engine."""
+        self._targets = Targets(verdicts, links, stats)
+        self._leases = Leases(send_order, stats)
 
     @property
     def leases(self) -> list[tuple[Lease, float]]:
         """Orders and the seconds that their leases still run, oldest first."""
         now = self._clock()
-        return [(lease, max(0.0, lease.ends - now)) for lease in self._leases.values()]
+        return [(lease, max(0.0, lease.ends - now)) for lease in self._leases.running]
 
     def keeps(self, gate: str) -> bool:
         """Whether a gate is of a lease that runs, or that an idle engine ends with its next step."""
-        return gate in self._leases or gate in self._expired
+        return self._leases.find(gate) is not None or self._leases.ended(gate)
 
     def facts(self, gate: str) -> GateFacts | None:
-        """What is known of such a gate."""
-        lease = self._leases.get(gate)
+        """Facts of the gate of a lease that runs; ``None`` for any other."""
+        lease = self._leases.find(gate)
         return None if lease is None else lease.facts
 
     def steer(self, who: str, request_id: str, steering: Steering, seconds: float) -> Lease:
@@ -84,15 +86,14 @@ class Operator:
         Raises:
             LeaseError: It is refused, and that is recorded.
         """
-        with _Told(
-            self, "steer", who, f"steer {steering.vector[:100]} in request '{request_id[:100]}'", seconds
-        ) as told:
+        asked = f"steer {steering.vector[:100]} in request '{request_id[:100]}'"
+        with self._attempt("steer", who, asked, seconds) as attempt:
             self._check(seconds)
             self._require_valid(steering, "")
-            told.detail = f"{steering}"
-            requests = self._requests(request_id)
-            told.request = requests[0]
-            lease = self._lease("steer", who, told.detail, seconds)
+            attempt.detail = f"{steering}"
+            requests = self._targets.requests(request_id)
+            attempt.request = requests[0]
+            lease = self._lease("steer", who, attempt.detail, seconds)
             for request in requests:
                 order = steer_order(
                     request.engine_request_id, steering, lease.id, max_dose=self.max_dose, lease_seconds=seconds
@@ -101,7 +102,7 @@ class Operator:
                     lease.requests.append(request)
             if not lease.requests:
                 raise LeaseError("unreachable", f"Engine {requests[0].engine} cannot be reached.", "Try again.")
-            self._leases[lease.id] = lease
+            self._leases.add(lease)
             for request in lease.requests:
                 self._tell(lease, "sent", request.engine, request)
         return lease
@@ -112,15 +113,13 @@ class Operator:
         Raises:
             LeaseError: It is refused, and that is recorded.
         """
-        with _Told(self, "arm", who, f"steer {steering.vector[:100]} by probe '{probe[:100]}'", seconds) as told:
+        asked = f"steer {steering.vector[:100]} by probe '{probe[:100]}'"
+        with self._attempt("arm", who, asked, seconds) as attempt:
             self._check(seconds)
-            reader = next((known for known in self._bundle.probes if known.name == probe), None)
-            if reader is None:
-                known = ", ".join(known.name for known in self._bundle.probes) or "none"
-                raise LeaseError("unknown", f"The engines read no probe '{probe[:100]}'.", f"They read: {known}.")
+            reader = self._probe(probe)
             self._require_valid(steering, probe)
-            told.detail = f"{steering}, when {probe} fires"
-            lease = self._lease("arm", who, told.detail, seconds)
+            attempt.detail = f"{steering}, when {probe} fires"
+            lease = self._lease("arm", who, attempt.detail, seconds)
             lease.facts = facts_of(steering, reader, "", f"{who} ordered: {steering}")
             lease.max_dose = self.max_dose
             for link in list(self._links.values()):
@@ -129,7 +128,7 @@ class Operator:
                 raise LeaseError(
                     "unreachable", "No engine is connected that has gates and is not held to shadow.", "See GetStatus."
                 )
-            self._leases[lease.id] = lease
+            self._leases.add(lease)
             for engine in lease.engines:
                 self._tell(lease, "sent", engine)
         return lease
@@ -141,83 +140,60 @@ class Operator:
             LeaseError: No such lease runs.
         """
         begun: OrderKind = "steer" if kind == "release" else "arm"
-        with _Told(self, kind, who, f"{kind} {id[:100]}", None) as told:
-            lease = self._leases.get(id)
+        with self._attempt(kind, who, f"{kind} {id[:100]}", None) as attempt:
+            lease = self._leases.find(id)
             if lease is None or lease.kind != begun:
                 raise LeaseError(
                     "state" if id.startswith(OPERATOR_PREFIX) else "unknown",
                     f"No order '{id[:100]}' to {begun} has a lease that runs.",
                     "It has ended, or never was; ListOrders names those that run.",
                 )
-            told.detail = f"{kind} {id}: {lease.detail}"
-            del self._leases[id]
-            self._undo(lease)
+            attempt.detail = f"{kind} {id}: {lease.detail}"
+            self._leases.undo(lease)
         for engine, request in lease.targets:
             self._record(id, kind, "sent", engine, request, who, None, f"{kind} {id}: {lease.detail}", "")
 
     def hello(self, link: Link) -> None:
-        """An engine said who it is: arm what is leased."""
-        for lease in self._leases.values():
+        """Arm what is leased on an engine that says who it is."""
+        for lease in self._leases.running:
             if link.engine not in lease.engines and link.engine not in lease.refused and self._arm(lease, link):
                 self._tell(lease, "sent", link.engine)
 
     def lost(self, engine: str) -> None:
-        """An engine fell silent; when it is heard again, it is armed again."""
-        for lease in self._leases.values():
-            if engine in lease.engines:
-                lease.engines.remove(engine)
-            lease.refused.discard(engine)
+        """Take it that an engine that fell silent has nothing armed; when it is heard again, it is armed again."""
+        self._leases.lost(engine)
 
-    def refused(self, engine: str, id: str, key: str) -> None:
-        """An engine does not carry out an order: there is nothing to undo there."""
-        if (lease := self._leases.get(id)) is None:
-            return
-        if engine in lease.engines:
-            lease.engines.remove(engine)
-            lease.refused.add(engine)
-        lease.requests = [
-            request for request in lease.requests if (request.engine, request.engine_request_id) != (engine, key)
-        ]
-        if not lease.engines and not lease.requests:
-            self._end(lease)
+    def refused(self, engine: str, id: str, engine_request_id: str) -> None:
+        """Take it that an engine does not carry out an order."""
+        self._leases.refused(engine, id, engine_request_id)
 
-    def expired(self, engine: str, id: str, key: str) -> bool:
-        """An engine has ended a lease; whether that is news, and not told already."""
-        if id in self._expired:
+    def expired(self, engine: str, id: str, engine_request_id: str) -> bool:
+        """Take it that an engine has ended a lease; true where that is not recorded yet."""
+        if self._leases.ended(id):
             return False
-        self.refused(engine, id, key)
+        self._leases.refused(engine, id, engine_request_id)
         return True
 
     def finish(self, request: Request) -> None:
-        """A request ended: its orders have nothing left to undo."""
-        self._finished[request.request_id] = None
-        if len(self._finished) > MAX_FINISHED:
-            self._finished.popitem(last=False)
-            self._stats.forgotten["ended_id",] += 1
-        for lease in [lease for lease in self._leases.values() if request in lease.requests]:
-            lease.requests.remove(request)
-            if not lease.requests:
-                del self._leases[lease.id]
+        """Let go of a request that has ended."""
+        self._targets.finish(request)
+        self._leases.finish(request)
 
     def tick(self) -> None:
-        """Tell which leases have ended, which engines see to, and undo what could not be undone before."""
+        """Record which leases have ended, which engines see to, and undo what could not be undone before."""
         now = self._clock()
-        for lease in [lease for lease in self._leases.values() if lease.ends <= now]:
-            self._end(lease)
+        for lease in [lease for lease in self._leases.running if lease.ends <= now]:
+            self._leases.end(lease)
             for engine, request in lease.targets:
                 self._tell(lease, "expired", engine, request, "its lease ended")
-        self._undoing = [
-            (engine, order)
-            for engine, order in self._undoing
-            if engine in self._links and not self._send(engine, order)
-        ]
+        self._leases.send_again(self._links)
 
     def _check(self, seconds: float) -> None:
         if not 0 < seconds <= MAX_LEASE_SECONDS:
             raise LeaseError(
                 "invalid", f"A lease of {seconds:g} s cannot be had.", f"Ask for 1 to {MAX_LEASE_SECONDS:g} s."
             )
-        if len(self._leases) >= MAX_ORDERS:
+        if len(self._leases.running) >= MAX_ORDERS:
             raise LeaseError("full", f"{MAX_ORDERS} orders have leases that run.", "Release or disarm one.")
 
     def _require_valid(self, steering: Steering, probe: str) -> None:
@@ -228,24 +204,12 @@ class Operator:
             place, said = ".".join(error.field), error.message.rstrip(".")
             raise LeaseError(why, f"the order: {place}: {said}.", error.fix) from error
 
-    def _requests(self, request_id: str) -> list[Request]:
-        """The answers of a request in flight, of engines that may be ordered."""
-        found = [
-            holder.request(link.model)
-            for holder in self._verdicts.named(request_id)
-            if (link := self._links.get(holder.engine)) is not None
-        ]
-        if not found:
-            if request_id in self._finished:
-                raise LeaseError("state", f"Request '{request_id[:100]}' has ended.", "There is nothing left to steer.")
-            raise LeaseError(
-                "unknown", f"No request '{request_id[:100]}' is in flight.", "Its id is that of its answer."
-            )
-        held = [link for request in found if (link := self._links[request.engine]).state != "connected"]
-        if held:
-            why = held[0].held or f"it is {held[0].state}"
-            raise LeaseError("state", f"Engine {held[0].engine} takes no orders: {why}.", "See GetStatus.")
-        return found
+    def _probe(self, name: str) -> Probe:
+        for probe in self._bundle.probes:
+            if probe.name == name:
+                return probe
+        known = ", ".join(probe.name for probe in self._bundle.probes) or "none"
+        raise LeaseError("unknown", f"The engines read no probe '{name[:100]}'.", f"They read: {known}.")
 
     def _lease(self, kind: OrderKind, who: str, detail: str, seconds: float) -> Lease:
         return Lease(OPERATOR_PREFIX + secrets.token_hex(4), kind, who, detail, self._clock() + seconds, seconds)
@@ -263,28 +227,16 @@ class Operator:
         lease.engines.append(link.engine)
         return True
 
-    def _end(self, lease: Lease) -> None:
-        """A lease has ended, and nothing more is to be heard of it."""
-        del self._leases[lease.id]
-        self._expired[lease.id] = None
-        if len(self._expired) > MAX_FINISHED:
-            self._expired.popitem(last=False)
-            self._stats.forgotten["ended_order",] += 1
-
-    def _undo(self, lease: Lease) -> None:
-        orders = [(request.engine, Release(request.engine_request_id, lease.id)) for request in lease.requests]
-        orders += [(engine, Disarm(lease.id)) for engine in lease.engines]
-        self._undoing += [(engine, order) for engine, order in orders if not self._send(engine, order)]
-        if (excess := len(self._undoing) - MAX_UNDOING) > 0:
-            del self._undoing[:excess]
-            self._stats.forgotten["undo",] += excess
-
-    def refuse(
-        self, kind: OrderKind, who: str, detail: str, seconds: float | None, request: Request | None, why: str
-    ) -> None:
-        """Record an order that is refused."""
-        engine = "" if request is None else request.engine
-        self._record("", kind, "refused", engine, request, who, seconds, detail, why)
+    @contextmanager
+    def _attempt(self, kind: OrderKind, who: str, detail: str, seconds: float | None) -> Generator[_Attempt]:
+        """Record an order that is refused while it is given."""
+        attempt = _Attempt(detail)
+        try:
+            yield attempt
+        except LeaseError as error:
+            engine = "" if attempt.request is None else attempt.request.engine
+            self._record("", kind, "refused", engine, attempt.request, who, seconds, attempt.detail, str(error))
+            raise
 
     def _tell(
         self, lease: Lease, result: OrderResult, engine: str, request: Request | None = None, why: str = ""
@@ -307,20 +259,3 @@ class Operator:
         self._stats.orders["operator", kind, result] += 1
         model = "" if link is None else link.model
         self._recorder.record(Ordered(id, kind, result, engine, model, request, who, seconds, detail, why))
-
-
-class _Told:
-    """Has a refusal recorded, and lets it go on to whoever asked."""
-
-    def __init__(self, operator: Operator, kind: OrderKind, who: str, detail: str, seconds: float | None) -> None:
-        self._operator, self._who, self._seconds = operator, who, seconds
-        self._kind: OrderKind = kind
-        self.detail = detail
-        self.request: Request | None = None
-
-    def __enter__(self) -> "_Told":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, LeaseError):
-            self._operator.refuse(self._kind, self._who, self.detail, self._seconds, self.request, str(error))

@@ -1,6 +1,8 @@
 """Steering on the wire: as an act, as the order to steer a request, and as the order to arm a gate."""
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Collection
 
 from monitor.policy import Gate, Steering
 from monitor.wire.orders import Act, Arm, Order, Steer
@@ -60,3 +62,27 @@ def arm_order(
         max_dose=max_dose,
         lease=lease_seconds,
     )
+
+
+def order_id(rule: str, steering: Steering, taken: Collection[str]) -> str:
+    """Id of a rule's order to steer: all that the order says.
+
+    An engine takes an id once a request, and another monitor that decides the same comes to the same id.
+
+    Args:
+        rule: Its name.
+        steering: What is ordered.
+        taken: Ids of the orders that the request has already.
+    """
+    match steering.operation:
+        case "add":
+            done = repr(steering.dose)
+        case "clamp":
+            low, high = -math.inf if steering.low is None else steering.low, steering.high
+            done = f"clamp:{low!r}..{math.inf if high is None else high!r}"
+        case "ablate":
+            done = "ablate"
+    tokens = "" if steering.tokens is None else f":{steering.tokens}"
+    first = f"{rule}:{steering.vector}:{done}{tokens}"
+    ids = (first if count == 1 else f"{first}#{count}" for count in itertools.count(1))
+    return next(id for id in ids if id not in taken)

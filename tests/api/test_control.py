@@ -454,7 +454,7 @@ def test_leases_are_bounded(house):
 
 
 def test_orders_that_wait_to_be_undone_are_bounded_and_those_let_go_are_counted(house, monkeypatch):
-    monkeypatch.setattr("monitor.interventions.operator.MAX_UNDOING", 2)
+    monkeypatch.setattr("monitor.interventions.leases.MAX_UNDOING", 2)
 
     async def scenario(control, reading):
         house.begin()
@@ -473,7 +473,8 @@ def test_orders_that_wait_to_be_undone_are_bounded_and_those_let_go_are_counted(
 
 
 def test_what_is_remembered_of_orders_and_requests_that_ended_is_bounded_and_counted(house, monkeypatch):
-    monkeypatch.setattr("monitor.interventions.operator.MAX_FINISHED", 1)
+    for module in ("leases", "targets"):
+        monkeypatch.setattr(f"monitor.interventions.{module}.MAX_FINISHED", 1)
 
     async def scenario(control, reading):
         house.begin()
