@@ -75,7 +75,7 @@ class ControlService(ControlServiceServicer):
 
 
 def _steering(request: pb.SteerRequest | pb.ArmRequest, gate: Gate | None) -> Steering:
-    """What is asked for, as it is written: the operator checks it, so that a refusal is counted and on record."""
+    """Steering as it is written: the operator checks it, so that a refusal is counted and on record."""
     act = request.act
     given: dict[str, Any] = {"gate": gate, **_given(request, "tokens")}
     match act.operation:

@@ -76,7 +76,7 @@ class Actions:
         state.rules.update(case.decision.rule for case in cases)
 
     def refused(self, request: Request, id: str, why: str) -> None:
-        """An engine does not steer a request as it was ordered: where the rule says so, the generation is stopped.
+        """Stop a generation that an engine does not steer as it was ordered, where the rule says so.
 
         Args:
             request: In flight.
@@ -88,7 +88,7 @@ class Actions:
             self._fail_closed.stop(case, why)
 
     def opened(self, request: Request, gate: str) -> None:
-        """An engine's gate steers a request in flight: what was ordered in its stead is undone."""
+        """Undo what was ordered in the stead of a gate that steers a request in flight."""
         state = self._state(request)
         state.left_to_gates[gate] = None
         if (id := state.stand_ins.pop(gate, None)) is None:
@@ -116,18 +116,18 @@ class Actions:
         self._fail_closed.tick()
 
     def finish(self, request: Request, state: RequestState) -> None:
-        """A request ended."""
+        """Let go of a request that has ended."""
         self._fail_closed.finish(request, state)
 
     def forget_engine(self, engine: str) -> None:
-        """An engine is gone."""
+        """Let go of an engine that is gone."""
         self._fail_closed.forget_engine(engine)
 
     def _leave_to_gates(self, request: Request, cases: list[Case], ended: bool) -> list[Case]:
         """The cases that no gate decides.
 
-        What an engine decides by a gate it has decided already, or will with a later token; it is told as it arrives.
-        Since the engine may still refuse the gate, the rest is kept until the request ends.
+        An engine decides the others, with an earlier or a later token than this; that is recorded as it arrives. Since
+        the engine may still refuse the gate, they are kept until the request ends.
         """
         left = [case for case in cases if self._gated(request, case.decision.gate)]
         if left and not ended:

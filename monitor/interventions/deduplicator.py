@@ -1,4 +1,4 @@
-"""What engines repeat until it is confirmed, taken once each."""
+"""Deduplication of numbered messages, which engines repeat until they are confirmed."""
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -8,7 +8,7 @@ from monitor.telemetry.stats import Stats
 
 
 class Numbered(Protocol):
-    """Something that an engine tells by number."""
+    """A message that an engine numbers."""
 
     @property
     def number(self) -> int:
@@ -16,28 +16,28 @@ class Numbered(Protocol):
         ...
 
 
-_Told = TypeVar("_Told", bound=Numbered)
+_Message = TypeVar("_Message", bound=Numbered)
 
 
-class Deduplicator(Generic[_Told]):
-    """Passes over what was told already, and counts what is missing.
+class Deduplicator(Generic[_Message]):
+    """Passes over messages that were processed already, and counts those that are missing.
 
     Args:
-        told: The numbers that an earlier monitor told, by engine. It may have been killed between two that it told in
-            another order than that of their numbers, so that the highest does not speak for those before it.
+        processed: Numbers that an earlier monitor processed, by engine. It may have been killed between two that it
+            processed in another order than that of their numbers, so that the highest does not speak for those before.
         max_engines: Engines whose numbers are kept; beyond it the one heard longest ago is forgotten.
         stats: Where engines that are forgotten are counted.
     """
 
-    def __init__(self, told: Mapping[str, AbstractSet[int]], max_engines: int, stats: Stats) -> None:
-        self._last = {engine: max(numbers) for engine, numbers in told.items() if numbers}
-        self._earlier = {engine: (last, set(told[engine])) for engine, last in self._last.items()}
-        """The last that an earlier monitor told, and which of those up to it are told."""
+    def __init__(self, processed: Mapping[str, AbstractSet[int]], max_engines: int, stats: Stats) -> None:
+        self._last = {engine: max(numbers) for engine, numbers in processed.items() if numbers}
+        self._earlier = {engine: (last, set(processed[engine])) for engine, last in self._last.items()}
+        """The last that an earlier monitor processed, and which of those up to it are processed."""
         self._max_engines, self._stats = max_engines, stats
 
-    def fresh(self, engine: str, items: Sequence[_Told]) -> tuple[list[_Told], int]:
-        """What was not told yet, in order, and how many before the last of it never arrived."""
-        fresh: list[_Told] = []
+    def fresh(self, engine: str, items: Sequence[_Message]) -> tuple[list[_Message], int]:
+        """Messages that were not processed yet, in order, and how many before the last of them never arrived."""
+        fresh: list[_Message] = []
         missing = 0
         until, earlier = self._earlier.get(engine, (-1, set[int]()))
         for item in items:

@@ -1,4 +1,4 @@
-"""Rules that fail closed: a generation that cannot be steered as they say is stopped, and that is told."""
+"""Rules that fail closed: a generation that cannot be steered as they say is stopped, which is recorded."""
 
 from typing import Final, Protocol
 

@@ -2,7 +2,7 @@
 
 An engine repeats a decision with every frame until one that had it is confirmed, and repeats to the next monitor what
 the one before it did not confirm. So decisions are numbered: whatever was recorded already is passed over, by this
-monitor or, where its audit log says so, by the one before. A gap in the numbers is a loss, and is counted and told.
+monitor or, as far as it left word, by the one before. A gap in the numbers is a loss, which is counted and recorded.
 
 A gate that opens has seen its probe reach a threshold at the very token, and from there on the request's rows are
 steered and no part of a verdict. So where that is the probe's own threshold, the probe has fired: the verdict takes it
@@ -41,7 +41,7 @@ class GateDecisions:
         gates: Those of the policy.
         operator: Has gates of its own, as long as their leases run.
         actions: Carries out what the policy decides.
-        told: Numbers of the decisions that an earlier monitor recorded, by engine.
+        processed: Numbers of the decisions that an earlier monitor recorded, by engine.
         max_engines: Engines whose numbers are kept; beyond it the one heard longest ago is forgotten.
 
     Attributes:
@@ -60,14 +60,14 @@ class GateDecisions:
         operator: Operator,
         actions: Actions,
         *,
-        told: Mapping[str, AbstractSet[int]],
+        processed: Mapping[str, AbstractSet[int]],
         max_engines: int,
     ) -> None:
         self._probes = {probe.name: probe for probe in bundle.all_probes}
         self.policy = policy
         self._recorder, self._stats, self._verdicts, self._states = recorder, stats, verdicts, states
         self._gates, self._operator, self._actions = gates, operator, actions
-        self._deduplicator = Deduplicator[GateEvent](told, max_engines, stats)
+        self._deduplicator = Deduplicator[GateEvent](processed, max_engines, stats)
 
     def fresh(self, link: Link, events: Sequence[GateEvent]) -> list[GateEvent]:
         """Decisions that were not recorded yet; those that are missing before them are counted as lost."""
@@ -159,7 +159,7 @@ class GateDecisions:
         )
 
     def _role(self, name: str, position: int, request: Request) -> str:
-        """Who wrote the token, as far as it is known."""
+        """Role of the token, as far as it is known."""
         if position >= request.prompt_tokens > 0:
             return "assistant"
         roles = [role for role in self._probes[name].roles if role != "assistant"]

@@ -1,4 +1,4 @@
-"""Facts of a gate that its decisions are told with."""
+"""Facts of a gate, as events of its decisions have them."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ from monitor.policy import Gate, PolicyGate, Steering
 from probes.bundle import Bundle, Probe
 
 OPERATOR_PREFIX = "order:"
-"""What the ids of operators' orders and of their gates begin with."""
+"""Prefix of the ids of operators' orders, and of their gates."""
 
 
 @dataclass(frozen=True, slots=True)
 class GateFacts:
-    """What events say of a gate, beside what it decided."""
+    """Facts that events have of a gate, beside what it decided."""
 
     rule: str
     """Empty: an operator armed it, or the monitor does not know it."""
@@ -26,7 +26,7 @@ class GateFacts:
     at_probe_threshold: bool
     """It opens where the probe fires, not at a threshold of its own."""
     what: str
-    """Who lets it do what, in words."""
+    """Its rule or operator, and what it does, in words."""
 
 
 def facts_of(steering: Steering, probe: Probe, rule: str, what: str) -> GateFacts:
@@ -58,5 +58,5 @@ def unknown_facts(gate: str) -> GateFacts:
         agree=1,
         steering=Steering(""),
         at_probe_threshold=False,
-        what=f"it was not armed by this monitor; the record of whoever armed '{gate}' says what it does",
+        what=f"it was not armed by this monitor; the record of the monitor that armed '{gate}' says what it does",
     )

@@ -42,10 +42,11 @@ class _Engine:
     before: set[str] = field(default_factory=set[str])
     """Gates that an earlier monitor armed, as far as is known; to be disarmed."""
     disarmed: set[str] = field(default_factory=set[str])
-    """Gates that it was ordered to disarm, so that each is told once."""
+    """Gates that it was ordered to disarm, so that each is recorded once."""
     said: Hello | None = None
-    """What it said last, and whether it scores with the bundle and is not held to shadow."""
+    """Its last HELLO."""
     enforced: bool = False
+    """It scores with the bundle and is not held to shadow."""
 
 
 class Gates:
@@ -94,11 +95,11 @@ class Gates:
                 self._bring_up_to_date(engine, state, state.said)
 
     def facts(self, gate: str) -> GateFacts | None:
-        """What is known of a gate of the policy, or of the one before it, whose decisions may still be under way."""
+        """Facts of a gate of the policy, or of the one before it, whose decisions may still be under way."""
         return self._facts.get(gate)
 
     def holds(self, request: Request, gate: str) -> bool:
-        """Whether its engine decides on a request by this gate, as far as is known."""
+        """True where its engine decides on the request by this gate, as far as is known."""
         state = self._engines.get(request.engine)
         if state is None or gate not in state.sent or gate in state.refused:
             return False
@@ -136,7 +137,7 @@ class Gates:
                 self._arm(engine, state, gate, hello)
 
     def lost(self, engine: str) -> None:
-        """An engine fell silent: when it is heard again, its gates are armed again."""
+        """Forget what an engine that fell silent was ordered: when it is heard again, its gates are armed again."""
         if (state := self._engines.get(engine)) is not None:
             state.sent.clear()
             state.refused.clear()
@@ -147,11 +148,11 @@ class Gates:
             request.left_out_by.clear()
 
     def forget(self, engine: str) -> None:
-        """An engine is gone."""
+        """Let go of an engine that is gone."""
         self._engines.pop(engine, None)
 
     def refused(self, engine: str, gate: str) -> bool:
-        """An engine says that it does not arm a gate; what it would decide, the monitor orders.
+        """Note that an engine does not arm a gate; what it would decide, the monitor orders.
 
         Returns:
             Whether it was ordered to, and is to have it still.
@@ -162,19 +163,19 @@ class Gates:
         return True
 
     def left_out(self, request: Request, gate: str) -> bool:
-        """The same of one request in flight, which a gate does not steer."""
+        """Note that a gate does not steer one request in flight; true where the monitor is to order it instead."""
         if (state := self._engines.get(request.engine)) is None or gate not in state.sent:
             return False
         self._states.of(request.engine, request.engine_request_id).left_out_by.add(gate)
         return True
 
     def opened(self, request: Request, gate: str) -> None:
-        """A gate steers a request in flight: it came early enough."""
+        """Note that a gate steers a request in flight: it was armed early enough."""
         if (state := self._states.find(request.engine, request.engine_request_id)) is not None:
             state.left_out_by.discard(gate)
 
     def heard_of(self, engine: str, gate: str) -> None:
-        """A gate has decided something: one of an earlier policy, or of a lease that has ended, is disarmed."""
+        """Disarm a gate that decides and should not: of an earlier policy, or of a lease that has ended."""
         state = self._engines.get(engine)
         if state is not None and self._is_stray(gate):
             self._disarm(engine, state, gate)

@@ -113,7 +113,7 @@ class Interventions:
             gates,
             operator,
             actions,
-            told={engine: found.decisions for engine, found in recalled.items()},
+            processed={engine: found.decisions for engine, found in recalled.items()},
             max_engines=max_engines,
         )
         self._refusals = Refusals(recorder, stats, verdicts, gates, operator, actions, max_engines)

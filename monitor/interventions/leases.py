@@ -66,7 +66,7 @@ class Lease:
 
     @property
     def targets(self) -> list[tuple[str, Request | None]]:
-        """What it went to: engines, and requests of them."""
+        """Engines that it went to, and requests of them."""
         return [*((request.engine, request) for request in self.requests), *((engine, None) for engine in self.engines)]
 
 
@@ -96,7 +96,7 @@ class Leases:
         return self._running.get(id)
 
     def ended(self, id: str) -> bool:
-        """Whether a lease has ended by itself, or by its engine's word."""
+        """True where a lease has ended by itself, or by its engine's word."""
         return id in self._ended
 
     def add(self, lease: Lease) -> None:

@@ -1,7 +1,7 @@
 """Operators' orders: checked, sent with a lease, and undone before its end where that is asked for.
 
-A monitor that is started again knows no leases: it has engines disarm the gates of operators that it hears of, and is
-told of the orders whose leases end.
+A monitor that is started again knows no leases: it has engines disarm the gates of operators that it hears of, and
+hears of the orders whose leases end.
 """
 
 import secrets
@@ -72,7 +72,7 @@ class Operator:
         return [(lease, max(0.0, lease.ends - now)) for lease in self._leases.running]
 
     def keeps(self, gate: str) -> bool:
-        """Whether a gate is of a lease that runs, or that an idle engine ends with its next step."""
+        """True for the gate of a lease that runs, or that an idle engine ends with its next step."""
         return self._leases.find(gate) is not None or self._leases.ended(gate)
 
     def facts(self, gate: str) -> GateFacts | None:

@@ -41,7 +41,7 @@ class Reports:
         self._guarded = Deduplicator[GuardEvent](guarded, max_engines, stats)
 
     def guarded(self, link: Link, events: Sequence[GuardEvent]) -> None:
-        """Tell whom an engine's guard released, each once; to be called before the verdict table lets requests go."""
+        """Record which requests an engine's guard released, before the verdict table lets them go."""
         fresh, missing = self._guarded.fresh(link.engine, events)
         if missing:
             self._stats.guarded_lost[link.model,] += missing
@@ -66,7 +66,7 @@ class Reports:
             )
 
     def admitted(self, link: Link, started: Sequence[Started]) -> None:
-        """Tell what requests that begin asked to be steered by."""
+        """Record the steering that requests which begin asked for."""
         for new in started:
             if new.admitted is None or (state := self._states.of(link.engine, new.key)).admitted:
                 continue

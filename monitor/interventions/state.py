@@ -40,7 +40,7 @@ class Failure:
 
 @dataclass(slots=True)
 class RequestState:
-    """What was done to one request, and what may be left to do."""
+    """One request: what was done to it, and what may be left to do."""
 
     rules: set[str] = field(default_factory=set[str])
     """Names of the rules that were carried out."""
@@ -56,7 +56,7 @@ class RequestState:
     left_out_by: set[str] = field(default_factory=set[str])
     """Gates that do not steer it, or may have been armed too late to."""
     admitted: bool = False
-    """What it asked to be steered by is recorded."""
+    """The steering that it asked for is recorded."""
     gate_tokens: dict[str, int] = field(default_factory=dict[str, int])
     """Tokens that gates have steered, as far as they are counted, by the gate's id."""
 

@@ -1,4 +1,4 @@
-"""What to do when a probe fires: YAML to rules to decisions.
+"""Policies: from YAML to rules, and from firings to decisions.
 
 ``document``    the file's shape, and errors that name the place in it
 ``actions``     what a rule may do

@@ -1,4 +1,4 @@
-"""What a rule may do, as values; each says itself in words."""
+"""Actions of a rule, as values; each says itself in words."""
 
 from dataclasses import dataclass
 

@@ -28,8 +28,8 @@
 
 ``release`` is a margin in logits and not a share of the threshold, which may be zero or below it. ``fail`` says what
 becomes of a generation that cannot be steered, since the engine refuses the order or cannot be reached: with ``open``,
-the default, it goes on unsteered, with ``closed`` it is stopped with ``message``. Either is told. Where every rule is
-held to shadow, nothing is stopped for it either.
+the default, it goes on unsteered, with ``closed`` it is stopped with ``message``, and either is recorded. Where every
+rule is held to shadow, nothing is stopped for it either.
 """
 
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ from monitor.errors import PolicyError
 from monitor.events import Mode, Severity
 
 MESSAGE_CHARACTERS: Final = 1000
-"""What ``stop`` may say: a refusal, not a page, since every token of it is a step of the engine."""
+"""Length of the message of ``stop``: a refusal, not a page, since every token of it is a step of the engine."""
 
 
 class _Strict(BaseModel):

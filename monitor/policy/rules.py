@@ -10,7 +10,7 @@ from monitor.policy.actions import Action, SteerAction
 from monitor.policy.steering import Steering
 
 GATE_PREFIX: Final = "policy:"
-"""What the ids of gates that policies arm begin with."""
+"""Prefix of the ids of gates that policies arm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,11 @@ class Rule:
     actions: tuple[Action, ...]
 
     def matches(self, fired: ProbeFired) -> bool:
-        """Whether the rule is about this firing."""
+        """True where the rule is about this firing."""
         return fired.probe == self.probe and self.covers(fired.request.model)
 
     def covers(self, model: str) -> bool:
-        """Whether the rule is about models of this name."""
+        """True where the rule is about models of this name."""
         return not self.models or any(fnmatchcase(model, glob) for glob in self.models)
 
 
@@ -65,11 +65,11 @@ class Policy:
     """SHA-256 of the file; empty for a policy that comes from no file."""
     rules: tuple[Rule, ...]
     max_dose: float | None = None
-    """What no rule and no operator may order more of, either way; ``None``: the file sets no limit of its own."""
+    """Cap on the doses of rules and operators, either way; ``None``: the file sets no limit of its own."""
 
     @property
     def gates(self) -> dict[str, PolicyGate]:
-        """What engines are to decide themselves, by the id of the gate: all of it is of rules that enforce."""
+        """Gates that engines are to have, by their ids: all are of rules that enforce."""
         return {
             gate: PolicyGate(gate, rule, action.steering)
             for rule in self.rules
@@ -88,7 +88,7 @@ class Policy:
         return f"{GATE_PREFIX}{own[:12]}:{rule.name}:{index}"
 
     def decide(self, fired: ProbeFired) -> list[Decision]:
-        """What to do about a firing.
+        """Decide what to do about a firing.
 
         Every rule that matches counts, in order, and each of its actions is one decision: steering orders add
         up. When no rule matches, the list is empty: the firing is recorded and counted, and nothing else

@@ -17,7 +17,7 @@ ROW: Final = np.dtype([("slot", "<i4"), ("position", "<i4"), ("role", "u1"), ("s
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True):
-    """Who an engine is."""
+    """Identity of an engine, and what it can do."""
 
     version: int
     engine: str
@@ -49,7 +49,7 @@ class Started(msgspec.Struct, frozen=True, array_like=True):
     prompt_tokens: int
     """Length of the prompt."""
     admitted: Admission | None = None
-    """What it asked for and is steered by."""
+    """Steering that it asked for and has."""
 
 
 class StateBlock(msgspec.Struct, frozen=True, array_like=True):
@@ -64,9 +64,9 @@ class StateBlock(msgspec.Struct, frozen=True, array_like=True):
 
 
 class GateEvent(msgspec.Struct, frozen=True, array_like=True):
-    """What a gate of the engine decided.
+    """Decision of a gate of the engine.
 
-    Sent with every frame until the monitor has confirmed one that had it: whoever records them keeps each number once.
+    Sent with every frame until the monitor has confirmed one that had it: the monitor takes each number once.
     """
 
     number: int
@@ -89,7 +89,7 @@ class GateEvent(msgspec.Struct, frozen=True, array_like=True):
 class Refusal(msgspec.Struct, frozen=True, array_like=True):
     """An order that the engine does not carry out, or no more: its lease has ended. The request is served without it.
 
-    Sent with every frame until the monitor has confirmed one that had it: whoever records them keeps each number once.
+    Sent with every frame until the monitor has confirmed one that had it: the monitor takes each number once.
     """
 
     number: int
@@ -108,7 +108,7 @@ class Refusal(msgspec.Struct, frozen=True, array_like=True):
 class GuardEvent(msgspec.Struct, frozen=True, array_like=True):
     """The guard (:mod:`monitor.engine.steering.guard`) released a request for good, since its answer repeated itself.
 
-    Sent with every frame until the monitor has confirmed one that had it: whoever records them keeps each number once.
+    Sent with every frame until the monitor has confirmed one that had it: the monitor takes each number once.
     """
 
     number: int
@@ -153,15 +153,15 @@ class FrameHeader(msgspec.Struct, frozen=True, array_like=True):
     started: list[Started]
     states: list[StateBlock] = []
     gates: list[GateEvent] = []
-    """What gates decided, oldest first, as far as it is not confirmed."""
+    """Decisions of gates that are not confirmed, oldest first."""
     refused: list[Refusal] = []
-    """What was not done, oldest first, as far as it is not confirmed."""
+    """Orders that were not carried out and are not confirmed, oldest first."""
     guarded: list[GuardEvent] = []
     """Whom the guard released, oldest first, as far as it is not confirmed."""
 
 
 class Frame(msgspec.Struct, frozen=True):
-    """What one step of an engine computed."""
+    """One step of an engine."""
 
     header: FrameHeader
     rows: NDArray[np.void]

@@ -6,13 +6,13 @@ import msgspec
 
 
 class Act(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is done to the projection of a row on a steering vector; see :class:`probes.steering.Operation`."""
+    """Change of the projection of a row on a steering vector; see :class:`probes.steering.Operation`."""
 
     vector: str
     add: float = 0.0
     """Dose, relative to the residual stream's norm."""
     scale: float = 1.0
-    """What the projection is multiplied with; 0 takes it away."""
+    """Factor of the projection; 0 takes it away."""
     low: float | None = None
     """It is at least this, before anything is added, in norms of the residual stream; ``None``: no bound."""
     high: float | None = None
@@ -49,8 +49,7 @@ class Steer(msgspec.Struct, frozen=True, tag="steer"):
     lease: Annotated[float, msgspec.Meta(gt=0)] | None = None
     """Seconds after which the engine releases it by itself, from when the order arrived; ``None``: never."""
     max_dose: Annotated[float, msgspec.Meta(gt=0)] | None = None
-    """What all that may be done to the request at once along one of its vectors may come to, either way; ``None``: no
-    more than the bundle's cap."""
+    """Cap on all that may be done to the request at once along one of its vectors; ``None``: the bundle's alone."""
 
 
 class Release(msgspec.Struct, frozen=True, tag="release"):
@@ -106,8 +105,7 @@ class Arm(msgspec.Struct, frozen=True, tag="arm"):
     lease: Annotated[float, msgspec.Meta(gt=0)] | None = None
     """Seconds after which the engine disarms it by itself, from when the order arrived; ``None``: never."""
     max_dose: Annotated[float, msgspec.Meta(gt=0)] | None = None
-    """What all that may be done to a request at once along one of its vectors may come to, either way; ``None``: no
-    more than the bundle's cap."""
+    """Cap on all that may be done to a request at once along one of its vectors; ``None``: the bundle's alone."""
 
 
 class Disarm(msgspec.Struct, frozen=True, tag="disarm"):
