@@ -337,6 +337,25 @@ def test_a_gate_whose_lease_has_ended_is_left_to_an_idle_engine(house):
     run(house, scenario)
 
 
+def test_an_engine_that_comes_is_armed_when_it_can_be_reached_and_not_behind_the_leases_end(house):
+    async def scenario(control, reading):
+        house.begin()
+        await control.Arm(pb.ArmRequest(probe="toxicity", act=ADD, lease_seconds=60))
+        house.orders()
+        house.source.away.add(b"second/core")
+        house.hello("second")
+        assert house.orders() == []
+        house.source.away.clear()
+        house.hello("second")
+        assert [type(order) for order in house.orders()] == [Arm]
+        # The lease has run out, and the monitor has not seen to it yet.
+        house.now += 60
+        house.hello("third")
+        assert house.orders() == []
+
+    run(house, scenario)
+
+
 def test_what_an_engine_ended_without_this_monitor_is_told_when_it_is_heard_of(house):
     """The monitor that ordered it was killed."""
     house.begin()

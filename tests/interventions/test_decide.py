@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from monitor.events import Alert, EngineChanged, EventLog, Intervention, ProbeFired, Request
@@ -6,7 +8,7 @@ from monitor.interventions.state import RequestStates
 from monitor.policy import AlertAction, Decision, SteerAction, Steering, StopAction
 from monitor.sinks import MemorySink, Recorder
 from monitor.telemetry.stats import Stats
-from monitor.wire.orders import Act, Steer, Stop
+from monitor.wire.orders import Act, Release, Steer, Stop
 
 
 def fired(key="a", probe="toxicity") -> ProbeFired:
@@ -141,6 +143,51 @@ def test_a_generation_is_stopped_once_its_engine_can_be_reached(actions, engine,
     actions.tick()
     assert engine.orders == [("engine", Stop("a", "I stop.", "rule:closed"))]
     assert [(event.operation, event.sent) for event in sink.events] == [("add", False), ("stop", True)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "reachable", "sent", "refusal"),
+    [
+        ("enforce", True, True, ""),
+        ("enforce", False, False, "the engine could not be reached"),
+        ("shadow", True, False, ""),
+    ],
+)
+def test_a_generation_is_stopped_with_the_rules_message(actions, engine, sink, stats, mode, reachable, sent, refusal):
+    engine.reachable = reachable
+    actions.apply(fired(), [decision(mode, StopAction("I stop."))])
+    assert engine.orders == ([("engine", Stop("a", "I stop.", "rule:stop"))] if mode == "enforce" else [])
+    (event,) = sink.events
+    assert (event.operation, event.vector, event.dose, event.tokens) == ("stop", "", 0.0, None)
+    assert (event.sent, event.refusal, event.mode) == (sent, refusal, mode)
+    assert stats.interventions == {("tiny", "rule", "", mode, sent): 1}
+
+
+def test_nothing_is_changed_of_a_request_that_has_ended_but_alerts_are_sent(actions, engine, sink):
+    several = [decision(), decision(action=StopAction("")), decision("alert", AlertAction("info"))]
+    actions.apply(fired(), several, ended=True)
+    assert engine.orders == []
+    assert [event.mode for event in sink.events] == ["shadow", "shadow", "alert"]
+    assert sink.events[0].reason == "because; held to shadow: the request had ended"
+
+
+def test_a_request_of_which_nothing_is_known_is_neither_stopped_nor_ordered_to_be_steered(actions, engine, sink):
+    actions.refused(fired().request, "rule:toxicity:-0.2", "The table is full.")
+    actions.follow_one(fired().request, "policy:gate")
+    assert engine.orders == [] and sink.events == []
+
+
+def test_the_order_that_stands_in_for_a_gate_is_released_when_it_opens_and_the_engine_can_be_reached(
+    actions, engine, sink, stats
+):
+    actions.apply(fired(), [replace(decision(action=FAILS_CLOSED), gate="policy:gate")])
+    id = engine.orders[0][1].id
+    engine.reachable, engine.orders = False, []
+    actions.opened(fired().request, "policy:gate")
+    assert engine.orders == [("engine", Release("a", id))] and stats.orders == {}
+    # The gate steers: that the order is refused is no reason to stop the generation any more.
+    actions.refused(fired().request, id, "The table is full.")
+    assert len(engine.orders) == 1 and [event.operation for event in sink.events] == ["add"]
 
 
 def test_a_request_that_was_forgotten_is_stopped_no_more(actions, engine, stats):

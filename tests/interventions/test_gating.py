@@ -274,6 +274,32 @@ def test_what_was_left_to_a_gate_that_leaves_the_request_out_is_ordered_then(des
     assert desk.orders() == [STEER]
 
 
+def test_refusals_that_never_arrived_are_counted_and_one_of_a_later_release_is_passed_over(desk):
+    desk.hello()
+    desk.frame(0, refused=[msgspec.structs.replace(REFUSED, number=1, order="levitate", id="x")])
+    desk.frame(1, refused=[msgspec.structs.replace(REFUSED, number=5, order="stream", id="")])
+    assert desk.stats.refusals_lost == {("tiny",): 3}
+    assert {key: count for key, count in desk.stats.orders.items() if key[0] == "engine"} == {
+        ("engine", "stream", "refused"): 1
+    }
+
+
+def test_a_gate_that_leaves_out_a_request_which_is_not_followed_orders_nothing(desk):
+    desk.hello()
+    desk.orders()
+    desk.frame(0, refused=[msgspec.structs.replace(REFUSED, key="z", cause="cap")])
+    assert desk.orders() == []
+    assert desk.events(Ordered)[-1].request.engine_request_id == "z"
+
+
+def test_a_gate_that_was_not_ordered_leaves_nobody_out(desk):
+    desk.hello()
+    desk.frame(0, *flattered(), started=[started()])
+    desk.orders()
+    desk.frame(1, refused=[msgspec.structs.replace(REFUSED, id="policy:999999999999:other:0", key="a", cause="cap")])
+    assert desk.orders() == []
+
+
 def test_nothing_follows_a_refusal_of_what_is_not_wanted_any_more(desk):
     desk.hello()
     desk.frame(0, *flattered(), started=[started()])
