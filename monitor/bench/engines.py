@@ -23,7 +23,7 @@ from monitor.bench.workload import FIRST_TOKEN_ID, Workload, kv_cache_bytes
 from monitor.engine.offline import Answer
 from monitor.errors import EngineError
 from monitor.offline.engine_process import Arm
-from monitor.supervisor.serving import require_compiler, require_vllm
+from monitor.supervisor.checks import require_compiler, require_vllm
 from probes.bundle import Bundle, load_bundle
 from probes.errors import BundleError
 from probes.models import Progress, identify, resolve_model

@@ -28,7 +28,8 @@ from monitor.bench.result import FORMAT, STOCK, BundleShape, Result, now, summar
 from monitor.bench.workload import Workload, kv_cache_bytes
 from monitor.errors import EngineError
 from monitor.offline.engine_process import last_error
-from monitor.supervisor.serving import START_SECONDS, STOP_SECONDS, require_compiler, require_vllm
+from monitor.supervisor.checks import require_compiler, require_vllm
+from monitor.supervisor.serving import START_SECONDS, STOP_SECONDS
 from probes.bundle import Bundle, load_bundle
 from probes.errors import PlumbobError
 from probes.models import Progress, identify, resolve_model

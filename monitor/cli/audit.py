@@ -1,17 +1,12 @@
-"""``plumbob audit``, and where ``--audit`` says that the log is."""
+"""``plumbob audit``: what was done to requests, checked."""
 
-import os
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 from rich.text import Text
 
 from monitor.cli.console import out
-from monitor.errors import AuditError
-
-NONE: Final = "none"
-"""What ``--audit`` is given to keep no log; a file of that name is ``./none``."""
 
 audit = typer.Typer(help="Read what was done to requests.", no_args_is_help=True)
 
@@ -43,26 +38,3 @@ def verify(
     if found.known_at is not None:
         out.print(Text(f"the known head is line {found.known_at}; {found.lines - found.known_at} lines follow it"))
     out.print(Text(f"head {found.head}"))
-
-
-def audit_path(option: str | None) -> Path | None:
-    """The file that ``--audit`` means, absolute; ``None``: no log is kept.
-
-    Args:
-        option: As it was given; ``None``: it was not.
-
-    Raises:
-        AuditError: It was not, and there is no home directory.
-    """
-    if option == NONE:
-        return None
-    if option is not None:
-        return Path(option).absolute()
-    try:
-        base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    except RuntimeError as error:
-        raise AuditError(
-            "There is no home directory to keep an audit log in.",
-            "Name a file with --audit, or keep none with --audit none.",
-        ) from error
-    return Path(base).absolute() / "plumbob" / "audit.jsonl"

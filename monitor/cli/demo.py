@@ -7,7 +7,6 @@
 4. Restart the monitor with a policy that steers, and ask one of them again: the two answers side by side.
 """
 
-import os
 import tempfile
 import time
 from dataclasses import dataclass
@@ -22,7 +21,10 @@ from monitor.cli.console import err, out, print_table, progress
 from monitor.cli.listener import Listener
 from monitor.cli.report import bundle_table
 from monitor.errors import EngineError, PrerequisiteError
-from monitor.supervisor.serving import Plan, Serving, require_ports, require_vllm
+from monitor.service.config import MonitorConfig
+from monitor.supervisor.checks import require_ports, require_vllm
+from monitor.supervisor.config import ServeConfig
+from monitor.supervisor.serving import Serving
 from monitor.v1.event_pb2 import RequestFinished
 from probes.fit.demo import demo_bundle
 from probes.models import DEMO, cache_directory
@@ -31,6 +33,8 @@ Kind = Literal["benign", "harmful", "toxic", "sycophancy"]
 
 HOST: Final = "127.0.0.1"
 ANSWER_TOKENS: Final = 48
+KV_CACHE_BYTES: Final = 1 << 30
+"""Of vLLM's key-value cache: one conversation at a time is small, and so may the machine be."""
 VERDICT_SECONDS: Final = 10.0
 """How long the verdict of a finished request may take to arrive."""
 
@@ -143,44 +147,42 @@ def run_demo(*, once: bool, port: int, metrics_port: int, grpc_port: int) -> int
         raise PrerequisiteError("The demo talks through the openai client.", "Run: pip install openai") from error
     # What would fail after the fit fails here.
     require_vllm(allow_untested=False)
-    require_ports(HOST, port, metrics_port, grpc_port)
+    require_ports(HOST, port, HOST, metrics_port, grpc_port)
     begin = time.monotonic()
     with progress() as report:
         bundle = demo_bundle(__version__, report)
     print_table(bundle_table(bundle))
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     log = cache_directory() / "demo.log"
     with tempfile.TemporaryDirectory(prefix="plumbob-demo-") as directory:
         policies = {name: Path(directory) / f"{name}.yaml" for name in ("alert", "steer")}
         policies["alert"].write_text(ALERT_POLICY)
         policies["steer"].write_text(STEER_POLICY)
-        plan = Plan(
-            model=DEMO,
+        monitor = MonitorConfig(
             bundle=bundle.path,
             policy=policies["alert"],
             host=HOST,
-            port=port,
             metrics_port=metrics_port,
             grpc_port=grpc_port,
             endpoint=f"ipc://{directory}/engine.sock",
-            eager=True,
-            vllm_arguments=("--max-model-len", "2048"),
+            audit=None,
         )
+        options = ("--max-model-len", "2048", "--kv-cache-memory-bytes", str(KV_CACHE_BYTES))
+        config = ServeConfig(model=DEMO, host=HOST, port=port, eager=True, vllm_arguments=options, monitor=monitor)
         err.print(Text(f"starting the server; its output is in {log}", "dim"))
-        with Serving(plan, log, report=lambda text: err.print(Text(text, "dim"))) as serving:
+        with Serving(config, log, report=lambda text: err.print(Text(text, "dim"))) as serving:
             # The server is our own child: no proxy of the environment lies between.
             http = openai.DefaultHttpxClient(trust_env=False)
-            client = openai.OpenAI(base_url=f"{plan.url}/v1", api_key="none", http_client=http)
-            with Listener(f"{plan.host}:{grpc_port}") as listener:
+            client = openai.OpenAI(base_url=f"{config.url}/v1", api_key="none", http_client=http)
+            with Listener(monitor.grpc_address) as listener:
                 spoken = [_converse(client, listener, conversation) for conversation in CONVERSATIONS]
             serving.restart_monitor(policies["steer"])
-            with Listener(f"{plan.host}:{grpc_port}") as listener:
+            with Listener(monitor.grpc_address) as listener:
                 listener.await_engine()
                 out.rule("the same again, with a policy that steers", align="left")
                 steered = _converse(client, listener, CONVERSATIONS[-1])
             out.print(_side_by_side(spoken[-1], steered))
             surprises = [*_surprises(spoken), *_not_steered(steered)]
-            out.print(_addresses(plan))
+            out.print(_addresses(config))
             out.print(f"[dim]{time.monotonic() - begin:.0f} s in all[/]")
             for surprise in surprises:
                 err.print(f"[bold red]not as expected:[/] {surprise}")
@@ -243,10 +245,11 @@ def _side_by_side(plain: Spoken, steered: Spoken) -> Table:
     return table
 
 
-def _addresses(plan: Plan) -> Table:
+def _addresses(config: ServeConfig) -> Table:
     table = Table(box=None, show_header=False)
-    table.add_row("API", f"{plan.url}/v1")
-    table.add_row("metrics", f"http://{plan.host}:{plan.metrics_port}/metrics")
-    table.add_row("gRPC", f"{plan.host}:{plan.grpc_port}")
-    table.add_row("live", f"plumbob watch {plan.host}:{plan.grpc_port}")
+    monitor = config.monitor
+    table.add_row("API", f"{config.url}/v1")
+    table.add_row("metrics", monitor.metrics_url)
+    table.add_row("gRPC", monitor.grpc_address)
+    table.add_row("live", f"plumbob watch {monitor.grpc_address}")
     return table

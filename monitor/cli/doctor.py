@@ -14,7 +14,10 @@ from rich.text import Text
 
 from monitor.addresses import require_free
 from monitor.errors import PrerequisiteError
-from monitor.supervisor.serving import API_PORT, GRPC_PORT, METRICS_PORT, check_policy, require_compiler, require_vllm
+from monitor.service.config import GRPC_PORT, METRICS_PORT
+from monitor.service.inputs import read_policy
+from monitor.supervisor.checks import require_compiler, require_vllm
+from monitor.supervisor.config import API_PORT
 from probes.bundle import load_bundle
 from probes.errors import PlumbobError
 from probes.models import identify, resolve_model
@@ -150,5 +153,5 @@ def _bundle(path: Path, model: str | None) -> str:
 
 
 def _policy(path: Path | None, bundle: Path) -> str:
-    check_policy(path, load_bundle(bundle))
+    read_policy(path, load_bundle(bundle))
     return str(path or "default: alert on every probe")

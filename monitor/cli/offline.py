@@ -64,7 +64,7 @@ def open_reader(by: ReadBy, *, allow_untested: bool) -> "OpenReader | None":
     if by is ReadBy.TRANSFORMERS:
         return None
     from monitor.offline.source import VllmSource
-    from monitor.supervisor.serving import require_vllm
+    from monitor.supervisor.checks import require_vllm
 
     require_vllm(allow_untested=allow_untested)
     return partial(VllmSource, allow_untested=allow_untested)

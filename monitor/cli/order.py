@@ -9,7 +9,7 @@ from rich.text import Text
 
 from monitor.cli.console import out
 from monitor.errors import PrerequisiteError
-from monitor.supervisor.serving import GRPC_PORT
+from monitor.service.config import GRPC_PORT
 from probes.errors import PlumbobError
 
 ANSWER_SECONDS: Final = 5.0

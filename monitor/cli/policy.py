@@ -8,7 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from monitor.cli.console import out, print_table
-from monitor.supervisor.serving import GRPC_PORT, MOST_GATES
+from monitor.service.config import GRPC_PORT
+from monitor.supervisor.engine_command import MOST_GATES
 
 policy_commands = typer.Typer(help="Check a policy, and explain what one decided.", no_args_is_help=True)
 

@@ -2,15 +2,16 @@
 
 ``yaml_mapping``   files that people write: duplicate keys refused, errors that name the place and the nearest known key
 ``settings``       the fields of a configuration, each with its place in a file, its variable and its flag
-``sources``        what each source says, and the one configuration that follows
+``sources``        what each source says
+``effective``      the one configuration that follows
+``show``           that configuration as YAML, with the source of each value
 """
 
-from monitor.configuration.settings import Flag, OptionalPath, Port, Section, Setting, settings_of
+from monitor.configuration.effective import Effective, combine
+from monitor.configuration.settings import Argument, Flag, OptionalPath, Port, Section, Setting, settings_of
 from monitor.configuration.sources import (
-    Effective,
     Layer,
     as_variables,
-    combine,
     from_environment,
     from_file,
     from_flag,
@@ -18,6 +19,7 @@ from monitor.configuration.sources import (
 )
 
 __all__ = [
+    "Argument",
     "Effective",
     "Flag",
     "Layer",

@@ -35,9 +35,22 @@ class Flag:
 
     Args:
         short: A second name, as ``-b``.
+        metavar: Stands for its value in ``--help``.
     """
 
     short: str = ""
+    metavar: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """Metadata of a field that is given by its position on the command line.
+
+    Args:
+        metavar: Its name there.
+    """
+
+    metavar: str
 
 
 def _nothing(given: Any) -> Any:
@@ -73,6 +86,11 @@ class Setting:
         """Its flag, if it has one; settings of the same name share it, and are set together."""
         has = any(isinstance(item, Flag) for item in self.field.metadata)
         return "--" + self.path[-1].replace("_", "-") if has else None
+
+    @property
+    def argument(self) -> str | None:
+        """Its name on the command line, if it is given by its position."""
+        return next((item.metavar for item in self.field.metadata if isinstance(item, Argument)), None)
 
     @property
     def secret(self) -> bool:

@@ -69,7 +69,7 @@ class MonitorConfig(Section):
     """Directory of the bundle that was fitted to the model."""
     policy: Annotated[OptionalPath, Flag("-p")] = None
     """Policy file; without one, every probe alerts and nothing is steered."""
-    trust: Annotated[tuple[Path, ...], Flag()] = ()
+    trust: Annotated[tuple[Path, ...], Flag(metavar="KEY")] = ()
     """Public key that may have signed the bundle, else it is refused; with none, it need not be signed."""
     endpoint: Annotated[str, BeforeValidator(_or_default_endpoint), Flag()] = Field(default_factory=default_endpoint)
     """Socket file at which engine and monitor meet, as ipc://SOCKET."""
@@ -79,7 +79,9 @@ class MonitorConfig(Section):
     """TCP port of the Prometheus metrics."""
     grpc_port: Annotated[Port, Flag()] = GRPC_PORT
     """TCP port of gRPC events and status."""
-    audit: Annotated[OptionalPath, AfterValidator(_absolute), Flag()] = Field(default_factory=default_audit)
+    audit: Annotated[OptionalPath, AfterValidator(_absolute), Flag(metavar="FILE")] = Field(
+        default_factory=default_audit
+    )
     """Where what is done to requests is recorded, else plumbob/audit.jsonl of $XDG_STATE_HOME; none: nowhere."""
     probe_workers: Annotated[int, Field(ge=1, le=64), Flag()] = 1
     """Processes for the bundle's probes that the engine does not run, if it has any."""

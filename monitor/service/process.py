@@ -15,14 +15,15 @@ from monitor.addresses import require_free
 from monitor.api import ApiServer
 from monitor.errors import PolicyError
 from monitor.ingest import LocalSource
-from monitor.policy import Policy, default_policy, load_policy
+from monitor.policy import Policy, load_policy
 from monitor.service.config import MonitorConfig
 from monitor.service.hangup import Terminal
+from monitor.service.inputs import read_bundle, read_policy
 from monitor.service.monitor import Monitor
 from monitor.sinks import LogSink
 from monitor.sinks.audit import AuditLog
 from monitor.telemetry import MetricsExporter, MonitorCollector
-from probes.bundle import Bundle, load_bundle
+from probes.bundle import Bundle
 
 logger = logging.getLogger("plumbob")
 
@@ -34,13 +35,8 @@ def run_monitor(config: MonitorConfig) -> None:
         PlumbobError: A file is wrong or an address is in use; nothing is left running.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    bundle = load_bundle(config.bundle)
-    if config.trust:
-        from probes.bundle.signing import require_signature
-
-        require_signature(bundle, config.trust)
-    policy = load_policy(config.policy, bundle) if config.policy else default_policy(bundle)
-    asyncio.run(_monitor(config, bundle, policy))
+    bundle = read_bundle(config)
+    asyncio.run(_monitor(config, bundle, read_policy(config.policy, bundle)))
 
 
 async def _monitor(config: MonitorConfig, bundle: Bundle, policy: Policy) -> None:

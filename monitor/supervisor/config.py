@@ -9,12 +9,23 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, ClassVar, Final
 
-from pydantic import SecretStr
+from pydantic import AfterValidator, SecretStr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from monitor.addresses import join_address
-from monitor.configuration import Effective, Flag, Layer, OptionalPath, Port, combine, from_environment, from_file
+from monitor.configuration import (
+    Argument,
+    Effective,
+    Flag,
+    Layer,
+    OptionalPath,
+    Port,
+    combine,
+    from_environment,
+    from_file,
+)
 from monitor.service.config import MonitorConfig
+from monitor.supervisor.vllm_arguments import refuse_secrets
 from probes.models import DEMO
 
 API_PORT: Final = 8000
@@ -35,7 +46,7 @@ class ServeConfig(BaseSettings):
 
     exclusive: ClassVar[tuple[tuple[str, str], ...]] = (("api_key", "api_key_file"),)
 
-    model: str
+    model: Annotated[str, Argument("MODEL")]
     """A Hugging Face id, a local directory, or: demo."""
     host: Annotated[str, Flag()] = "127.0.0.1"
     """Interface that the API listens on; the flag sets that of metrics and gRPC as well."""
@@ -47,15 +58,15 @@ class ServeConfig(BaseSettings):
     """Start on a vLLM version the tap was not tested on."""
     on_drift: Annotated[Drift, Flag()] = Drift.REFUSE
     """When the self-test at start finds scores that are not the bundle's: refuse, or serve in shadow."""
-    allow_steering: Annotated[tuple[str, ...], Flag()] = ()
+    allow_steering: Annotated[tuple[str, ...], Flag(metavar="VECTOR")] = ()
     """Vector that requests may ask to be steered by, within its cap."""
     guard: Annotated[bool, Flag()] = True
-    """Take steering back where it makes an answer repeat itself."""
+    """Steer an answer no more where it repeats itself."""
     api_key: SecretStr | None = None
     """Key that clients of the API must send; no flag, which the process list would show."""
-    api_key_file: Annotated[OptionalPath, Flag()] = None
+    api_key_file: Annotated[OptionalPath, Flag(metavar="FILE")] = None
     """File that holds the key that clients of the API must send, and nothing else."""
-    vllm_arguments: tuple[str, ...] = ()
+    vllm_arguments: Annotated[tuple[str, ...], AfterValidator(refuse_secrets)] = ()
     """Further arguments of vllm serve; those of the command line come after them."""
     monitor: MonitorConfig
     """The monitor beside it."""

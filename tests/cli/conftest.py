@@ -26,7 +26,7 @@ from probes.models import identify
 from tests.api.conftest import monitor  # noqa: F401  (a fixture)
 from tests.conftest import make_bundle
 
-MARK = "PLUMBOB_TEST_MARK"
+MARK = "TEST_OF_PLUMBOB"
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from monitor.cli.audit import audit_path
 from monitor.errors import AuditError
+from monitor.service.config import MonitorConfig
 from monitor.sinks.audit import AuditLog, verify
 from monitor.sinks.audit.records import StopRecord
-from monitor.supervisor.serving import Plan, Serving
+from monitor.supervisor.serving import Serving
 from tests.cli.conftest import Running, assert_one_error
 
 
@@ -64,19 +64,23 @@ def test_a_torn_line_that_is_on_record_is_told(plumbob, log):
 def test_where_the_log_is(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    assert audit_path(None) == tmp_path / "state" / "plumbob" / "audit.jsonl"
-    assert audit_path("none") is None
-    assert audit_path("./none") == tmp_path / "none" and audit_path("a b") == tmp_path / "a b"
+
+    def log(**given):
+        return MonitorConfig(bundle="bundle", **given).audit
+
+    assert log() == tmp_path / "state" / "plumbob" / "audit.jsonl"
+    assert log(audit="none") is None and log(audit=None) is None
+    assert log(audit="./none") == tmp_path / "none" and log(audit="a b") == tmp_path / "a b"
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert audit_path(None) == tmp_path / ".local" / "state" / "plumbob" / "audit.jsonl"
+    assert log() == tmp_path / ".local" / "state" / "plumbob" / "audit.jsonl"
 
     def homeless():
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr("pathlib.Path.home", homeless)
     with pytest.raises(AuditError, match=r"no home directory .* --audit none"):
-        audit_path(None)
+        log()
 
 
 @pytest.mark.parametrize("command", ["serve", "monitor"])
@@ -99,21 +103,16 @@ def test_a_log_that_cannot_be_had(plumbob, world, log, command):
 @pytest.mark.parametrize(("option", "given"), [([], "state/plumbob/audit.jsonl"), (["--audit", "none"], "none")])
 def test_the_monitor_beside_a_server_is_told_where(plumbob, world, monkeypatch, option, given):
     monkeypatch.setenv("XDG_STATE_HOME", str(world.runtime / "state"))
-    commands = []
+    told = []
 
-    def spawn(self, command):
-        commands.append(command)
+    def spawn(self, command, environment):
+        told.append(environment["PLUMBOB_MONITOR__AUDIT"])
         raise AssertionError("started")
 
     monkeypatch.setattr(Serving, "_spawn", spawn)
     with pytest.raises(AssertionError, match="started"):
         plumbob(*world.serve(*option))
-    (command,) = commands
-    assert command[command.index("--audit") + 1] == (given if option else str(world.runtime / given))
-
-
-def test_a_plan_that_says_nothing_keeps_none(world):
-    assert Plan("demo", world.bundle).audit is None
+    assert told == [given if option else str(world.runtime / given)]
 
 
 def run_until_ready(running):

@@ -330,8 +330,6 @@ def test_serve_in_a_process_of_its_own_leaves_no_child(world):
 USAGE = {
     "no such command": ["swerve"],
     "no such subcommand": ["bench", "wheel"],
-    "no model": ["serve"],
-    "no bundle": ["serve", "demo"],
     "no destination": ["fit", "demo"],
     "no such option": ["fit", "demo", "--out", "x", "--fast"],
     "a rate of zero": ["fit", "demo", "--out", "x", "--fpr", "0"],

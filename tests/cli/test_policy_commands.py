@@ -11,9 +11,11 @@ from monitor.api import ApiServer
 from monitor.engine.ops.gate_layout import MAX_GATES
 from monitor.ingest import Arrival, MemorySource
 from monitor.policy import load_policy
+from monitor.service.config import MonitorConfig
 from monitor.service.monitor import Monitor
 from monitor.sinks.audit import AuditLog
-from monitor.supervisor.serving import Plan
+from monitor.supervisor.config import ServeConfig
+from monitor.supervisor.engine_command import additional_config
 from monitor.wire.codec import decode_order
 from monitor.wire.frames import VERSION, GateEvent, GuardEvent, Hello, Started
 from monitor.wire.orders import Release, Steer
@@ -114,14 +116,18 @@ def test_a_policy_that_fits(plumbob, files):
 
 def test_an_engine_is_served_with_the_gates_that_its_policy_needs(files):
     bundle, policy, _ = files
-    settings = {"model": "demo", "bundle": bundle.path}
-    assert "gates" not in Plan(**settings).settings()
-    assert Plan(**settings, policy=policy).settings()["gates"] == 1
-    assert Plan(**settings, policy=policy, allow_control=True).settings()["gates"] == 3
+
+    def gates(**settings):
+        monitor = MonitorConfig(bundle=bundle.path, **settings)
+        return additional_config(ServeConfig(model="demo", monitor=monitor)).get("gates")
+
+    assert gates() is None
+    assert gates(policy=policy) == 1
+    assert gates(policy=policy, allow_control=True) == 3
     rule = POLICY.partition("rules:\n")[2].partition("  - name: poison")[0]
     many = "".join(rule.replace("flattery", f"flattery-{number}") for number in range(9))
     policy.write_text("version: 1\nrules:\n" + many)
-    assert Plan(**settings, policy=policy).settings()["gates"] == MAX_GATES
+    assert gates(policy=policy) == MAX_GATES
 
 
 def test_a_policy_that_does_not(plumbob, files):

@@ -1,5 +1,6 @@
 """``plumbob keygen``, ``sign``, ``verify`` and ``--trust``: exit codes, lines of error, and who is asked for what."""
 
+import json
 import re
 import stat
 import sys
@@ -7,7 +8,9 @@ import sys
 import pytest
 
 from monitor.cli import signing
-from monitor.supervisor.serving import Plan, Serving
+from monitor.service.config import MonitorConfig
+from monitor.supervisor.config import ServeConfig
+from monitor.supervisor.serving import Serving
 from probes.bundle import MANIFEST, TENSORS, load_bundle
 from probes.bundle.keys import generate_key, load_private_key
 from probes.bundle.signing import SIGNATURE, sign_bundle
@@ -168,20 +171,21 @@ def test_only_a_bundle_signed_by_a_trusted_key_starts(plumbob, world, trusting, 
 
 def test_a_trusted_bundle_is_served_and_options_of_vllm_pass_by(plumbob, world, trusting, monkeypatch):
     """``--trust-remote-code`` is vLLM's, and begins like ours."""
-    plans = []
-    monkeypatch.setattr(Serving, "start_monitor", lambda self: plans.append(self.plan))
+    configs = []
+    monkeypatch.setattr(Serving, "start_monitor", lambda self: configs.append(self.config))
     with pytest.raises(AssertionError, match=r"started .*--trust-remote-code"):
         plumbob(*world.serve("--trust", trusting / "other.pub", "--trust", trusting / "key.pub", "--trust-remote-code"))
-    assert [plan.trust for plan in plans] == [[trusting / "other.pub", trusting / "key.pub"]]
+    assert [config.monitor.trust for config in configs] == [(trusting / "other.pub", trusting / "key.pub")]
 
 
 def test_the_monitor_beside_a_server_checks_again(world, trusting, monkeypatch):
-    commands = []
-    monkeypatch.setattr(Serving, "_spawn", lambda self, command: commands.append(command))
+    told = []
+    monkeypatch.setattr(Serving, "_spawn", lambda self, command, environment: told.append(environment))
     monkeypatch.setattr("monitor.supervisor.serving._listening", lambda host, port: True)
     keys = [trusting / "key.pub", trusting / "other.pub"]
-    Serving(Plan(str(world.model), world.bundle, trust=keys)).start_monitor()
-    assert commands[0][-4:] == ["--trust", str(keys[0]), "--trust", str(keys[1])]
+    monitor = MonitorConfig(bundle=world.bundle, trust=tuple(keys))
+    Serving(ServeConfig(model=str(world.model), monitor=monitor)).start_monitor()
+    assert json.loads(told[0]["PLUMBOB_MONITOR__TRUST"]) == list(map(str, keys))
 
 
 def test_a_trusted_bundle_is_monitored(world, trusting):

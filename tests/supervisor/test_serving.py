@@ -3,25 +3,27 @@ real."""
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from monitor.supervisor.serving import Plan, _listening, _stop
+from monitor.service.config import MonitorConfig
+from monitor.supervisor.child import Child
+from monitor.supervisor.config import ServeConfig
+from monitor.supervisor.serving import _listening
 from tests.cli.conftest import Running
 
 SCRIPT = """\
-import subprocess, sys
+import os, sys
 from monitor.supervisor import serving
 from monitor.cli.app import main
 from monitor.engine.vllm import versions as compat
 
-def start(self):
+def start(self, model):
     # A child of its own, as the engine core is one.
-    self.server = self._spawn([sys.executable, "-c", {server!r}])
+    self.server = self._spawn([sys.executable, "-c", {server!r}], os.environ)
 
 serving.Serving._start_server = start
 serving._healthy = lambda url: True
@@ -102,21 +104,21 @@ def test_a_monitor_that_dies_is_started_again(serve):
 
 
 def test_stopping_kills_what_does_not_end():
-    child = subprocess.Popen([sys.executable, "-c", STUBBORN], start_new_session=True)
+    child = Child([sys.executable, "-c", STUBBORN], os.environ)
     time.sleep(0.3)
-    _stop(child, 0.2)
-    assert child.returncode == -signal.SIGKILL
-    _stop(child, 0.2)
+    child.stop(0.2)
+    assert child.code == -signal.SIGKILL
+    child.stop(0.2)
 
 
 @pytest.mark.parametrize(
     ("host", "url"), [("127.0.0.1", "http://127.0.0.1:8000"), ("::1", "http://[::1]:8000"), ("h", "http://h:8000")]
 )
 def test_addresses_have_brackets_where_they_need_them(host, url):
-    plan = Plan("demo", Path("bundle"), host=host)
-    assert plan.url == url
-    assert plan.metrics_url == url.replace("8000", "9400") + "/metrics"
-    assert plan.grpc_address == url.replace("8000", "9401").removeprefix("http://")
+    config = ServeConfig(model="demo", host=host, monitor=MonitorConfig(bundle=Path("bundle"), host=host))
+    assert config.url == url
+    assert config.monitor.metrics_url == url.replace("8000", "9400") + "/metrics"
+    assert config.monitor.grpc_address == url.replace("8000", "9401").removeprefix("http://")
 
 
 def test_whether_somebody_listens(taken_port):
@@ -129,7 +131,11 @@ def test_whether_somebody_listens(taken_port):
 def test_the_name_that_clients_write(tmp_path, monkeypatch):
     (tmp_path / "my-model").mkdir()
     monkeypatch.chdir(tmp_path / "my-model")
-    names = {name: Plan(name, Path("bundle")).served_name for name in (".", str(tmp_path / "my-model"), "demo", "a/b")}
-    assert list(names.values()) == ["my-model", "my-model", "demo", "a/b"]
+
+    def served_name(model):
+        return ServeConfig(model=model, monitor=MonitorConfig(bundle=Path("bundle"))).served_name
+
+    names = [served_name(name) for name in (".", str(tmp_path / "my-model"), "demo", "a/b")]
+    assert names == ["my-model", "my-model", "demo", "a/b"]
     (tmp_path / "my-model" / "demo").mkdir()
-    assert Plan("demo", Path("bundle")).served_name == "demo"
+    assert served_name("demo") == "demo"

@@ -6,7 +6,9 @@ import msgspec
 import pytest
 
 from monitor.engine.settings import ENVIRONMENT, Wanted, inherited, take_over
-from monitor.supervisor.serving import STREAM_BYTES, Plan
+from monitor.service.config import MonitorConfig
+from monitor.supervisor.config import ServeConfig
+from monitor.supervisor.engine_command import STREAM_BYTES, additional_config
 from tests.conftest import HIDDEN, make_bundle
 from tests.workers.conftest import LAYERS
 
@@ -18,8 +20,13 @@ def test_what_worker_probes_read_is_streamed_whoever_starts_the_engine(bundle, m
     assert key["stream"] == inherited().stream == streamed
 
 
+def served(bundle: Path) -> dict:
+    monitor = MonitorConfig(bundle=bundle, endpoint="ipc:///run/engine.sock")
+    return additional_config(ServeConfig(model="demo", monitor=monitor))
+
+
 def test_a_served_engine_is_given_room_for_workers_that_fall_behind(bundle):
-    settings = Plan("demo", bundle.path, endpoint="ipc:///run/engine.sock").settings()
+    settings = served(bundle.path)
     # As the engine reads it: nothing is misspelt, nothing of a wrong type.
     wanted = msgspec.convert(msgspec.json.decode(msgspec.json.encode({**settings})), Wanted)
     assert wanted.stream_rows == STREAM_BYTES // (4 * HIDDEN)
@@ -28,7 +35,7 @@ def test_a_served_engine_is_given_room_for_workers_that_fall_behind(bundle):
 
 def test_without_worker_probes_nothing_is_streamed(tmp_path: Path, monkeypatch):
     plain = make_bundle(tmp_path / "plain")
-    assert not {"stream", "stream_rows"} & Plan("demo", plain.path).settings().keys()
+    assert not {"stream", "stream_rows"} & served(plain.path).keys()
     monkeypatch.setenv(ENVIRONMENT, "")
     take_over(Wanted(str(plain.path)), plain)
     assert inherited().stream == []

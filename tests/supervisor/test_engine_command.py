@@ -1,0 +1,101 @@
+"""vLLM's command line and environment: what is for it, and nothing that the process list should not show."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from monitor.errors import ConfigError, EngineError
+from monitor.service.config import MonitorConfig
+from monitor.supervisor import engine_command as commands
+from monitor.supervisor.config import ServeConfig
+from monitor.supervisor.engine_command import engine_command, engine_environment
+from monitor.supervisor.vllm_arguments import gives, require_passable, secret_in
+from tests.conftest import make_bundle
+
+
+@pytest.fixture
+def config(tmp_path):
+    make_bundle(tmp_path / "bundle")
+    return lambda **given: ServeConfig(model="demo", monitor=MonitorConfig(bundle=tmp_path / "bundle"), **given)
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch):
+    """A vLLM for CPU, on a machine where 0.37 of the memory fits."""
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    monkeypatch.setattr("monitor.engine.vllm.versions.installed_platform", lambda: "cpu")
+    monkeypatch.setattr(commands, "fitting_share", lambda: 0.37)
+
+
+def share(config):
+    command = engine_command(config, Path("/model"))
+    at = [n for n, part in enumerate(command) if part == "--gpu-memory-utilization"]
+    return [command[n + 1] for n in at]
+
+
+def test_a_share_of_memory_that_fits_is_chosen(config, monkeypatch):
+    assert share(config()) == ["0.37"]
+    monkeypatch.setattr(commands, "fitting_share", lambda: None)
+    assert share(config()) == []
+
+
+@pytest.mark.parametrize(
+    "said", [("--gpu-memory-utilization", "0.5"), ("--gpu_memory_utilization=0.5",), ("--kv-cache-memory-bytes", "1G")]
+)
+def test_but_not_where_something_says_how_much(config, monkeypatch, said):
+    assert share(config(vllm_arguments=said)) in (["0.5"], [])
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    assert share(config()) == []
+
+
+def test_nor_on_a_gpu(config, monkeypatch):
+    monkeypatch.setattr("monitor.engine.vllm.versions.installed_platform", lambda: "cuda")
+    assert share(config()) == []
+
+
+def test_what_is_for_vllm_comes_last(config):
+    command = engine_command(config(eager=True, vllm_arguments=("--dtype", "float32")), Path("/model"))
+    assert command[:5] == [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", "/model"]
+    assert "--enforce-eager" in command and command[-2:] == ["--dtype", "float32"]
+
+
+@pytest.mark.parametrize("way", ["a value", "a file"])
+def test_the_key_of_the_api_is_in_the_environment_and_nowhere_else(config, tmp_path, monkeypatch, way):
+    (tmp_path / "key").write_text("s3cret\n")
+    monkeypatch.setenv("PLUMBOB_API_KEY", "s3cret")
+    given = {"api_key": SecretStr("s3cret")} if way == "a value" else {"api_key_file": tmp_path / "key"}
+    serving = config(**given)
+    environment = engine_environment(serving)
+    assert environment["VLLM_API_KEY"] == "s3cret" and "PLUMBOB_API_KEY" not in environment
+    assert "s3cret" not in " ".join(engine_command(serving, Path("/model"))) + repr(serving)
+
+
+def test_without_a_key_the_environment_has_its_own(config, monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", "theirs")
+    assert engine_environment(config())["VLLM_API_KEY"] == "theirs"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [("", "must hold one key"), ("a b", "must hold one key"), (None, "cannot be read")]
+)
+def test_a_file_of_a_key_that_is_none(config, tmp_path, content, said):
+    if content is not None:
+        (tmp_path / "key").write_text(content)
+    with pytest.raises(ConfigError, match=said):
+        engine_environment(config(api_key_file=tmp_path / "key"))
+
+
+@pytest.mark.parametrize(
+    "argument", ["--model=x", "--model", "--additional_config", "--addit={}", "--revision", "--ssl-keyfile", "--config"]
+)
+def test_what_would_change_what_is_monitored_is_not_passed_on(argument):
+    with pytest.raises(EngineError, match="does not pass --"):
+        require_passable([argument])
+
+
+def test_other_options_are():
+    require_passable(["--max-model-len", "7", "--config-format", "hf", "-O3", "--dtype=float32", "model"])
+    assert secret_in(["--api-server-count", "2", "--host", "h"]) is None
+    assert gives(["--enforce-eager"], "--enforce-eager") and not gives(["--en"], "--enforce-eager")
