@@ -35,7 +35,7 @@ class Tracked:
 
     slot: int
     """−1: not scored (served with a LoRA adapter, or no slot was free)."""
-    key: str
+    engine_request_id: str
     request_id: str
     prompt_roles: NDArray[np.uint8]
     pushes: list[Push] = field(default_factory=list[Push])
@@ -112,7 +112,7 @@ class Slots:
         steering: The steered positions of each slot.
         bundle: Vectors and role markers.
         slots: How many requests can be scored at once, preempted ones included.
-        gates: Tells the gates that may steer the request of a key, which count against the caps as well.
+        gates: Tells the gates that may steer the request of an id of the engine, which count against the caps as well.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Slots:
         steering: Steering,
         bundle: Bundle,
         slots: int,
-        gates: Callable[[str], Sequence[Arm]] = lambda key: (),
+        gates: Callable[[str], Sequence[Arm]] = lambda engine_request_id: (),
     ) -> None:
         self._steering = steering
         self._bundle = bundle
@@ -138,22 +138,22 @@ class Slots:
         self.unscored = 0
         """Rows computed but not scored, since the start."""
 
-    def __contains__(self, key: str) -> bool:
+    def __contains__(self, engine_request_id: str) -> bool:
         """Whether a request has come and not gone."""
-        return key in self._requests
+        return engine_request_id in self._requests
 
-    def start(self, key: str, request_id: str, prompt: Sequence[int], *, scored: bool) -> Started | None:
+    def start(self, engine_request_id: str, request_id: str, prompt: Sequence[int], *, scored: bool) -> Started | None:
         """Take in a request; ``None`` where it is not scored."""
         self._batch_keys = []
         roles = self._roles.prompt(prompt)
-        if (known := self._requests.get(key)) is not None:
+        if (known := self._requests.get(engine_request_id)) is not None:
             # A streaming session that goes on: what it has generated has become part of its prompt.
             known.prompt_roles = roles
             if known.slot >= 0:
                 self._prompt_tokens[known.slot] = len(roles)
             return None
         slot = self._free.pop() if scored and self._free else -1
-        request = self._requests[key] = Tracked(slot, key, request_id, roles)
+        request = self._requests[engine_request_id] = Tracked(slot, engine_request_id, request_id, roles)
         if slot < 0:
             return None
         self._by_slot[slot] = request
@@ -161,10 +161,10 @@ class Slots:
         self._tainted_from[slot] = _NEVER
         return _started(request)
 
-    def finish(self, key: str) -> int | None:
+    def finish(self, engine_request_id: str) -> int | None:
         """Let a request go; its slot, or ``None`` where it had none."""
         self._batch_keys = []
-        request = self._requests.pop(key, None)
+        request = self._requests.pop(engine_request_id, None)
         if request is None or request.slot < 0:
             return None
         del self._by_slot[request.slot]
@@ -184,7 +184,7 @@ class Slots:
                 alone or with what was ordered before, orders conflict, or more is steered than the tables hold. Where
                 what a release leaves cannot hold alone, all is released.
         """
-        request = self._steerable(order.key)
+        request = self._steerable(order.engine_request_id)
         upcoming = self.upcoming(request.slot)
         if isinstance(order, Release):
             return self._release(request, order.id, upcoming)
@@ -215,22 +215,22 @@ class Slots:
                 error.fix,
             ) from error
 
-    def admit(self, key: str, admission: Admission) -> Started:
+    def admit(self, engine_request_id: str, admission: Admission) -> Started:
         """Steer a request that has just started as it asked for.
 
         Raises:
             OrderError: It cannot be, and is served unsteered.
         """
-        request = self._steerable(key)
+        request = self._steerable(engine_request_id)
         respond = max(len(request.prompt_roles) - 1, 0)
         start = 0 if admission.prompt else respond
         self._steer(request, self._pushes(admission.acts, "", start, respond, admission.tokens))
         request.admitted = admission
         return _started(request)
 
-    def tracked(self, key: str) -> Tracked | None:
+    def tracked(self, engine_request_id: str) -> Tracked | None:
         """A request that can be steered; ``None`` where it has ended or has no slot."""
-        request = self._requests.get(key)
+        request = self._requests.get(engine_request_id)
         return request if request is not None and request.slot >= 0 else None
 
     def steers(self, request: Tracked) -> bool:
@@ -240,13 +240,13 @@ class Slots:
 
     def release(self, request: Tracked) -> None:
         """Steer a request by no order any more, from its next row on."""
-        self.order(Release(request.key))
+        self.order(Release(request.engine_request_id))
         request.released = True
 
-    def _steerable(self, key: str) -> Tracked:
-        request = self._requests.get(key)
+    def _steerable(self, engine_request_id: str) -> Tracked:
+        request = self._requests.get(engine_request_id)
         if request is None:
-            raise OrderError("request", f"Request '{key}' has ended.")
+            raise OrderError("request", f"Request '{engine_request_id}' has ended.")
         if request.slot < 0:
             raise OrderError("request", f"Request '{request.request_id}' has no slot: it is neither read nor steered.")
         return request
@@ -272,18 +272,18 @@ class Slots:
         for segment in segments:
             for vector, entry in segment.amounts:
                 require_composed(self._bundle.manifest.vectors[vector], entry)
-        self._require_together(request, pushes, segments, self._gates(request.key))
+        self._require_together(request, pushes, segments, self._gates(request.engine_request_id))
         self._steering.set(request.slot, segments)
         request.pushes = pushes
         self._tainted_from[request.slot] = min(segments[0].start if segments else _NEVER, request.gated_from)
 
-    def require_beside(self, key: str, gates: Sequence[Arm]) -> None:
+    def require_beside(self, engine_request_id: str, gates: Sequence[Arm]) -> None:
         """Check that a request's orders leave room for gates.
 
         Raises:
             OrderError: Together they are over a cap, or conflict.
         """
-        if (request := self.tracked(key)) is not None:
+        if (request := self.tracked(engine_request_id)) is not None:
             self._require_together(request, request.pushes, timeline(request.pushes), gates)
 
     def _require_together(
@@ -299,9 +299,9 @@ class Slots:
         """The position that the slot's request has not reached yet."""
         return int(self._next_position[slot])
 
-    def gated(self, key: str, position: int) -> None:
+    def gated(self, engine_request_id: str, position: int) -> None:
         """Mark what lies downstream of a gate's steering, which began at a position of a request in flight."""
-        request = self._requests.get(key)
+        request = self._requests.get(engine_request_id)
         if request is not None and request.slot >= 0:
             request.gated_from = min(request.gated_from, position)
             self._tainted_from[request.slot] = min(self._tainted_from[request.slot], position)
@@ -320,7 +320,7 @@ class Slots:
         if keys != self._batch_keys:
             self._batch_keys = list(keys)
             missing = Tracked(-1, "", "", np.empty(0, np.uint8))
-            self._batch_slots = np.array([self._requests.get(key, missing).slot for key in keys], np.int32)
+            self._batch_slots = np.array([self._requests.get(known, missing).slot for known in keys], np.int32)
         slots = self._batch_slots
         upcoming = self._next_position[slots]
         gaps = [
@@ -344,4 +344,6 @@ class Slots:
 
 
 def _started(request: Tracked) -> Started:
-    return Started(request.slot, request.key, request.request_id, len(request.prompt_roles), request.admitted)
+    return Started(
+        request.slot, request.engine_request_id, request.request_id, len(request.prompt_roles), request.admitted
+    )

@@ -58,7 +58,7 @@ logger = logging.getLogger("vllm.plumbob")
 class Blocks(Protocol):
     """Finds the KV blocks of a request."""
 
-    def __call__(self, key: str, group: int, /) -> Sequence[int]:
+    def __call__(self, engine_request_id: str, group: int, /) -> Sequence[int]:
         """Block ids of a request in one KV cache group, in the order of its positions."""
         ...
 
@@ -93,7 +93,10 @@ class RunnerTap:
         )
         self._steering = Steering(self.taps, bundle, slots)
         self.slots = Slots(
-            self._steering, bundle, slots, lambda key: [] if self._gates is None else self._gates.armed_for(key)
+            self._steering,
+            bundle,
+            slots,
+            lambda engine_request_id: [] if self._gates is None else self._gates.armed_for(engine_request_id),
         )
         self._gates = Gates(self.taps, bundle, self.slots.gated) if settings.gates else None
         self._gating = False
@@ -141,8 +144,8 @@ class RunnerTap:
 
     def update(self, scheduler_output: Any) -> None:
         """Take in who has come and gone, and the orders of this step."""
-        for key in scheduler_output.finished_req_ids:
-            if (slot := self.slots.finish(key)) is not None:
+        for engine_request_id in scheduler_output.finished_req_ids:
+            if (slot := self.slots.finish(engine_request_id)) is not None:
                 self._finished.append(slot)
                 if self._gates is not None:
                     self._gates.finish(slot)
@@ -178,12 +181,12 @@ class RunnerTap:
         if self._kv is not None and (copies := getattr(scheduler_output, "kv_cache_block_copies", None)):
             self._kv.copy_blocks(copies)
 
-    def _admit(self, key: str, admission: Admission) -> Started | None:
+    def _admit(self, engine_request_id: str, admission: Admission) -> Started | None:
         """Steer a request as it asked for; ``None`` where it is served unsteered instead."""
         try:
-            return self.slots.admit(key, admission)
+            return self.slots.admit(engine_request_id, admission)
         except OrderError as error:
-            self._refuse(admission_refusal(key, error))
+            self._refuse(admission_refusal(engine_request_id, error))
             return None
 
     def _refuse(self, refused: Refusal) -> None:
@@ -224,8 +227,8 @@ class RunnerTap:
             )
         elif isinstance(order, Arm):
             refused = self._gates.arm(order, self.slots.upcoming, self.slots.require_beside)
-            for key, error in refused.items():
-                self._refuse(refusal(order, error, key))
+            for engine_request_id, error in refused.items():
+                self._refuse(refusal(order, error, engine_request_id))
         else:
             self._gates.disarm(order.id)
 
@@ -384,7 +387,9 @@ class RunnerTap:
             return None
         # A block that another request fills in this very step has the scores of whoever had it before.
         kv.scores.index_fill_(0, kv_slots(kv.group)[: self._rows], torch.nan)
-        places = np.concatenate([kv.slots(blocks(gap.request.key, kv.group), gap.start, gap.end) for gap in gaps])
+        places = np.concatenate(
+            [kv.slots(blocks(gap.request.engine_request_id, kv.group), gap.start, gap.end) for gap in gaps]
+        )
         return np.concatenate([gap.rows() for gap in gaps]), kv.scores[to_device(places, self._device)]
 
     def _offer_cached(self, kv: KvScores, gaps: list[Gap], blocks: Blocks) -> None:
@@ -393,7 +398,9 @@ class RunnerTap:
         if exporter is None:
             return
         rows = np.concatenate([gap.rows() for gap in gaps])
-        kv_slots = np.concatenate([kv.slots(blocks(gap.request.key, kv.group), gap.start, gap.end) for gap in gaps])
+        kv_slots = np.concatenate(
+            [kv.slots(blocks(gap.request.engine_request_id, kv.group), gap.start, gap.end) for gap in gaps]
+        )
         size = len(self.taps.scores)
         for begin in range(0, len(rows), size):
             part = slice(begin, begin + size)

@@ -85,7 +85,7 @@ class GateDecisions:
         """
         others: list[GateEvent] = []
         for event in events:
-            request = self._verdicts.find(link.engine, event.key, link.model)
+            request = self._verdicts.find(link.engine, event.engine_request_id, link.model)
             if request is None:
                 others.append(event)
             else:
@@ -95,7 +95,7 @@ class GateDecisions:
     def take_ended(self, link: Link, events: Sequence[GateEvent]) -> None:
         """Take decisions on requests that are not followed: they have ended, or there was no room for them."""
         for event in events:
-            request = Request(link.engine, link.model, event.request_id, event.key, 0)
+            request = Request(link.engine, link.model, event.request_id, event.engine_request_id, 0)
             self._take(link, event, request, ended=True)
 
     def _take(self, link: Link, event: GateEvent, request: Request, *, ended: bool) -> None:

@@ -55,21 +55,21 @@ class Refusals:
         if missing:
             self._stats.refusals_lost[link.model,] += missing
         for refusal in fresh:
-            self._take(link, refusal, self._verdicts.find(link.engine, refusal.key, link.model))
+            self._take(link, refusal, self._verdicts.find(link.engine, refusal.engine_request_id, link.model))
 
     def _take(self, link: Link, refusal: Refusal, request: Request | None) -> None:
         if refusal.cause == "expired":
-            if self._operator.expired(link.engine, refusal.id, refusal.key):
+            if self._operator.expired(link.engine, refusal.id, refusal.engine_request_id):
                 self._record(link, refusal, request, "expired")
             return
         self._record(link, refusal, request, "refused")
-        if refusal.order == "arm" and refusal.key:
+        if refusal.order == "arm" and refusal.engine_request_id:
             if request is not None and self._gates.left_out(request, refusal.id) and not link.held:
                 self._actions.follow_one(request, refusal.id)
             return
         if self._gates.refused(link.engine, refusal.id) and not link.held:
             self._actions.follow(link.engine, refusal.id)
-        self._operator.refused(link.engine, refusal.id, refusal.key)
+        self._operator.refused(link.engine, refusal.id, refusal.engine_request_id)
         # Where an order came too late, there is nothing left to stop.
         if refusal.order == "steer" and refusal.cause != "request" and request is not None and not link.held:
             self._actions.refused(request, refusal.id, refusal.reason)
@@ -78,8 +78,8 @@ class Refusals:
         kind = ORDER_KINDS.get(refusal.order)
         if kind is None:
             return
-        if request is None and refusal.key:
-            request = Request(link.engine, link.model, "", refusal.key, 0)
+        if request is None and refusal.engine_request_id:
+            request = Request(link.engine, link.model, "", refusal.engine_request_id, 0)
         self._stats.orders["engine", kind, result] += 1
         detail = f"{refusal.order} {refusal.id}".strip()
         self._recorder.record(

@@ -46,9 +46,9 @@ class Reports:
         if missing:
             self._stats.guarded_lost[link.model,] += missing
         for event in fresh:
-            request = self._verdicts.find(link.engine, event.key, link.model)
+            request = self._verdicts.find(link.engine, event.engine_request_id, link.model)
             if request is None:
-                request = Request(link.engine, link.model, event.request_id, event.key, 0)
+                request = Request(link.engine, link.model, event.request_id, event.engine_request_id, 0)
             self._stats.guarded[link.model,] += 1
             self._recorder.record(
                 Guarded(
@@ -68,10 +68,10 @@ class Reports:
     def admitted(self, link: Link, started: Sequence[Started]) -> None:
         """Record the steering that requests which begin asked for."""
         for new in started:
-            if new.admitted is None or (state := self._states.of(link.engine, new.key)).admitted:
+            if new.admitted is None or (state := self._states.of(link.engine, new.engine_request_id)).admitted:
                 continue
             state.admitted = True
-            request = Request(link.engine, link.model, new.request_id, new.key, new.prompt_tokens)
+            request = Request(link.engine, link.model, new.request_id, new.engine_request_id, new.prompt_tokens)
             acts = " and ".join(words.steering(**msgspec.structs.asdict(act)) for act in new.admitted.acts)
             where = " from the prompt on" if new.admitted.prompt else ""
             detail = f"{acts}{where} {words.span(new.admitted.tokens)}"

@@ -23,7 +23,7 @@ class Holder:
             engine=self.engine,
             model=model,
             request_id=self.started.request_id,
-            engine_request_id=self.started.key,
+            engine_request_id=self.started.engine_request_id,
             prompt_tokens=self.started.prompt_tokens,
         )
 

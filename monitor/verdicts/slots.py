@@ -37,24 +37,24 @@ class SlotMap:
         """
         return self._rows.take(slots.astype(np.int64) + 1, mode="clip")
 
-    def key(self, slot: int) -> str | None:
+    def engine_request_id(self, slot: int) -> str | None:
         """The request that ``slot`` means."""
         return self._keys.get(slot)
 
-    def bind(self, slot: int, key: str, row: int) -> None:
+    def bind(self, slot: int, engine_request_id: str, row: int) -> None:
         """Let ``slot``, of 0 to :data:`MAX_SLOTS`, mean a request and its row or :data:`UNTRACKED`."""
         while slot >= len(self._rows) - 2:
             self._rows = np.concatenate([self._rows, np.full(len(self._rows), UNKNOWN, np.int64)])
         self._rows[slot + 1] = row
-        self._keys[slot] = key
-        self._slots[key] = slot
+        self._keys[slot] = engine_request_id
+        self._slots[engine_request_id] = slot
 
     def release(self, slot: int) -> int:
         """Let ``slot`` mean nothing; returns the row that it meant, :data:`UNKNOWN` or :data:`UNTRACKED`."""
-        if (key := self._keys.pop(slot, None)) is None:
+        if (engine_request_id := self._keys.pop(slot, None)) is None:
             return UNKNOWN
-        if self._slots.get(key) == slot:
-            del self._slots[key]
+        if self._slots.get(engine_request_id) == slot:
+            del self._slots[engine_request_id]
         row = int(self._rows[slot + 1])
         self._rows[slot + 1] = UNKNOWN
         return row
@@ -63,9 +63,9 @@ class SlotMap:
         """The slots that mean a request."""
         return set(self._keys)
 
-    def row_of(self, key: str) -> int:
+    def row_of(self, engine_request_id: str) -> int:
         """The table row of a request, :data:`UNTRACKED` or :data:`UNKNOWN`."""
-        slot = self._slots.get(key)
+        slot = self._slots.get(engine_request_id)
         return UNKNOWN if slot is None else int(self._rows[slot + 1])
 
     def rows(self) -> NDArray[np.int64]:

@@ -95,7 +95,7 @@ class VerdictTable:
     def in_flight(self, engine: str) -> list[str]:
         """Keys of the requests in flight of one engine."""
         slots = self._slots.get(engine)
-        return [self._rows[int(row)].started.key for row in slots.rows()] if slots else []
+        return [self._rows[int(row)].started.engine_request_id for row in slots.rows()] if slots else []
 
     def steered(self, request: Request) -> int:
         """Positions of a request in flight that were downstream of steering; 0 for one that has ended."""
@@ -103,10 +103,10 @@ class VerdictTable:
         row = slots.row_of(request.engine_request_id) if slots else UNKNOWN
         return int(self._rows.steered[row]) if row >= 0 else 0
 
-    def find(self, engine: str, key: str, model: str) -> Request | None:
+    def find(self, engine: str, engine_request_id: str, model: str) -> Request | None:
         """A request in flight by the engine's own id, as events name it; ``None``: it is not followed."""
         slots = self._slots.get(engine)
-        row = slots.row_of(key) if slots else UNKNOWN
+        row = slots.row_of(engine_request_id) if slots else UNKNOWN
         return self._rows[row].request(model) if row >= 0 else None
 
     def named(self, request_id: str) -> list[Holder]:
@@ -175,19 +175,19 @@ class VerdictTable:
 
     def _start(self, slots: SlotMap, engine: str, started: Started, tally: Tally) -> int:
         """Bind a slot; returns the row of the request that this ended, negative if none."""
-        slot, key = started.slot, started.key
-        if slots.key(slot) == key:
+        slot, engine_request_id = started.slot, started.engine_request_id
+        if slots.engine_request_id(slot) == engine_request_id:
             return UNKNOWN
         before = slots.release(slot)
         if not 0 <= slot < MAX_SLOTS:
             tally.untracked += 1
         elif before < 0 and len(self._rows) >= self._max_requests:
             tally.untracked += 1
-            slots.bind(slot, key, UNTRACKED)
+            slots.bind(slot, engine_request_id, UNTRACKED)
         else:
             row = self._rows.allocate(Holder(engine, started))
             self._running.reset(row)
-            slots.bind(slot, key, row)
+            slots.bind(slot, engine_request_id, row)
         return before
 
     def _finish(self, row: int, model: str, tally: Tally) -> RequestFinished:

@@ -42,7 +42,7 @@ class Started(msgspec.Struct, frozen=True, array_like=True):
     """A request that rows may refer to from now on."""
 
     slot: int
-    key: str
+    engine_request_id: str
     """The engine's own, unique id; orders are addressed to it."""
     request_id: str
     """The id that the user of the API sees."""
@@ -74,7 +74,7 @@ class GateEvent(msgspec.Struct, frozen=True, array_like=True):
     gate: str
     kind: Literal["opened", "closed"]
     """It began to steer, or it has steered for the last time until it opens again, or for good."""
-    key: str
+    engine_request_id: str
     """The engine's own id of the request."""
     request_id: str
     """The id that the user of the API sees."""
@@ -98,7 +98,7 @@ class Refusal(msgspec.Struct, frozen=True, array_like=True):
     """Its kind: the tag of the order, or ``admission`` for what a request itself asked for."""
     id: str
     """Of the order, of the rule's action, or of the gate; empty: it has none."""
-    key: str
+    engine_request_id: str
     """The engine's own id of the request; empty: it is about none."""
     cause: Cause
     reason: str
@@ -113,7 +113,7 @@ class GuardEvent(msgspec.Struct, frozen=True, array_like=True):
 
     number: int
     """Counts from 0 with the engine; a gap is a loss."""
-    key: str
+    engine_request_id: str
     """The engine's own id of the request."""
     request_id: str
     """The id that the user of the API sees."""

@@ -39,7 +39,7 @@ class Steer(msgspec.Struct, frozen=True, tag="steer"):
     multiply, and ranges intersect. An engine refuses what goes beyond a vector's cap, or leaves a range empty.
     """
 
-    key: str
+    engine_request_id: str
     acts: Annotated[list[Act], msgspec.Meta(min_length=1)]
     tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
     """Release after this many tokens; ``None``: until the request ends."""
@@ -55,7 +55,7 @@ class Steer(msgspec.Struct, frozen=True, tag="steer"):
 class Release(msgspec.Struct, frozen=True, tag="release"):
     """Stop steering a request."""
 
-    key: str
+    engine_request_id: str
     id: str = ""
     """Of the order to undo; empty: all that were ordered for the request."""
 
@@ -65,7 +65,7 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
     model adds nothing to it.
     """
 
-    key: str
+    engine_request_id: str
     message: str
     """Empty: nothing is said."""
     id: str = ""

@@ -137,7 +137,7 @@ def test_steering_is_ordered_when_it_is_wanted_and_only_then(monitor_process, en
     monitor_process.set(Mode(steer=True))
     engine.step("steered")
     order = engine.order()
-    assert isinstance(order, Steer) and order.key == "steered"
+    assert isinstance(order, Steer) and order.engine_request_id == "steered"
     engine.step("steered", steered=True)
     assert wait(monitor_process, frames=3).steered == 1
 

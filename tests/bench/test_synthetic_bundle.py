@@ -76,7 +76,7 @@ def test_the_trigger_steers_every_request_from_its_first_token(tmp_path, frame):
     """Whatever its score; and no other probe fires."""
     monitor, source = first_frame(synthetic_bundle(tmp_path / "b", MODEL, [3, 6], 8), frame)
     orders = [decode_order(parts) for identity, parts in source.sent if identity == b"engine/core"]
-    assert [(type(order), order.key) for order in orders] == [(Steer, "key")]
+    assert [(type(order), order.engine_request_id) for order in orders] == [(Steer, "key")]
     (act,) = orders[0].acts
     assert act == Act("random", add=act.add)
     assert 0 < act.add < 0.01

@@ -250,7 +250,7 @@ def test_refusals_go_with_every_frame_until_one_that_had_them_is_confirmed(endpo
     offer(exporter)
     header = peer.read().header
     assert header.refused == refused
-    assert [(one.order, one.id, one.key, one.cause) for one in refused] == [
+    assert [(one.order, one.id, one.engine_request_id, one.cause) for one in refused] == [
         ("steer", "rule", "a-1", "dose"),
         ("stream", "", "", "dose"),
     ]

@@ -101,7 +101,7 @@ def test_a_finished_slot_serves_the_next_request(house):
     assert house.slots.finish("a-1") == first.slot
     assert house.slots.finish("a-1") is None
     assert house.slots.start("b-1", "b", PROMPT, scored=True).slot == first.slot
-    assert [started.key for started in house.slots.in_flight()] == ["b-1"]
+    assert [started.engine_request_id for started in house.slots.in_flight()] == ["b-1"]
 
 
 def test_requests_without_a_slot_are_counted_as_unscored(tiny_bundle):
@@ -191,7 +191,7 @@ def test_positions_that_no_step_computed_are_told_once(house):
     house.slots.start("a-1", "a", PROMPT, scored=True)
     house.step(**{"a-1": (5, 2)})
     (gap,) = house.batch.gaps
-    assert (gap.request.key, gap.start, gap.end) == ("a-1", 0, 5)
+    assert (gap.request.engine_request_id, gap.start, gap.end) == ("a-1", 0, 5)
     rows = gap.rows()
     assert rows["position"].tolist() == [0, 1, 2, 3, 4]
     assert rows["role"].tolist() == [Role.TEMPLATE] * 2 + [Role.USER] * 3

@@ -87,7 +87,7 @@ def test_an_engine_that_reconnects_is_reached_again(directory):
                 await core.send_multipart(encode_hello(hello()))
                 await anext(arrivals)
                 assert source.send(b"engine/core", encode_order(Steer(key, [Act("v", add=0.1)])))
-                assert decode_order(await core.recv_multipart()).key == key
+                assert decode_order(await core.recv_multipart()).engine_request_id == key
         source.close()
 
     run(scenario())

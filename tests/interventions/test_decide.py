@@ -127,7 +127,7 @@ def test_no_two_orders_of_a_rule_share_an_id_and_each_keeps_its_own(states, acti
 def test_what_was_applied_is_remembered_for_a_bounded_number_of_requests(actions, engine, stats):
     for key in ("a", "b", "c", "c", "b", "a"):
         actions.apply(fired(key), [decision()])
-    assert [order.key for _, order in engine.orders] == ["a", "b", "c", "a"]
+    assert [order.engine_request_id for _, order in engine.orders] == ["a", "b", "c", "a"]
     assert stats.forgotten == {("request",): 2}
 
 

@@ -270,7 +270,7 @@ def test_what_was_left_to_a_gate_that_leaves_the_request_out_is_ordered_then(des
     desk.orders()
     for number, key in enumerate("ab"):
         desk.frame(number, *flattered(number), started=[started(number, key)])
-    desk.frame(2, refused=[msgspec.structs.replace(REFUSED, key="a", cause="cap")])
+    desk.frame(2, refused=[msgspec.structs.replace(REFUSED, engine_request_id="a", cause="cap")])
     assert desk.orders() == [STEER]
 
 
@@ -495,6 +495,6 @@ def test_what_a_request_asked_for_is_told_once_though_its_engine_was_lost_and_th
     second = Desk(bundle, frame, audit=AuditLog(path))
     with closing(second.monitor):
         second.hello()
-        second.frame(2, started=[begun, msgspec.structs.replace(begun, slot=1, key="b")], complete=True)
+        second.frame(2, started=[begun, msgspec.structs.replace(begun, slot=1, engine_request_id="b")], complete=True)
     told = [record["request"]["engine_request_id"] for record in records(path) if record.get("kind") == "admission"]
     assert told == ["a", "b"]

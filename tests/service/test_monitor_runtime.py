@@ -154,7 +154,7 @@ def test_an_engine_leaves_shadow_when_it_is_tested_again(tiny_bundle, frame):
         ("connected", "vLLM 0.32.0, self-test drift 0.030"),
     ]
     assert [(event.mode, event.sent) for event in house.events(Intervention)] == [("shadow", False), ("enforce", True)]
-    orders = [message.key for name, message in house.sent() if name == "core"]
+    orders = [message.engine_request_id for name, message in house.sent() if name == "core"]
     assert orders == ["b"]
 
 

@@ -25,7 +25,7 @@ from monitor.wire.orders import Ack, Act, Release, Steer
 int32 = st.integers(-(2**31), 2**31 - 1)
 names = st.text(max_size=20)
 row = st.tuples(int32, int32, st.integers(0, 255), st.integers(0, 255))
-started = st.builds(Started, slot=int32, key=names, request_id=names, prompt_tokens=st.integers(0, 2**31))
+started = st.builds(Started, slot=int32, engine_request_id=names, request_id=names, prompt_tokens=st.integers(0, 2**31))
 
 
 @st.composite

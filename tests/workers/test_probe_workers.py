@@ -232,7 +232,7 @@ def test_a_rule_may_name_a_worker_probe(make_house, bundle, tmp_path):
     (alert,) = house.until(lambda: house.events(Alert))
     assert (alert.rule, alert.probe, alert.severity) == ("rule", "concealment", "critical")
     ((name, order),) = house.orders(Steer)
-    assert (name, order.key, order.acts) == (engine.name, "k", [Act("sycophancy", add=-0.2)])
+    assert (name, order.engine_request_id, order.acts) == (engine.name, "k", [Act("sycophancy", add=-0.2)])
     assert [event.sent for event in house.events(Intervention)] == [True]
     assert house.stats.probe_fired["tiny", "concealment"] == 1
 

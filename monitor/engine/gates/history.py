@@ -40,7 +40,7 @@ class Judged:
     """A request that gates may judge."""
 
     slot: int
-    key: str
+    engine_request_id: str
     request_id: str
     respond: int
     """Position of the first response row."""
@@ -56,7 +56,7 @@ class History:
     """Learns what gates did, and makes events of it.
 
     Args:
-        tainted: Is told the key of a request, and the first position that a gate steered.
+        tainted: Is told the engine's id of a request, and the first position that a gate steered.
     """
 
     def __init__(self, tainted: Callable[[str, int], None]) -> None:
@@ -99,7 +99,7 @@ class History:
             if flag & Flag.FIRED:
                 self._say("opened", request, steered, position, float(averages[row, index]))
             if flag & (Flag.STEER | Flag.EARLY) and not (steered.early or steered.late):
-                self._tainted(request.key, position)
+                self._tainted(request.engine_request_id, position)
             for stretches, bit in ((steered.early, Flag.EARLY), (steered.late, Flag.STEER)):
                 if flag & bit:
                     _append(stretches, position)
@@ -129,7 +129,7 @@ class History:
         position: int,
         average: float | None = None,
     ) -> None:
-        about = (steered.gate, kind, request.key, request.request_id)
+        about = (steered.gate, kind, request.engine_request_id, request.request_id)
         self._events.append(GateEvent(self._numbered, *about, position, average, steered.rows))
         self._numbered += 1
 

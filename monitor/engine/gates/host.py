@@ -52,7 +52,7 @@ class Gates:
     Args:
         taps: With buffers for gates.
         bundle: Probes and vectors.
-        tainted: Is told the key of a request, and the first position that a gate steered.
+        tainted: Is told the engine's id of a request, and the first position that a gate steered.
     """
 
     def __init__(self, taps: Taps, bundle: Bundle, tainted: Callable[[str, int], None]) -> None:
@@ -87,14 +87,14 @@ class Gates:
     def start(self, started: Started) -> None:
         """Take in a request that has a slot."""
         self._requests[started.slot] = Judged(
-            started.slot, started.key, started.request_id, max(started.prompt_tokens - 1, 0)
+            started.slot, started.engine_request_id, started.request_id, max(started.prompt_tokens - 1, 0)
         )
         self._fresh.add(started.slot)
 
-    def extend(self, key: str, prompt_tokens: int) -> None:
+    def extend(self, engine_request_id: str, prompt_tokens: int) -> None:
         """Follow a streaming session whose answer has become part of its prompt."""
         for request in self._requests.values():
-            if request.key == key:
+            if request.engine_request_id == engine_request_id:
                 request.respond = max(prompt_tokens - 1, 0)
                 self._buffers.counters[request.slot, :, Counter.RESPOND] = request.respond
 
@@ -127,9 +127,11 @@ class Gates:
         self._buffers.counters[slot, :, Counter.ARMED] = 0
         return self._history.close(request)
 
-    def armed_for(self, key: str) -> list[Arm]:
-        """The gates that may steer the request of a key, which may be about to come."""
-        request = next((request for request in self._requests.values() if request.key == key), None)
+    def armed_for(self, engine_request_id: str) -> list[Arm]:
+        """The gates that may steer a request, which may be about to come."""
+        request = next(
+            (request for request in self._requests.values() if request.engine_request_id == engine_request_id), None
+        )
         if request is not None and request.exempt:
             return []
         return [order for _, order in self._armed.values() if request is None or order.id not in request.without]
@@ -138,7 +140,7 @@ class Gates:
         self,
         order: Arm,
         upcoming: Callable[[int], int],
-        require_beside: Callable[[str, Sequence[Arm]], None] = lambda key, gates: None,
+        require_beside: Callable[[str, Sequence[Arm]], None] = lambda engine_request_id, gates: None,
     ) -> dict[str, OrderError]:
         """Arm a gate, or tune it.
 
@@ -179,10 +181,10 @@ class Gates:
             for request in chosen:
                 request.without.discard(order.id)
                 try:
-                    require_beside(request.key, [*self.armed_for(request.key), order])
+                    require_beside(request.engine_request_id, [*self.armed_for(request.engine_request_id), order])
                 except OrderError as error:
                     request.without.add(order.id)
-                    refused[request.key] = error
+                    refused[request.engine_request_id] = error
             index = self._free.pop()
             self._begin(index, previous, [one for one in chosen if order.id not in one.without], upcoming)
             for layer, entry in entries.items():

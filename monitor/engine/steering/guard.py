@@ -47,7 +47,7 @@ new ends a sequence that is new. Windows with more are most, and need not be cou
 class Repeats(msgspec.Struct, frozen=True):
     """A watched answer repeats itself: what the core tells the workers."""
 
-    key: str
+    engine_request_id: str
     share: float
     """Of the window just judged."""
     noticed: int
@@ -76,39 +76,39 @@ class Guard:
         self._at: dict[int, list[str]] = {}
         """Step to the requests that are looked at then."""
 
-    def watch(self, key: str) -> None:
+    def watch(self, engine_request_id: str) -> None:
         """Judge a request's answer from now on, until it ends."""
-        if key not in self._watched:
-            self._watched[key] = _Watched()
-            self._look_in(1, key)
+        if engine_request_id not in self._watched:
+            self._watched[engine_request_id] = _Watched()
+            self._look_in(1, engine_request_id)
 
     def judge(self, requests: Mapping[str, Any]) -> list[Repeats]:
         """Judge what has become due. To be called once a step.
 
         Args:
-            requests: vLLM's, by key; one that is watched and not among them has ended.
+            requests: vLLM's, by their id; one that is watched and not among them has ended.
 
         Returns:
             The answers that repeat themselves.
         """
         self._step += 1
         found: list[Repeats] = []
-        for key in self._at.pop(self._step, ()):
-            watched, request = self._watched[key], requests.get(key)
+        for engine_request_id in self._at.pop(self._step, ()):
+            watched, request = self._watched[engine_request_id], requests.get(engine_request_id)
             if request is None:
-                del self._watched[key]
+                del self._watched[engine_request_id]
                 continue
             tokens = request.output_token_ids
             count = len(tokens)
             if count < watched.due - WINDOW:
                 # A streaming session whose answer has become part of its prompt.
                 watched.due, watched.noticed = WINDOW, -1
-            if count >= watched.due and (repeats := self._judge(key, watched, request)) is not None:
+            if count >= watched.due and (repeats := self._judge(engine_request_id, watched, request)) is not None:
                 found.append(repeats)
-            self._look_in(max(1, (watched.due - count) // self._pace), key)
+            self._look_in(max(1, (watched.due - count) // self._pace), engine_request_id)
         return found
 
-    def _judge(self, key: str, watched: _Watched, request: Any) -> Repeats | None:
+    def _judge(self, engine_request_id: str, watched: _Watched, request: Any) -> Repeats | None:
         tokens = request.output_token_ids
         window, count = tokens[-WINDOW:], len(tokens)
         share = 0.0 if len(set(window)) > MOST_DISTINCT else repetition(window)
@@ -118,10 +118,10 @@ class Guard:
         if watched.noticed < 0:
             watched.noticed = request.num_prompt_tokens + count - 1
         watched.due = count + WINDOW
-        return Repeats(key, share, watched.noticed)
+        return Repeats(engine_request_id, share, watched.noticed)
 
-    def _look_in(self, steps: int, key: str) -> None:
-        self._at.setdefault(self._step + steps, []).append(key)
+    def _look_in(self, steps: int, engine_request_id: str) -> None:
+        self._at.setdefault(self._step + steps, []).append(engine_request_id)
 
 
 def blamed(stretches: Iterable[tuple[int, int]], noticed: int) -> bool:
@@ -150,7 +150,7 @@ def release(repeats: Repeats, slots: Slots, gates: Gates | None, number: int) ->
     Returns:
         What was done; ``None`` where the request has ended, is not steered, or steering is not to blame.
     """
-    request = slots.tracked(repeats.key)
+    request = slots.tracked(repeats.engine_request_id)
     if request is None:
         return None
     by_gates = [] if gates is None else gates.steered(request.slot)
@@ -163,7 +163,7 @@ def release(repeats: Repeats, slots: Slots, gates: Gates | None, number: int) ->
     slots.release(request)
     return GuardEvent(
         number=number,
-        key=request.key,
+        engine_request_id=request.engine_request_id,
         request_id=request.request_id,
         position=slots.upcoming(request.slot),
         repetition=repeats.share,

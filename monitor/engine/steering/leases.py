@@ -15,7 +15,7 @@ from monitor.wire.frames import Refusal
 from monitor.wire.orders import Arm, Disarm, Order, Release, Steer
 
 _ARMED: Final = ""
-"""In the place of a request's key: the lease is a gate's."""
+"""In the place of a request's id: the lease is a gate's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,9 @@ class Leases:
                 del self._running[place]
             elif ends <= now:
                 del self._running[place]
-                orders.append(Disarm(order.id) if isinstance(order, Arm) else Release(order.key, order.id))
+                orders.append(
+                    Disarm(order.id) if isinstance(order, Arm) else Release(order.engine_request_id, order.id)
+                )
                 refusals.append(refusal(order, OrderError("expired", f"Its lease of {order.lease:g} s has ended.")))
         return orders, refusals
 
@@ -69,7 +71,7 @@ class Leases:
         order = arrived.order
         match order:
             case Arm() | Steer():
-                place = (_ARMED if isinstance(order, Arm) else order.key, order.id)
+                place = (_ARMED if isinstance(order, Arm) else order.engine_request_id, order.id)
                 if order.lease is None:
                     self._running.pop(place, None)
                     return
@@ -85,8 +87,12 @@ class Leases:
                 self._running[place] = ends, order
             case Disarm(id):
                 self._running.pop((_ARMED, id), None)
-            case Release(key, id):
-                for place in [(key, id)] if id else [place for place in self._running if place[0] == key]:
+            case Release(engine_request_id, id):
+                for place in (
+                    [(engine_request_id, id)]
+                    if id
+                    else [place for place in self._running if place[0] == engine_request_id]
+                ):
                     self._running.pop(place, None)
             case _:
                 pass

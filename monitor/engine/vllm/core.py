@@ -107,7 +107,7 @@ def _schedule(method: Method) -> Method:
         refusals += _stop(self, orders)
         for order in orders:
             # Blocks registered so far hold only tokens scheduled before this step, and this order begins with it.
-            if isinstance(order, Steer) and (request := self.requests.get(order.key)) is not None:
+            if isinstance(order, Steer) and (request := self.requests.get(order.engine_request_id)) is not None:
                 _keep_private(self, request, request.num_computed_tokens)
         orders, unarmed = _note_gates(self, orders)
         refusals += unarmed

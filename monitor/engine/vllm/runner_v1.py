@@ -52,8 +52,8 @@ def _prepare_inputs(method: Method) -> Method:
     def prepare_inputs(self: Any, scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
         result = method(self, scheduler_output, num_scheduled_tokens)
 
-        def blocks(key: str, group: int) -> Sequence[int]:
-            return self.requests[key].block_ids[group]
+        def blocks(engine_request_id: str, group: int) -> Sequence[int]:
+            return self.requests[engine_request_id].block_ids[group]
 
         # Looked up each time: the runner replaces its batch when the KV cache has been sized.
         batch = self.input_batch

@@ -49,10 +49,12 @@ def _prepare_inputs(method: Method) -> Method:
     def prepare_inputs(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         batch = method(self, scheduler_output, *args, **kwargs)
 
-        def blocks(key: str, group: int) -> Sequence[int]:
+        def blocks(engine_request_id: str, group: int) -> Sequence[int]:
             # Positions are skipped in a request's first step only, that after a preemption included; what the runner
             # keeps of its blocks is on the device.
-            return next(new.block_ids[group] for new in scheduler_output.scheduled_new_reqs if new.req_id == key)
+            return next(
+                new.block_ids[group] for new in scheduler_output.scheduled_new_reqs if new.req_id == engine_request_id
+            )
 
         def kv_slots(group: int) -> Tensor:
             # As the runner is about to do, with the same outcome: it has the step's block tables and positions by now.

@@ -38,18 +38,18 @@ def stop(scheduler: Any, order: Stop) -> tuple[int, Any]:
     from vllm.v1.engine import EngineCoreOutput, FinishReason
     from vllm.v1.request import RequestStatus
 
-    request = scheduler.requests.get(order.key)
+    request = scheduler.requests.get(order.engine_request_id)
     if request is None or request.is_finished() or request.sampling_params is None:
-        raise OrderError("request", f"Request '{order.key}' has ended.")
+        raise OrderError("request", f"Request '{order.engine_request_id}' has ended.")
     tokenizer = getattr(scheduler.structured_output_manager, "tokenizer", None)
     tokens = _tokens(tokenizer, order.message)
     tokens.append(_ending(tokenizer, request.sampling_params))
     stats = request.take_prefill_stats()
     if stats is not None:
         stats.finalize(scheduler.kv_cache_manager.estimate_cached_tokens(request))
-    scheduler.finish_requests(order.key, RequestStatus.FINISHED_STOPPED)
+    scheduler.finish_requests(order.engine_request_id, RequestStatus.FINISHED_STOPPED)
     return request.client_index, EngineCoreOutput(
-        request_id=order.key,
+        request_id=order.engine_request_id,
         new_token_ids=tokens,
         new_logprobs=None if request.sampling_params.num_logprobs is None else _certain(tokens),
         finish_reason=FinishReason.STOP,

@@ -44,7 +44,7 @@ class AuditSink:
     ) -> None:
         self._log, self._stats, self._steered, self._max_requests = log, stats, steered, max_requests
         self._ordered: OrderedDict[tuple[str, str], int] = OrderedDict()
-        """Engine and key of a request to how often it was ordered to be steered."""
+        """Engine and its id of a request to how often it was ordered to be steered."""
         log.append(StartRecord(__version__, _path(str(bundle.path)), bundle.digest))
         self._take(policy, None)
 

@@ -47,7 +47,9 @@ class Listener(Wire):
         self._router.send_multipart([f"{self.engine}/rank0".encode(), *encode_ack(self.headers[-1].sequence)])
 
     def events(self, seen: Seen) -> list[tuple[str, str, int]]:
-        found = [event for _, event in sorted(self.told.items()) if event.key == seen.started.key]
+        found = [
+            event for _, event in sorted(self.told.items()) if event.engine_request_id == seen.started.engine_request_id
+        ]
         return [(event.gate, event.kind, event.position) for event in found]
 
 

@@ -554,10 +554,16 @@ def test_ten_thousand_requests_leave_no_residue_in_the_slots_they_share(tiny_bun
                 fired, expected, _ = model(gate, column, request["roles"], request["prompt"] - 1)
                 assert request["found"][:, index].tolist() == expected.tolist()
                 house.finish(key) if index == 1 else None
-                told = [e.position for e in house.events if (e.kind, e.key, e.gate) == ("opened", key, str(index))]
+                told = [
+                    e.position
+                    for e in house.events
+                    if (e.kind, e.engine_request_id, e.gate) == ("opened", key, str(index))
+                ]
                 assert told == np.flatnonzero(fired).tolist()
                 steered += int(expected.sum())
-            house.events = [event for event in house.events if event.key in live and event.key != key]
+            house.events = [
+                event for event in house.events if event.engine_request_id in live and event.engine_request_id != key
+            ]
             del live[key]
             checked += 1
     # Otherwise it would show less than it says.

@@ -171,8 +171,8 @@ def generate(inside: Inside, asks: Sequence[Ask], fresh: bool = False) -> list[T
                 inside.llm.llm_engine.abort_request([name])
             elif ask.orders and count >= ask.after and name not in ordered:
                 ordered.add(name)
-                key = _seen(inside, [name])[name].started.key
-                inside.order(*(msgspec.structs.replace(order, key=key) for order in ask.orders))
+                key = _seen(inside, [name])[name].started.engine_request_id
+                inside.order(*(msgspec.structs.replace(order, engine_request_id=key) for order in ask.orders))
     # Who has ended is told with the step after.
     inside.step()
     seen = _seen(inside, asked)

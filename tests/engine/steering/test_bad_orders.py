@@ -177,11 +177,11 @@ def test_it_is_refused_with_the_reason_told_counted_and_nothing_is_steered(bundl
         told = asyncio.run(asyncio.wait_for(watch(desk.monitor), 20))
         assert told.result == event_pb2.ORDER_RESULT_REFUSED and told.who == "engine"
         assert told.reason == refused.reason and said in told.reason and told.detail.endswith(f"({cause})")
-        assert told.HasField("request") == bool(refused.key)
+        assert told.HasField("request") == bool(refused.engine_request_id)
         assert desk.counted(refused.order) == 1.0
         assert desk.monitor.stats.tokens_steered["tiny",] == 0
         # Only what the rule itself ordered for a request in flight stops it.
-        closes = isinstance(order, Steer) and order.key == "a"
+        closes = isinstance(order, Steer) and order.engine_request_id == "a"
         assert desk.stops() == ([Stop("a", "I stop here.", "civil:closed")] if closes else [])
 
 

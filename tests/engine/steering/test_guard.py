@@ -157,7 +157,7 @@ def test_steering_that_makes_an_answer_repeat_itself_is_released(house):
     assert house.added(0) == [4.0, 0.0]
     event = release(repeats(100), house.slots, None, 3)
     assert (event.number, event.position, event.repetition) == (3, upcoming, 0.9)
-    assert (event.key, event.request_id, event.gates) == ("a", "user-a", [])
+    assert (event.engine_request_id, event.request_id, event.gates) == ("a", "user-a", [])
     house.step(a=(upcoming, 1))
     assert house.added(0) == [0.0, 0.0]
     # Nothing is left to release.
@@ -231,7 +231,12 @@ def test_a_gate_lets_the_request_go_and_no_other(gated):
     assert (event.position, event.gates) == (len(PROMPT) + 80, ["g"])
     gated.events += gated.gates.take_events()
     closed = gated.events[-1]
-    assert (closed.gate, closed.kind, closed.key, closed.position) == ("g", "closed", "a", len(PROMPT) + 80)
+    assert (closed.gate, closed.kind, closed.engine_request_id, closed.position) == (
+        "g",
+        "closed",
+        "a",
+        len(PROMPT) + 80,
+    )
     assert not any(answer(gated, "a", 5, len(PROMPT) + 80))
     assert all(answer(gated, "b", 5, len(PROMPT) + 80))
     # Nor does the gate that takes its place, and rows from before come again as they were.

@@ -50,11 +50,17 @@ class Desk(Wire):
 
     def guarded(self, seen: Seen | None = None) -> list[Guarded]:
         events = [event for event in self.sink.events if isinstance(event, Guarded)]
-        return [event for event in events if seen is None or event.request.engine_request_id == seen.started.key]
+        return [
+            event
+            for event in events
+            if seen is None or event.request.engine_request_id == seen.started.engine_request_id
+        ]
 
     def gates(self, seen: Seen) -> list[tuple[str, str, int]]:
         found = {event.number: event for header in self.headers for event in header.gates}
-        mine = [event for _, event in sorted(found.items()) if event.key == seen.started.key]
+        mine = [
+            event for _, event in sorted(found.items()) if event.engine_request_id == seen.started.engine_request_id
+        ]
         return [(event.gate, event.kind, event.position) for event in mine]
 
     def close(self) -> None:
@@ -153,7 +159,7 @@ def crowd(house):
 
     def act(wire: Wire, seen: list[Seen]) -> None:
         for request in seen:
-            key = request.started.key
+            key = request.started.engine_request_id
             if key not in ordered and not ordered.add(key):
                 # Requests are numbered in the order of their prompts.
                 dose = doses[int(request.started.request_id) - int(seen[0].started.request_id)]
@@ -205,13 +211,13 @@ def test_a_released_request_is_steered_by_no_later_order(house):
     def act(wire: Desk, seen: list[Seen]) -> None:
         refused.update({refusal.number: refusal for header in wire.headers for refusal in header.refused})
         for request in seen:
-            key = request.started.key
+            key = request.started.engine_request_id
             if len(sent) == 0 or (len(sent) == 1 and wire.guarded(request)):
                 sent.append(Steer(key, [Act("random-1", add=HUGE)], id=f"order-{len(sent)}"))
                 wire.order(sent[-1])
 
     house.run(house.prompts[:1], act, tokens=2 * TOKENS)
-    (found,) = [refusal for refusal in refused.values() if refusal.key == sent[0].key]
+    (found,) = [refusal for refusal in refused.values() if refusal.engine_request_id == sent[0].engine_request_id]
     assert (found.id, found.cause) == ("order-1", "guard")
 
 

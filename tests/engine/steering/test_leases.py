@@ -59,7 +59,7 @@ def test_what_comes_too_late_is_refused_and_never_done(order):
 
 def test_a_lease_without_an_id_could_not_be_undone_and_is_refused():
     orders, (refused,) = take(Leases(), steer(id=""))
-    assert orders == [] and (refused.cause, refused.key) == ("lease", "a")
+    assert orders == [] and (refused.cause, refused.engine_request_id) == ("lease", "a")
 
 
 def test_a_newer_lease_replaces_the_older_one():

@@ -45,9 +45,9 @@ class Listener(Wire):
     def _frame(self, frame) -> None:
         if frame.header.complete:
             # Frames were lost on their way, and what they told of who had ended.
-            in_flight = {(started.slot, started.key) for started in frame.header.started}
+            in_flight = {(started.slot, started.engine_request_id) for started in frame.header.started}
             for slot, seen in list(self.slots.items()):
-                if (slot, seen.started.key) not in in_flight:
+                if (slot, seen.started.engine_request_id) not in in_flight:
                     self.slots.pop(slot).finished = True
         known = [slot for slot in frame.header.finished if slot in self.slots]
         super()._frame(msgspec.structs.replace(frame, header=msgspec.structs.replace(frame.header, finished=known)))
@@ -58,7 +58,7 @@ class Listener(Wire):
         """The key of the request of that prompt, once it has answered five tokens; empty before."""
         for seen in self.requests:
             if seen.started.prompt_tokens == len(prompt) and len(seen.positions) > len(prompt) + 5:
-                return seen.started.key
+                return seen.started.engine_request_id
         return ""
 
 
@@ -166,8 +166,8 @@ def test_an_order_and_a_gate_come_together_to_no_more_than_the_cap(house):
         wire.order(Steer(key, [Act("random-1", add=DOSE)], id="another"))
         house.until(lambda: wire.pump(0.02) or house.arm.answered())
         house.arm.answer()
-        house.until(lambda: house.step(wire) or [one for one in wire.refused.values() if one.key == key])
-        (told,) = [one for one in wire.refused.values() if one.key == key]
+        house.until(lambda: house.step(wire) or [one for one in wire.refused.values() if one.engine_request_id == key])
+        (told,) = [one for one in wire.refused.values() if one.engine_request_id == key]
         assert (told.id, told.cause) == ("over", "dose")
         assert "comes to a dose of 1.6, over the cap of 1.2" in told.reason
         wire.order(Disarm("g"))

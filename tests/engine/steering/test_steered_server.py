@@ -49,9 +49,9 @@ class Monitor(Wire):
         header = frame.header
         if header.complete:
             # Frames were lost on their way, and what they told of who had ended.
-            in_flight = {(started.slot, started.key) for started in header.started}
+            in_flight = {(started.slot, started.engine_request_id) for started in header.started}
             for slot, seen in list(self.slots.items()):
-                if (slot, seen.started.key) not in in_flight:
+                if (slot, seen.started.engine_request_id) not in in_flight:
                     self.slots.pop(slot).finished = True
         known = [slot for slot in header.finished if slot in self.slots]
         super()._frame(msgspec.structs.replace(frame, header=msgspec.structs.replace(header, finished=known)))
@@ -113,7 +113,7 @@ class House:
         """The key of the request of that many tokens, once it has answered ten."""
         for seen in requests:
             if seen.started.prompt_tokens == len(prompt) and len(seen.positions) >= len(prompt) + 10:
-                return seen.started.key
+                return seen.started.engine_request_id
         return None
 
     def one(self, prompt: list[int], tokens: int, asked: dict | None = None, **more):
@@ -276,7 +276,7 @@ def test_a_generation_is_stopped_with_a_message_and_its_batchmate_is_not(house, 
             break
     else:
         pytest.skip("this machine generates faster than it tells: no order came before the answer's end")
-    assert stopped == [seen[1].started.key]
+    assert stopped == [seen[1].started.engine_request_id]
     whole, cut = (answer.choices[0] for answer in answers)
     assert whole.token_ids == plain.choices[0].token_ids
     assert cut.text.endswith(message)
@@ -313,15 +313,15 @@ def test_what_an_engine_refuses_it_says_with_the_reason(house):
         (answer,), (seen,) = house.answers(house.ask(prompt, 2500), act=act)
         house.until(lambda: len(house.monitor.refused) >= told + 7)
         assert answer.choices[0].token_ids == plain.choices[0].token_ids
-        return [house.monitor.refused[number] for number in range(told, told + 7)], seen.started.key
+        return [house.monitor.refused[number] for number in range(told, told + 7)], seen.started.engine_request_id
 
     for _ in range(5):
         found, key = refused()
-        if not any(one.key == key and one.cause == "request" for one in found):
+        if not any(one.engine_request_id == key and one.cause == "request" for one in found):
             break
     else:
         pytest.skip("this machine generates faster than it tells: no order came before the answer's end")
-    assert sorted((one.order, one.id, one.key, one.cause) for one in found) == sorted(
+    assert sorted((one.order, one.id, one.engine_request_id, one.cause) for one in found) == sorted(
         [
             ("steer", "late", "gone-1", "request"),
             ("stop", "late:stop", "gone-2", "request"),

@@ -59,7 +59,7 @@ def main() -> None:
         wire.pump(0.0)
         target = next((seen for seen in wire.requests if seen.started.request_id == str(len(prompts) - 1)), None)
         if target is not None and not ordered and len(target.positions) > target.started.prompt_tokens:
-            wire.order(Steer(target.started.key, [Act("random-0", add=0.5)]))
+            wire.order(Steer(target.started.engine_request_id, [Act("random-0", add=0.5)]))
             ordered = True
     wire.pump(2.0)
     frames = {

@@ -40,7 +40,7 @@ def test_rows_carry_the_request_the_prompt_length_and_roles(untouched, prompts, 
     _, seen = untouched
     for request, prompt in zip(seen, prompts, strict=True):
         assert request.started.prompt_tokens == len(prompt)
-        assert request.started.key.startswith(f"{request.started.request_id}-")
+        assert request.started.engine_request_id.startswith(f"{request.started.request_id}-")
         roles = request.roles
         assert Role.USER in roles[: len(prompt)]
         assert roles[len(prompt) - 1] == Role.TEMPLATE
@@ -71,8 +71,8 @@ def ordering(*steers: tuple[str, float]) -> tuple[Play, list[str]]:
         target = max(requests, key=lambda seen: int(seen.started.request_id))
         if len(target.positions) > target.started.prompt_tokens:
             for vector, dose in steers:
-                wire.order(Steer(target.started.key, [Act(vector, add=dose)]))
-            ordered.append(target.started.key)
+                wire.order(Steer(target.started.engine_request_id, [Act(vector, add=dose)]))
+            ordered.append(target.started.engine_request_id)
 
     return act, ordered
 
@@ -107,7 +107,7 @@ def test_steering_changes_one_request_from_its_next_step_and_no_batchmate(engine
     tapped, _ = engines
     act, ordered = ordering(("random-0", 0.6), ("random-1", -0.3))
     answer, seen = wire.run(tapped, prompts[:BATCH], TOKENS, act)
-    assert ordered == [seen[-1].started.key]
+    assert ordered == [seen[-1].started.engine_request_id]
     assert answer.tokens[:-1] == plain[:-1]
     assert not any(any(request.steered) for request in seen[:-1])
     steered = seen[-1]
@@ -127,7 +127,7 @@ def test_a_released_request_is_steered_no_further(engines, wire, prompts):
     def act(wire: Wire, requests: list[Seen]) -> None:
         for seen in requests:
             if not released and any(seen.steered):
-                wire.order(Release(seen.started.key))
+                wire.order(Release(seen.started.engine_request_id))
                 released.append(len(seen.positions))
 
     steer, _ = ordering(("random-0", 0.4))

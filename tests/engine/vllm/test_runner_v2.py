@@ -216,11 +216,11 @@ def test_an_order_steers_one_request_from_its_next_step_on(uncached, plain, prom
             return
         target = max(requests, key=lambda seen: int(seen.started.request_id))
         if len(target.positions) > target.started.prompt_tokens:
-            wire.order(Steer(target.started.key, [Act("random-0", add=0.6)]))
-            ordered.append(target.started.key)
+            wire.order(Steer(target.started.engine_request_id, [Act("random-0", add=0.6)]))
+            ordered.append(target.started.engine_request_id)
 
     answer, seen = plain.run(prompts, act=act)
-    assert ordered == [seen[-1].started.key]
+    assert ordered == [seen[-1].started.engine_request_id]
     assert answer.tokens[:-1] == untouched.tokens[:-1]
     assert not any(any(request.steered) for request in seen[:-1])
     first = seen[-1].positions[seen[-1].steered.index(1)]
