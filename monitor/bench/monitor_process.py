@@ -206,7 +206,7 @@ class _Listener:
         if not mode.listen:
             await self._stop()
         if self._monitor is not None and self._relayed is not None:
-            self._monitor.policy = steering_policy(self._bundle) if mode.steer else idle_policy()
+            self._monitor.change_policy(steering_policy(self._bundle) if mode.steer else idle_policy())
             self._relayed.switch(mode)
 
     def _start(self) -> None:
