@@ -25,6 +25,7 @@ from rich.text import Text
 from monitor import __version__
 from monitor.cli.console import err, out, print_table, progress
 from probes.bundle import MANIFEST, SIGNATURE, Bundle, Probe, WorkerProbe, load_bundle, require_destination, save_bundle
+from probes.bundle.shipped import require_trusted
 from probes.errors import PlumbobError
 
 if TYPE_CHECKING:
@@ -276,10 +277,7 @@ def _load(path: Path, trust: Sequence[Path] | None) -> Bundle:
         BundleError: It is damaged, or not signed by one of them.
     """
     bundle = load_bundle(path)
-    if trust:
-        from probes.bundle.signing import require_signature
-
-        require_signature(bundle, trust)
+    require_trusted(bundle, trust or ())
     return bundle
 
 

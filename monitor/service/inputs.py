@@ -5,19 +5,17 @@ from pathlib import Path
 from monitor.policy import Policy, default_policy, load_policy
 from monitor.service.config import MonitorConfig
 from probes.bundle import Bundle, load_bundle
+from probes.bundle.shipped import require_trusted
 
 
 def read_bundle(config: MonitorConfig) -> Bundle:
-    """The bundle, signed by a key that is trusted where any is named.
+    """Read the bundle, and check that it is signed by a trusted key, where any is named or it is the one that ships.
 
     Raises:
         BundleError: It cannot be read, or is not signed by any of them.
     """
     bundle = load_bundle(config.bundle)
-    if config.trust:
-        from probes.bundle.signing import require_signature
-
-        require_signature(bundle, config.trust)
+    require_trusted(bundle, config.trust)
     return bundle
 
 

@@ -1,9 +1,13 @@
 """The bundle: one directory with all that an engine and its monitor need to read one model.
 
-``artefact``   the directory, written whole and read back
-``manifest``   the types of ``bundle.json``
-``canaries``   short conversations with the scores that their tokens had at fit
-``signing``    who vouches for it
+``manifest``     the types of ``bundle.json``
+``artefact``     a loaded bundle
+``canaries``     short conversations with the scores that their tokens had at fit
+``store``        the directory, written whole and read back
+``consistency``  checks of a bundle against itself
+``keys``         key files
+``signing``      the signature beside a bundle
+``shipped``      the bundle that comes with Plumbob
 
 Nothing here needs torch.
 """
@@ -17,17 +21,10 @@ from probes.bundle.artefact import (
     SIGNATURE,
     TENSORS,
     Bundle,
-    Calibration,
-    Evaluation,
-    Manifest,
-    ModelIdentity,
-    Probe,
-    Vector,
     WorkerProbe,
-    load_bundle,
-    require_destination,
-    save_bundle,
 )
+from probes.bundle.manifest import Calibration, Evaluation, Manifest, ModelIdentity, Probe, Vector
+from probes.bundle.store import load_bundle, require_destination, save_bundle
 
 __all__ = [
     "MANIFEST",

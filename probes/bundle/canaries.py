@@ -52,7 +52,7 @@ _TEXTS: Final = (
 CONVERSATIONS: Final[tuple[Conversation, ...]] = tuple(
     (Message("user", user), Message("assistant", assistant)) for user, assistant in _TEXTS
 )
-"""What is run: plain text, code, numbers, another language, and something for every concept to read."""
+"""Conversations that are run: plain text, code, numbers, another language, and something for every concept to read."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,11 @@ class Canaries:
         bias: NDArray[np.floating],
         readers: Sequence[TokenReader[Any]] = (),
     ) -> Self:
-        """What the probes read in these states.
+        """Record the probes' scores of these states.
 
         Args:
             prompts: Token ids.
-            states: What each probe reads of each prompt, ``(probes, its tokens, hidden)``; linear probes first.
+            states: Of each prompt, at each probe's layer, ``(probes, its tokens, hidden)``; linear probes first.
             weight: Of the linear probes, ``(linear probes, hidden)``.
             bias: ``(linear probes,)``.
             readers: Of the probes behind them.
@@ -106,7 +106,7 @@ class Canaries:
         return bool(self.prompts)
 
     def read(self, column: int, reader: TokenReader[Any], states: NDArray[np.floating]) -> NDArray[np.float64]:
-        """What a reader makes of the tokens whose scores are compared, as if there were no others.
+        """Score the tokens that are compared, as if there were no others.
 
         Args:
             column: Of the reader's probe.
@@ -124,7 +124,7 @@ class Canaries:
         return scores
 
     def cut(self, tokens: int) -> Self:
-        """The same with no more than so many tokens of each prompt; the scores of those do not depend on the rest."""
+        """Keep no more than so many tokens of each prompt; the scores of those do not depend on the rest."""
         kept = [self.reference[begin:end][:tokens] for begin, end in self._spans()]
         return type(self)(
             tuple(prompt[:tokens] for prompt in self.prompts),
@@ -132,7 +132,7 @@ class Canaries:
         )
 
     def drift(self, measured: NDArray[np.floating]) -> NDArray[np.float64]:
-        """How far measured scores are from those recorded.
+        """Measure how far scores are from those recorded.
 
         Args:
             measured: Shape ``(tokens, probes)``, in the order of :attr:`reference`.

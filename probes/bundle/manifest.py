@@ -20,24 +20,24 @@ class Slice(msgspec.Struct, frozen=True):
     benign: int
     """Benign requests of this kind."""
     fired: int
-    """How many of them reach the probe's threshold."""
+    """Number of them that reach the probe's threshold."""
     threshold: float | None
     """The threshold that this kind alone would set; ``None`` where too few of its requests have a verdict."""
     interval: tuple[float, float]
     """95% Clopper–Pearson interval of the rate that they show at the probe's threshold."""
     certified: bool
-    """Whether they are enough to show the rate; if not, the kind has no say in the probe's threshold."""
+    """They are enough to show the rate; if not, the kind has no say in the probe's threshold."""
 
 
 class Calibration(msgspec.Struct, frozen=True):
-    """What a threshold stands on."""
+    """Evidence of a threshold."""
 
     false_positive_rate: float
     """The rate a request that the threshold was set for."""
     benign: int
     """Held-back benign requests that it was set on."""
     fired: int
-    """How many of them reach the threshold."""
+    """Number of them that reach the threshold."""
     interval: tuple[float, float]
     """95% Clopper–Pearson interval of the rate that they show."""
     slices: list[Slice] = []
@@ -45,7 +45,7 @@ class Calibration(msgspec.Struct, frozen=True):
 
 
 class Evaluation(msgspec.Struct, frozen=True):
-    """How a probe does on data sets that it was made without, as a mean over them; the report has all of it."""
+    """Figures of a probe on data sets that it was made without, as a mean over them; the report has all of it."""
 
     positives: int
     """Examples that show the concept, of all sets together."""
@@ -88,21 +88,21 @@ class Probe(msgspec.Struct, frozen=True):
     layer: int
     """It reads the output of block ``layer``, counted from 0."""
     roles: list[str]
-    """Whose tokens it reads, names of :class:`probes.scoring.roles.Role` in lower case."""
+    """Roles of the tokens it reads, names of :class:`probes.scoring.roles.Role` in lower case."""
     threshold: float
     """The aggregate at which it fires, in logits."""
     aggregate: Aggregate
     calibration: Calibration
     evaluation: Evaluation
     definition: str = ""
-    """What a high score means, and what it does not."""
+    """Meaning of a high score, and what it does not mean."""
     kind: str = "logistic"
-    """How it was fitted, one of :data:`probes.fit.linear.Kind`; or ``multimax``, and it is one of the worker probes."""
+    """Way of fitting, one of :data:`probes.fit.linear.Kind`; or ``multimax``, and it is one of the worker probes."""
     probability: Probability | None = None
     """Of the aggregate; ``None`` where there was too little to fit it on."""
 
     def reads(self, role: Role) -> bool:
-        """Whether tokens of this role are scored by the probe."""
+        """Say whether the probe reads tokens of this role."""
         return role.name.lower() in self.roles
 
 
@@ -115,9 +115,9 @@ class Vector(msgspec.Struct, frozen=True):
     hidden_norm: float
     """Median norm of the residual stream of that layer over response tokens; the unit of dose."""
     method: str = "mean"
-    """How it was made, one of :data:`probes.steering.extraction.Method`."""
+    """Way of making, one of :data:`probes.steering.extraction.Method`."""
     origin: str = ""
-    """What it was made from: a concept's pairs, a probe, an expression, or a file with its SHA-256."""
+    """Origin: a concept's pairs, a probe, an expression, or a file with its SHA-256."""
     max_dose: Annotated[float, msgspec.Meta(gt=0)] | None = None
     """The cap: the largest dose, either way, that may be ordered; ``None`` where no sweep has set one."""
     working: tuple[float, float] | None = None
@@ -140,7 +140,7 @@ class Vector(msgspec.Struct, frozen=True):
             )
 
     def require_cap(self) -> None:
-        """Check that there is a cap, where whoever asks for a dose is not who answers for it.
+        """Check that there is a cap, without which no request may choose a dose.
 
         Raises:
             BundleError: There is none.
@@ -152,7 +152,7 @@ class Vector(msgspec.Struct, frozen=True):
             )
 
     def coefficient(self, dose: float) -> float:
-        """What to multiply the unit vector with, so that its norm is ``dose`` times the residual stream's."""
+        """Compute the factor of the unit vector that makes its norm ``dose`` times the residual stream's."""
         return dose * self.hidden_norm
 
 
@@ -174,6 +174,6 @@ class Manifest(msgspec.Struct, frozen=True):
     files: dict[str, str] = {}
     """Further files of the bundle, such as its report, to the SHA-256 of their bytes."""
     provenance: dict[str, list[Provenance]] = {}
-    """What each probe, and ``benign``, was made from."""
+    """Data that each probe, and ``benign``, were made from."""
     worker_probes: list[Probe] = []
     """Those that are more than a direction, and read streamed activations outside the engine; sorted by layer."""

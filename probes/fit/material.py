@@ -108,6 +108,7 @@ def gather(
     budget: int,
     progress: Progress,
     rates: Mapping[str, float] = MappingProxyType({}),
+    sharing: int | None = None,
 ) -> list[Material]:
     """Choose, answer and read everything.
 
@@ -120,13 +121,15 @@ def gather(
         progress: Told about slow work.
         rates: The false-positive rate of each concept's threshold, by name; too few benign requests for one are refused
             before anything is read.
+        sharing: Concepts that share the budget, where these are but some of them: so one probe of a bundle can be made
+            again of the same conversations. ``None``: these are all.
 
     Raises:
         PlumbobError: The data cannot be used.
         OSError: The disk is full, or refuses.
     """
     samples: list[Sample[Example]] = []
-    share = int(budget * (1 - BENIGN_SHARE) / len(concepts))
+    share = int(budget * (1 - BENIGN_SHARE) / (sharing or len(concepts)))
     for number, concept in enumerate(concepts):
         samples.append(sample_examples(concept.examples(data, load), source.encode, share, concept.name))
         progress("encoding examples", number + 1, len(concepts))

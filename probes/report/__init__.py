@@ -1,4 +1,4 @@
-"""What was measured of probes, as an auditor reads it: typed data, sentences that follow from it, and a page."""
+"""Reports of probes and of steering as an auditor reads them: JSON, and a page of HTML."""
 
 from probes.evaluation.conclusions import NO_EVIDENCE, concluded, sentences
 from probes.evaluation.results import (

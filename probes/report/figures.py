@@ -36,7 +36,7 @@ _SETTINGS: Final[dict[Any, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class LineStyle:
-    """How a line is drawn, in a figure and in its legend."""
+    """Style of a line, in a figure and in its legend."""
 
     colour: str
     dash: str
