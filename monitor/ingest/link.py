@@ -39,9 +39,6 @@ class Link:
     """True where it was ordered to stream what probe workers read."""
     worker_unscored: int = 0
     """Tokens that probe workers did not score, each counted once a probe."""
-    recorded_with: int = 0
-    """How many records the audit log has to have before frames are confirmed: what gates decided is in them, and an
-    engine repeats it until then."""
     _acked: int = -1
     _next_ack: float = 0.0
     _next_resync: float = 0.0

@@ -73,7 +73,7 @@ class Actions:
             if case.decision.rule not in state.rules:
                 self._carry_out(case, state)
         # Only now: the decisions of one rule belong together.
-        state.rules.update(case.decision.rule for case in cases)
+        self._states.carried_out(fired.request, cases, ended=ended)
 
     def refused(self, request: Request, id: str, why: str) -> None:
         """Stop a generation that an engine does not steer as it was ordered, where the rule says so.
@@ -140,7 +140,7 @@ class Actions:
         if (case := state.left_to_gates.get(gate)) is not None:
             del state.left_to_gates[gate]
             self._carry_out(case, state)
-            state.rules.add(case.decision.rule)
+            self._states.carried_out(case.fired.request, [case])
 
     def _state(self, request: Request) -> RequestState:
         return self._states.of(request.engine, request.engine_request_id)

@@ -22,6 +22,7 @@ from monitor.interventions.operator import Operator
 from monitor.interventions.state import RequestStates
 from monitor.policy import Policy
 from monitor.sinks.recorder import Recorder
+from monitor.store import Processed
 from monitor.telemetry.stats import Stats
 from monitor.verdicts import VerdictTable
 from monitor.wire.frames import GateEvent
@@ -125,11 +126,13 @@ class GateDecisions:
 
     def _record(self, event: GateEvent, request: Request, facts: GateFacts) -> None:
         self._stats.gate_decisions[request.model, facts.rule, event.kind] += 1
+        processed = Processed(request.engine, "gate", event.number)
         if event.kind == "closed":
             fresh = self._states.count_steered(request, event.gate, event.steered)
             self._stats.gate_tokens_steered[request.model, facts.rule] += fresh
             self._recorder.record(
-                InterventionEnded(request, facts.rule, event.gate, event.position, event.steered, event.number)
+                InterventionEnded(request, facts.rule, event.gate, event.position, event.steered, event.number),
+                processed,
             )
             return
         average = 0.0 if event.average is None else event.average
@@ -155,7 +158,8 @@ class GateDecisions:
                 agree=facts.agree,
                 agree_of=facts.agree,
                 number=event.number,
-            )
+            ),
+            processed,
         )
 
     def _role(self, name: str, position: int, request: Request) -> str:

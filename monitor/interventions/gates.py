@@ -3,7 +3,7 @@
 1. An engine that says HELLO, fits and is not held to shadow is ordered to arm the gates of the policy that are about
    its model. So is one that was lost and is heard again: it tunes what it has.
 2. Gates of another policy are disarmed: those that the engine says are armed, or, where it does not say, those that the
-   audit log says an earlier monitor armed, and any that is heard of by what it decides.
+   store says an earlier monitor armed, and any that is heard of by what it decides.
 3. An engine that is held to shadow is ordered to disarm all of them.
 4. What an engine cannot do by a gate, because it has none for it or refuses, the monitor orders itself, from the next
    step on; so it does for a request that the gate leaves out, since its orders leave no room for it under the cap, and
@@ -59,7 +59,7 @@ class Gates:
         stats: Where orders are counted.
         send_order: Sends orders.
         states: Of requests: which gates leave them out.
-        before: Gates that an earlier monitor armed, by engine, as far as its audit log says.
+        before: Gates that an earlier monitor armed, by engine, as far as the store knows.
         keep: Tells whether a gate is an operator's whose lease still runs.
         in_flight: Keys of the requests in flight of an engine.
     """

@@ -22,8 +22,8 @@ from monitor.interventions.refusals import Refusals
 from monitor.interventions.reports import Reports
 from monitor.interventions.state import RequestStates
 from monitor.policy import Policy
-from monitor.sinks.audit import Recalled
 from monitor.sinks.recorder import Recorder
+from monitor.store import Store
 from monitor.telemetry.stats import Stats
 from monitor.verdicts import VerdictTable
 from monitor.wire.frames import FrameHeader, GateEvent, Hello
@@ -50,7 +50,7 @@ class Interventions:
         recorder: Takes events.
         stats: Where all is counted.
         send_order: Sends orders to engines.
-        recalled: What an earlier monitor left on record, by engine.
+        store: Knows what is recorded already, by this monitor or one before it.
         max_requests: Requests whose state is kept.
         max_engines: Engines whose numbers are kept.
         clock: Seconds of a monotonic clock.
@@ -70,16 +70,13 @@ class Interventions:
         stats: Stats,
         send_order: SendOrder,
         *,
-        recalled: Mapping[str, Recalled],
+        store: Store,
         max_requests: int,
         max_engines: int,
         clock: Callable[[], float],
     ) -> None:
         self._policy = policy
-        self.states = states = RequestStates(max_requests, stats)
-        for engine, found in recalled.items():
-            for engine_request_id in found.admitted:
-                states.of(engine, engine_request_id).admitted = True
+        self.states = states = RequestStates(max_requests, stats, store)
         self.operator = operator = Operator(
             bundle, policy.max_dose, verdicts, links, recorder, stats, send_order, clock
         )
@@ -90,7 +87,7 @@ class Interventions:
             stats,
             send_order,
             states=states,
-            before={engine: found.armed for engine, found in recalled.items()},
+            before=store.state.armed(),
             keep=operator.keeps,
             in_flight=verdicts.in_flight,
         )
@@ -113,16 +110,16 @@ class Interventions:
             gates,
             operator,
             actions,
-            processed={engine: found.decisions for engine, found in recalled.items()},
+            processed=store.state.processed("gate"),
             max_engines=max_engines,
         )
-        self._refusals = Refusals(recorder, stats, verdicts, gates, operator, actions, max_engines)
+        self._refusals = Refusals(recorder, stats, verdicts, gates, operator, actions, store, max_engines)
         self._reports = Reports(
             recorder,
             stats,
             verdicts,
             states,
-            guarded={engine: found.guarded for engine, found in recalled.items()},
+            guarded=store.state.processed("guard"),
             max_engines=max_engines,
         )
 

@@ -14,6 +14,7 @@ from monitor.interventions.deduplicator import Deduplicator
 from monitor.interventions.gates import Gates
 from monitor.interventions.operator import Operator
 from monitor.sinks.recorder import Recorder
+from monitor.store import Processed, Store
 from monitor.telemetry.stats import Stats
 from monitor.verdicts import VerdictTable
 from monitor.wire.frames import Refusal
@@ -32,6 +33,7 @@ class Refusals:
         gates: Those of the policy.
         operator: Its orders may be refused as well.
         actions: Orders what gates do not do.
+        store: Knows what is recorded already, by this monitor or one before it.
         max_engines: Engines whose numbers are kept; beyond it the one heard longest ago is forgotten.
     """
 
@@ -43,11 +45,12 @@ class Refusals:
         gates: Gates,
         operator: Operator,
         actions: Actions,
+        store: Store,
         max_engines: int,
     ) -> None:
         self._recorder, self._stats, self._verdicts = recorder, stats, verdicts
-        self._gates, self._operator, self._actions = gates, operator, actions
-        self._deduplicator = Deduplicator[Refusal]({}, max_engines, stats)
+        self._gates, self._operator, self._actions, self._store = gates, operator, actions, store
+        self._deduplicator = Deduplicator[Refusal](store.state.processed("refusal"), max_engines, stats)
 
     def take(self, link: Link, refusals: Sequence[Refusal]) -> None:
         """Take an engine's refusals; those that are missing before them are counted as lost."""
@@ -61,6 +64,8 @@ class Refusals:
         if refusal.cause == "expired":
             if self._operator.expired(link.engine, refusal.id, refusal.engine_request_id):
                 self._record(link, refusal, request, "expired")
+            else:
+                self._store.note(Processed(link.engine, "refusal", refusal.number))
             return
         self._record(link, refusal, request, "refused")
         if refusal.order == "arm" and refusal.engine_request_id:
@@ -75,8 +80,9 @@ class Refusals:
             self._actions.refused(request, refusal.id, refusal.reason)
 
     def _record(self, link: Link, refusal: Refusal, request: Request | None, result: OrderResult) -> None:
-        kind = ORDER_KINDS.get(refusal.order)
+        kind, processed = ORDER_KINDS.get(refusal.order), Processed(link.engine, "refusal", refusal.number)
         if kind is None:
+            self._store.note(processed)
             return
         if request is None and refusal.engine_request_id:
             request = Request(link.engine, link.model, "", refusal.engine_request_id, 0)
@@ -94,5 +100,6 @@ class Refusals:
                 None,
                 f"{detail} ({refusal.cause})",
                 refusal.reason,
-            )
+            ),
+            processed,
         )

@@ -10,6 +10,7 @@ from monitor.ingest import Link
 from monitor.interventions.deduplicator import Deduplicator
 from monitor.interventions.state import RequestStates
 from monitor.sinks.recorder import Recorder
+from monitor.store import Admitted, Processed
 from monitor.telemetry.stats import Stats
 from monitor.verdicts import VerdictTable
 from monitor.wire.frames import GuardEvent, Started
@@ -62,7 +63,8 @@ class Reports:
                     reason=words.guard_released(
                         event.repetition, event.window, event.threshold, event.position, event.gates
                     ),
-                )
+                ),
+                Processed(link.engine, "guard", event.number),
             )
 
     def admitted(self, link: Link, started: Sequence[Started]) -> None:
@@ -77,5 +79,6 @@ class Reports:
             detail = f"{acts}{where} {words.span(new.admitted.tokens)}"
             self._stats.orders["request", "admission", "sent"] += 1
             self._recorder.record(
-                Ordered("", "admission", "sent", link.engine, link.model, request, "request", None, detail, "")
+                Ordered("", "admission", "sent", link.engine, link.model, request, "request", None, detail, ""),
+                Admitted(link.engine, new.engine_request_id),
             )

@@ -1,11 +1,12 @@
 """State of requests that are steered or may be, kept once for all that act on them."""
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from monitor.events import ProbeFired, Request
-from monitor.policy import Decision
+from monitor.policy import Decision, SteerAction
+from monitor.store import Applied, RequestEnded, SteeredRequest, Store
 from monitor.telemetry.stats import Stats
 
 Identity = tuple[str, str]
@@ -68,17 +69,20 @@ class RequestStates:
         max_requests: Requests to keep; beyond it the one that was touched longest ago is forgotten. As many that have
             ended are kept with the tokens that gates steered of them, since gates may say more of those.
         stats: Where those that are forgotten are counted.
+        store: Knows what a monitor before this one did to them, and is to know what this one does.
     """
 
-    def __init__(self, max_requests: int, stats: Stats) -> None:
-        self._max_requests, self._stats = max_requests, stats
+    def __init__(self, max_requests: int, stats: Stats, store: Store) -> None:
+        self._max_requests, self._stats, self._store = max_requests, stats, store
         self._states: OrderedDict[Identity, RequestState] = OrderedDict()
         self._ended: OrderedDict[Identity, dict[str, int]] = OrderedDict()
 
     def of(self, engine: str, engine_request_id: str) -> RequestState:
         """State of a request, from here on if there was none."""
         identity = (engine, engine_request_id)
-        state = self._states.setdefault(identity, RequestState())
+        if (state := self._states.get(identity)) is None:
+            known = self._store.state.request(engine, engine_request_id) or SteeredRequest(0.0)
+            state = self._states[identity] = RequestState(set(known.rules), admitted=known.admitted)
         self._states.move_to_end(identity)
         if len(self._states) > self._max_requests:
             oldest, forgotten = self._states.popitem(last=False)
@@ -96,6 +100,24 @@ class RequestStates:
         for identity in [identity for identity in self._states if identity[0] == engine]:
             yield self._states[identity]
 
+    def carried_out(self, request: Request, cases: Sequence[Case], *, ended: bool = False) -> None:
+        """Keep which rules were carried out on a request.
+
+        The store is not to know of those that fail closed: a monitor that is started again orders them again, to hear
+        of a refusal. An engine takes an order's id once.
+
+        Args:
+            request: In flight, unless it has ended.
+            cases: Those that were carried out, of whole rules.
+            ended: It has: the next monitor does not hear of it.
+        """
+        rules = self.of(request.engine, request.engine_request_id).rules
+        fresh = {case.decision.rule for case in cases} - rules
+        rules |= fresh
+        fresh -= {case.decision.rule for case in cases if _fails_closed(case)}
+        if fresh and not ended:
+            self._store.note(Applied(request.engine, request.engine_request_id, tuple(sorted(fresh))))
+
     def finish(self, request: Request) -> RequestState | None:
         """Let go of a request that has ended.
 
@@ -104,6 +126,8 @@ class RequestStates:
         """
         identity = (request.engine, request.engine_request_id)
         state = self._states.pop(identity, None)
+        if self._store.state.request(*identity) is not None:
+            self._store.note(RequestEnded(*identity))
         if state is not None and state.gate_tokens:
             self._keep_tokens(identity, state.gate_tokens)
         return state
@@ -135,3 +159,7 @@ class RequestStates:
         if len(self._ended) > self._max_requests:
             self._ended.popitem(last=False)
             self._stats.forgotten["ended_request",] += 1
+
+
+def _fails_closed(case: Case) -> bool:
+    return isinstance(case.decision.action, SteerAction) and case.decision.action.on_refusal is not None

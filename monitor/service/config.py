@@ -27,14 +27,21 @@ def default_audit() -> Path:
     Raises:
         AuditError: There is no home directory.
     """
-    try:
-        base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    except RuntimeError as error:
+    if (state := default_state()) is None:
         raise AuditError(
             "There is no home directory to keep an audit log in.",
             "Name a file with --audit, or keep none with --audit none.",
-        ) from error
-    return Path(base).absolute() / "plumbob" / "audit.jsonl"
+        )
+    return state / "audit.jsonl"
+
+
+def default_state() -> Path | None:
+    """The folder of this user's monitor's state; ``None``: there is no home directory."""
+    try:
+        base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    except RuntimeError:
+        return None
+    return Path(base).absolute() / "plumbob"
 
 
 def _or_default_endpoint(given: Any) -> Any:
@@ -60,6 +67,8 @@ class Limits(Section):
     """At least so long between two confirmations to one engine."""
     resync_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """At least so long between two requests to resync to one engine."""
+    settle_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0
+    """Engines are not confirmed until durable sinks have settled; one without progress for so long is left out."""
 
 
 class MonitorConfig(Section):
@@ -83,6 +92,8 @@ class MonitorConfig(Section):
         default_factory=default_audit
     )
     """Where what is done to requests is recorded, else plumbob/audit.jsonl of $XDG_STATE_HOME; none: nowhere."""
+    state: Annotated[OptionalPath, AfterValidator(_absolute), Flag()] = Field(default_factory=default_state)
+    """Folder of what a monitor that is started again has to know, else plumbob of $XDG_STATE_HOME; none: nowhere."""
     probe_workers: Annotated[int, Field(ge=1, le=64), Flag()] = 1
     """Processes for the bundle's probes that the engine does not run, if it has any."""
     allow_control: Annotated[bool, Flag()] = False

@@ -26,8 +26,9 @@ from monitor.ingest import Arrival, Link, Malformed, Source, core_identity
 from monitor.interventions import Interventions
 from monitor.policy import Policy
 from monitor.service.config import Limits
-from monitor.sinks import Recorder, Sink
-from monitor.sinks.audit import AuditLog, AuditSink, recall
+from monitor.sinks import Confirmations, DurableSink, Mark, Recorder, Sink, StateSink
+from monitor.sinks.audit import AuditLog, AuditSink
+from monitor.store import Confirmed, EngineForgotten, MemoryStore, Resumed, Store
 from monitor.telemetry.stats import SkipReason, Stats, Status
 from monitor.traces import Traces
 from monitor.verdicts import Tally, VerdictTable
@@ -51,8 +52,11 @@ class Monitor:
         bundle: What the engines score with.
         policy: What to do when a probe fires.
         source: Where messages come from; closed with the monitor.
-        sinks: Where events go, beside :attr:`events`.
+        sinks: Where events go, beside :attr:`events`; they return at once.
+        durable: Sinks that confirmations to engines wait for, beside the audit log.
         audit: Where interventions, engines and the policy are recorded; closed with the monitor. ``None``: nowhere.
+        store: What a monitor before this one knew, and the next one will; closed with the monitor. ``None``: nothing
+            outlives the process.
         limits: How much to keep, how long to wait.
         workers: Processes to start for the bundle's worker probes.
         pool: Probe workers that run already, for the bundle's worker probes; closed with the monitor. ``None``: they
@@ -67,7 +71,9 @@ class Monitor:
         source: Source,
         *,
         sinks: Sequence[Sink] = (),
+        durable: Sequence[DurableSink] = (),
         audit: AuditLog | None = None,
+        store: Store | None = None,
         limits: Limits | None = None,
         workers: int = 1,
         pool: "WorkerPool | None" = None,
@@ -86,14 +92,28 @@ class Monitor:
         self._started = datetime.now(UTC)
         self._links: dict[str, Link] = {}
         self._verdicts = VerdictTable(bundle, self._limits.max_requests)
+        self.store: Store = MemoryStore() if store is None else store
         self._audit: AuditSink | None = None
+        settled = {sink.name: sink.settled for sink in durable}
         if audit is not None:
-            self._audit = AuditSink(audit, bundle, policy, self.stats, self._verdicts.steered)
-            sinks = [self._audit, *sinks]
+            # Before anything is written: what is in the file now, an earlier monitor wrote.
+            settled[audit.name] = audit.settled
+        self.store.note(Resumed(settled))
+        earlier, state_sink = self.store.state.policy, StateSink(self.store)
+        state_sink.decide_by(policy.name, policy.digest)
+        if audit is not None:
+            before = None if earlier is None else earlier.digest
+            self._audit = AuditSink(audit, bundle, policy, self.stats, self._verdicts.steered, before)
+            durable = [self._audit, *durable]
+        self._confirmations = Confirmations(
+            self.store, durable, self.stats, patience_seconds=self._limits.settle_seconds, clock=clock
+        )
+        self._marks: dict[str, Mark] = {}
+        """Engines of which something is to be settled before they are confirmed."""
         self.traces = Traces(
             self.events, self._verdicts.averages, tuple(probe.name for probe in bundle.manifest.probes)
         )
-        self._recorder = Recorder(self.events, [self.traces, *sinks], self.stats)
+        self._recorder = Recorder(self.events, [state_sink, self.traces, *sinks], self.stats, self.store, durable)
         self.interventions = Interventions(
             bundle,
             policy,
@@ -102,7 +122,7 @@ class Monitor:
             self._recorder,
             self.stats,
             self._send_order,
-            recalled={} if audit is None else recall(audit.path),
+            store=self.store,
             max_requests=self._limits.max_requests,
             max_engines=self._limits.max_engines,
             clock=clock,
@@ -121,7 +141,7 @@ class Monitor:
             ticking.cancel()
 
     def close(self) -> None:
-        """Let go of the source, end all subscriptions, and write the audit log to its end."""
+        """Let go of the source, end all subscriptions, and write the audit log and the store to their ends."""
         self._source.close()
         if self._workers is not None:
             for finished in self._workers.finish_all():
@@ -130,6 +150,8 @@ class Monitor:
         self.events.close()
         if self._audit is not None:
             self._audit.close()
+        self.store.close()
+        self._count_faults()
 
     def change_policy(self, policy: Policy) -> None:
         """Decide by another policy from here on, on requests in flight as well; gates of engines follow."""
@@ -177,6 +199,8 @@ class Monitor:
         """Do what is due: confirmations, requests to resync, engines that fell silent, workers to start again."""
         if self._audit is not None:
             self._audit.count()
+        self._count_faults()
+        self._confirmations.tick()
         if self._workers is not None:
             self._collect(self._workers)
             self._workers.tick()
@@ -278,8 +302,8 @@ class Monitor:
         for event in finished:
             self._finish(event)
         self.interventions.after_verdicts(link, frame.header, decided)
-        if (decided.fresh or frame.header.refused or frame.header.guarded) and self._audit is not None:
-            link.recorded_with = self._audit.accepted
+        if decided.fresh or frame.header.refused or frame.header.guarded:
+            self._marks[link.engine] = self._confirmations.mark()
         for fired in verdicts.fired:
             self._fire(fired, link.held)
         self.traces.observe(link.engine)
@@ -344,14 +368,19 @@ class Monitor:
 
     def _forget(self, link: Link) -> None:
         del self._links[link.engine]
+        self._marks.pop(link.engine, None)
+        self.store.note(EngineForgotten(link.engine))
         self.interventions.forget(link.engine)
 
     def _answer(self, link: Link, now: float) -> None:
         if link.exporter is None or link.lost:
             return
-        recorded = self._audit is None or self._audit.settled >= link.recorded_with
-        if recorded and (sequence := link.take_ack(now, self._limits.ack_seconds)) is not None:
+        mark = self._marks.get(link.engine)
+        settled = mark is None or self._confirmations.settled(mark)
+        if settled and (sequence := link.take_ack(now, self._limits.ack_seconds)) is not None:
             self._source.send(link.exporter, encode_ack(sequence))
+            if self._marks.pop(link.engine, None) is not None:
+                self.store.note(Confirmed(link.engine))
         if link.take_resync(now, self._limits.resync_seconds):
             self._source.send(link.exporter, [RESYNC])
             self.stats.resyncs[link.model,] += 1
@@ -385,6 +414,10 @@ class Monitor:
     def _count_worker_unscored(self, engine: str, tokens: int) -> None:
         if (link := self._links.get(engine)) is not None:
             link.worker_unscored += tokens
+
+    def _count_faults(self) -> None:
+        for fault, count in self.store.faults.items():
+            self.stats.store_faults[fault,] = count
 
     def _count_dropped_event(self) -> None:
         self.stats.events_dropped += 1

@@ -8,6 +8,7 @@ import logging
 import signal
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Final
 
 from prometheus_client import CollectorRegistry
 
@@ -22,8 +23,12 @@ from monitor.service.inputs import read_bundle, read_policy
 from monitor.service.monitor import Monitor
 from monitor.sinks import LogSink
 from monitor.sinks.audit import AuditLog
+from monitor.store import MemoryStore
 from monitor.telemetry import MetricsExporter, MonitorCollector
 from probes.bundle import Bundle
+
+JOURNAL: Final = "journal"
+"""The store's folder, in that of the monitor's state."""
 
 logger = logging.getLogger("plumbob")
 
@@ -44,13 +49,16 @@ async def _monitor(config: MonitorConfig, bundle: Bundle, policy: Policy) -> Non
     require_free("The metrics exporter", config.host, config.metrics_port)
     require_free("The gRPC server", config.host, config.grpc_port)
     with ExitStack() as stack:
-        log = None if config.audit is None else stack.enter_context(closing(AuditLog(config.audit)))
+        # The log waits for the store, and is closed before it.
+        store = stack.enter_context(closing(MemoryStore(None if config.state is None else config.state / JOURNAL)))
+        log = None if config.audit is None else stack.enter_context(closing(AuditLog(config.audit, store=store)))
         monitor = Monitor(
             bundle,
             policy,
             LocalSource(config.endpoint),
             sinks=[LogSink()],
             audit=log,
+            store=store,
             limits=config.limits,
             workers=config.probe_workers,
         )

@@ -17,6 +17,7 @@ from monitor.telemetry.stats import (
     MalformedReason,
     SkipReason,
     Stats,
+    StoreFault,
     UnscoredReason,
     WorkerFault,
 )
@@ -202,6 +203,25 @@ COUNTERS: Final = (
         lambda s: s.policy_reloads,
     ),
     Family("sink_errors", "Events that a sink failed to take.", ("sink",), lambda s: s.sink_errors),
+    Family(
+        "sink_events_dropped",
+        "Events that a sink with a queue of its own was too slow for.",
+        ("sink",),
+        lambda s: s.sink_events_dropped,
+    ),
+    Family(
+        "sink_stalls",
+        "Times that engines were confirmed without a durable sink, or without the journal, since it hangs.",
+        ("sink",),
+        lambda s: s.sink_stalls,
+    ),
+    Family(
+        "store_faults",
+        "Times that the journal could not be opened, written, confirmed or read.",
+        ("reason",),
+        lambda s: s.store_faults,
+        get_args(StoreFault),
+    ),
     Family("audit_records", "Records written to the audit log.", (), lambda s: s.audit_records),
     Family(
         "audit_records_lost",

@@ -150,6 +150,13 @@ class Stats:
         """``(result,)``: times the policy was read again; where it was refused, the one before it is still in force."""
         self.sink_errors: Counter[tuple[str]] = Counter()
         """``(sink,)``: events that a sink failed to take; the sink's class name."""
+        self.sink_stalls: Counter[tuple[str]] = Counter()
+        """``(sink,)``: times that engines were confirmed without waiting any longer for a durable sink, or for
+        the journal (``store``)."""
+        self.sink_events_dropped: Counter[tuple[str]] = Counter()
+        """``(sink,)``: events that a sink with a queue of its own was too slow for; the sink's class name."""
+        self.store_faults: Counter[tuple[str]] = Counter()
+        """``(reason,)``: times that something was wrong with the journal; reasons are :data:`StoreFault`."""
         self.audit_records: Counter[tuple[()]] = Counter()
         """``()``: records in the audit log, of this monitor."""
         self.audit_records_lost: Counter[tuple[()]] = Counter()
@@ -236,6 +243,16 @@ Forgotten = Literal["request", "ended_request", "engine", "ended_id", "ended_ord
 * ``ended_id``: that a request has ended: an operator's order for it is refused as if it had never been.
 * ``ended_order``: that the end of an operator's order is told: it may be told again.
 * ``undo``: an operator's order that could not be undone yet: it goes on until its lease ends.
+"""
+
+StoreFault = Literal["open", "write", "sync", "damaged", "lost"]
+"""What is wrong with the journal of the store.
+
+* ``open``: its folder cannot be used, or another monitor holds it: after a restart, nothing is known.
+* ``write``: it cannot be written, such as on a full disk; tried again each second.
+* ``sync``: the disk did not confirm what was written.
+* ``damaged``: a part of what an earlier monitor left could not be read.
+* ``lost``: an entry could not be kept: too much waited for the disk.
 """
 
 AuditFault = Literal["write", "sync", "disturbed"]

@@ -152,7 +152,7 @@ def test_without_a_log_it_says_so_and_writes_none(world):
         assert "no audit log is kept (--audit none)" in run_until_ready(running)
     finally:
         running.kill()
-    assert not state.exists()
+    assert [path.name for path in (state / "plumbob").iterdir()] == ["journal"]
 
 
 def test_help_says_what_it_does(plumbob):

@@ -7,6 +7,7 @@ from monitor.interventions.decide import Actions
 from monitor.interventions.state import RequestStates
 from monitor.policy import AlertAction, Decision, SteerAction, Steering, StopAction
 from monitor.sinks import MemorySink, Recorder
+from monitor.store import MemoryStore
 from monitor.telemetry.stats import Stats
 from monitor.wire.orders import Act, Release, Steer, Stop
 
@@ -47,12 +48,12 @@ def stats():
 
 @pytest.fixture
 def states(stats):
-    return RequestStates(2, stats)
+    return RequestStates(2, stats, MemoryStore())
 
 
 @pytest.fixture
 def actions(states, engine, sink, stats):
-    return Actions(states, Recorder(EventLog(), [sink], stats), stats, engine.send)
+    return Actions(states, Recorder(EventLog(), [sink], stats, MemoryStore()), stats, engine.send)
 
 
 def test_enforcing_sends_an_order_and_records_it(actions, engine, sink, stats):
@@ -124,7 +125,8 @@ def test_no_two_orders_of_a_rule_share_an_id_and_each_keeps_its_own(states, acti
     assert [order.id for _, order in engine.orders[len(several) :]] == first
 
 
-def test_what_was_applied_is_remembered_for_a_bounded_number_of_requests(actions, engine, stats):
+def test_what_was_applied_is_remembered_for_a_bounded_number_of_requests(actions, engine, stats, monkeypatch):
+    monkeypatch.setattr("monitor.store.state.MAX_REQUESTS", 2)
     for key in ("a", "b", "c", "c", "b", "a"):
         actions.apply(fired(key), [decision()])
     assert [order.engine_request_id for _, order in engine.orders] == ["a", "b", "c", "a"]
@@ -206,7 +208,7 @@ def test_a_sink_that_fails_breaks_nothing(stats, caplog):
             raise RuntimeError("down")
 
     log, last = EventLog(), MemorySink()
-    recorder = Recorder(log, [Broken(), last], stats)
+    recorder = Recorder(log, [Broken(), last], stats, MemoryStore())
     recorder.record(EngineChanged("engine", "tiny", "lost", "silent"))
     assert last.recorded[0].sequence == log.last_sequence == 1
     assert stats.sink_errors == {("Broken",): 1}

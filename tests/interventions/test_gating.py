@@ -1,5 +1,6 @@
 """Gates from the monitor's side: what it orders, and what it makes of what they decide."""
 
+import time
 from contextlib import closing
 
 import msgspec
@@ -19,6 +20,7 @@ from monitor.policy import AlertAction, Gate, Policy, Rule, SteerAction, Steerin
 from monitor.service.monitor import Monitor
 from monitor.sinks import MemorySink
 from monitor.sinks.audit import AuditLog, verify
+from monitor.store import MemoryStore
 from monitor.wire.codec import decode_order
 from monitor.wire.frames import VERSION, GateEvent, Hello, Refusal, Started
 from monitor.wire.orders import Ack, Act, Admission, Arm, Disarm, Release, Steer
@@ -55,10 +57,12 @@ def closed(number=1, gate=FLATTERY, key="a", position=18, steered=13):
 class Desk:
     """A monitor driven by hand, with an engine of made-up frames."""
 
-    def __init__(self, bundle, frame, policy=POLICY, audit=None, clock=1000.0):
+    def __init__(self, bundle, frame, policy=POLICY, audit=None, clock=1000.0, store=None):
         self.bundle, self.make_frame, self.now = bundle, frame, clock
         self.source, self.sink = MemorySource(), MemorySink()
-        self.monitor = Monitor(bundle, policy, self.source, sinks=[self.sink], audit=audit, clock=lambda: self.now)
+        self.monitor = Monitor(
+            bundle, policy, self.source, sinks=[self.sink], audit=audit, store=store, clock=lambda: self.now
+        )
         self.stats = self.monitor.stats
 
     def hello(self, **said):
@@ -287,7 +291,7 @@ def test_refusals_that_never_arrived_are_counted_and_one_of_a_later_release_is_p
 def test_a_gate_that_leaves_out_a_request_which_is_not_followed_orders_nothing(desk):
     desk.hello()
     desk.orders()
-    desk.frame(0, refused=[msgspec.structs.replace(REFUSED, key="z", cause="cap")])
+    desk.frame(0, refused=[msgspec.structs.replace(REFUSED, engine_request_id="z", cause="cap")])
     assert desk.orders() == []
     assert desk.events(Ordered)[-1].request.engine_request_id == "z"
 
@@ -296,7 +300,12 @@ def test_a_gate_that_was_not_ordered_leaves_nobody_out(desk):
     desk.hello()
     desk.frame(0, *flattered(), started=[started()])
     desk.orders()
-    desk.frame(1, refused=[msgspec.structs.replace(REFUSED, id="policy:999999999999:other:0", key="a", cause="cap")])
+    desk.frame(
+        1,
+        refused=[
+            msgspec.structs.replace(REFUSED, id="policy:999999999999:other:0", engine_request_id="a", cause="cap")
+        ],
+    )
     assert desk.orders() == []
 
 
@@ -410,39 +419,86 @@ def records(path):
     return [msgspec.json.decode(raw)["record"] for raw in path.read_bytes().splitlines()]
 
 
-def test_the_audit_log_has_each_decision_once_though_a_second_monitor_hears_them_again(tiny_bundle, frame, tmp_path):
+@pytest.fixture(params=["audited", "without audit"])
+def restart(request, tiny_bundle, frame, tmp_path):
+    """Starts one monitor after another, with the same state and, if there is one, the same audit log."""
     bundle, path = tiny_bundle(), tmp_path / "audit.jsonl"
-    first = Desk(bundle, frame, audit=AuditLog(path))
+
+    def start(policy=POLICY):
+        store = MemoryStore(tmp_path / "state")
+        audit = AuditLog(path, store=store) if request.param == "audited" else None
+        return Desk(bundle, frame, policy, audit=audit, store=store)
+
+    start.records = lambda: records(path) if request.param == "audited" else None
+    return start
+
+
+def test_each_decision_is_recorded_once_though_a_second_monitor_hears_them_again(restart):
+    first = restart()
     first.hello()
     first.frame(0, started=[started()], gates=[opened(0), closed(1)])
     first.monitor.close()
     # The confirmation was lost, and the engine decided once more meanwhile.
-    second = Desk(bundle, frame, audit=AuditLog(path))
+    second = restart()
     with closing(second.monitor):
         second.hello()
         second.frame(1, started=[started()], complete=True, gates=[opened(0), closed(1), opened(3)])
-    numbers = [(record["type"], record["number"]) for record in records(path) if record.get("number") is not None]
-    assert numbers == [("intervention", 0), ("intervention_ended", 1), ("intervention", 3)]
-    assert [record["decisions"] for record in records(path) if record["type"] == "interventions_lost"] == [1]
-    (ended,) = [record for record in records(path) if record["type"] == "intervention_ended"]
-    assert (ended["rule"], ended["gate"], ended["steered"], ended["position"]) == ("flattery", FLATTERY, 13, 18)
+    recorded = [[event.number for event in desk.events(Intervention)] for desk in (first, second)]
+    assert recorded == [[0], [3]] and second.events(InterventionEnded) == []
+    assert [event.decisions for event in second.events(InterventionsLost)] == [1]
+    if (found := restart.records()) is not None:
+        numbers = [(record["type"], record["number"]) for record in found if record.get("number") is not None]
+        assert numbers == [("intervention", 0), ("intervention_ended", 1), ("intervention", 3)]
+        assert [record["decisions"] for record in found if record["type"] == "interventions_lost"] == [1]
+        (ended,) = [record for record in found if record["type"] == "intervention_ended"]
+        assert (ended["rule"], ended["gate"], ended["steered"], ended["position"]) == ("flattery", FLATTERY, 13, 18)
 
 
-def test_the_next_policy_disarms_what_is_on_record_where_the_engine_does_not_say_what_it_has(
-    tiny_bundle, frame, tmp_path
-):
-    bundle, path = tiny_bundle(), tmp_path / "audit.jsonl"
-    first = Desk(bundle, frame, audit=AuditLog(path))
+def test_a_refusal_is_recorded_once_though_a_second_monitor_hears_it_again(restart):
+    refusal = Refusal(0, "steer", "rule:v", "a", "vector", "There is no such vector.")
+    first = restart()
+    first.hello()
+    first.frame(0, started=[started()], refused=[refusal])
+    first.monitor.close()
+    second = restart()
+    with closing(second.monitor):
+        second.hello()
+        second.frame(1, started=[started()], complete=True, refused=[refusal])
+    assert [[event.who for event in desk.events(Ordered)].count("engine") for desk in (first, second)] == [1, 0]
+
+
+def test_the_next_policy_disarms_what_is_known_where_the_engine_does_not_say_what_it_has(restart):
+    first = restart()
     first.hello()
     first.monitor.close()
-    second = Desk(bundle, frame, Policy("other.yaml", "f" * 64, ()), audit=AuditLog(path))
+    second = restart(Policy("other.yaml", "f" * 64, ()))
     with closing(second.monitor):
         second.hello()
         assert second.orders() == DISARMS
-    third = Desk(bundle, frame, POLICY, audit=AuditLog(path))
+    third = restart()
     with closing(third.monitor):
         third.hello()
         assert third.orders() == ARMS
+    if (found := restart.records()) is not None:
+        policies = [record for record in found if record["type"] == "policy_in_force"]
+        assert [record["before"] for record in policies] == [None, POLICY.digest, "f" * 64]
+
+
+def test_a_rule_is_carried_out_once_though_a_second_monitor_sees_its_probe_fire_again(restart):
+    told = []
+    for number in range(2):
+        desk = restart()
+        with closing(desk.monitor):
+            desk.hello(gates=0)
+            desk.orders()
+            desk.frame(number, rows([4]), [[0.0, 0.0, 0.9]], started=[started()], complete=True)
+            told.append((len(desk.events(Alert)), len(desk.events(Intervention)), len(desk.orders())))
+            if number:
+                desk.frame(2, finished=[0])
+    assert told[0][0] > 0 and told[0][1] > 0 and told[1] == (0, 0, 0)
+    last = restart()
+    with closing(last.monitor):
+        assert last.monitor.store.state.requests == {}, "it has ended"
 
 
 def test_a_frame_with_decisions_is_not_confirmed_before_they_are_on_disk(tiny_bundle, frame, tmp_path, monkeypatch):
@@ -457,7 +513,7 @@ def test_a_frame_with_decisions_is_not_confirmed_before_they_are_on_disk(tiny_bu
         assert [decode_order(parts) for _, parts in desk.source.sent] == []
         monkeypatch.undo()
         while log.settled < log.accepted:
-            pass
+            time.sleep(0.005)
         desk.pass_time(1)
         assert Ack(0) in [decode_order(parts) for _, parts in desk.source.sent]
 
@@ -480,21 +536,25 @@ def test_what_a_request_asked_to_be_steered_by_is_told_once(desk):
     assert desk.stats.orders["request", "admission", "sent"] == 1
 
 
-def test_what_a_request_asked_for_is_told_once_though_its_engine_was_lost_and_the_monitor_is_another(
-    tiny_bundle, frame, tmp_path
-):
-    bundle, path = tiny_bundle(), tmp_path / "audit.jsonl"
+def test_what_a_request_asked_for_is_recorded_once_though_its_engine_was_lost_and_the_monitor_is_another(restart):
     begun = msgspec.structs.replace(started(), admitted=Admission([Act("sycophancy", -0.2)]))
-    first = Desk(bundle, frame, audit=AuditLog(path))
+    first = restart()
     with closing(first.monitor):
         first.hello()
         first.frame(0, started=[begun])
         first.pass_time(6)
         first.hello()
         first.frame(1, started=[begun], complete=True)
-    second = Desk(bundle, frame, audit=AuditLog(path))
+    second = restart()
     with closing(second.monitor):
         second.hello()
         second.frame(2, started=[begun, msgspec.structs.replace(begun, slot=1, engine_request_id="b")], complete=True)
-    told = [record["request"]["engine_request_id"] for record in records(path) if record.get("kind") == "admission"]
-    assert told == ["a", "b"]
+    admissions = [
+        event.request.engine_request_id
+        for desk in (first, second)
+        for event in desk.events(Ordered)
+        if event.kind == "admission"
+    ]
+    assert admissions == ["a", "b"]
+    if (found := restart.records()) is not None:
+        assert sum(record.get("kind") == "admission" for record in found) == 2

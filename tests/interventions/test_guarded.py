@@ -12,6 +12,7 @@ from monitor.policy import Policy
 from monitor.service.monitor import Monitor
 from monitor.sinks import MemorySink
 from monitor.sinks.audit import AuditLog, verify
+from monitor.store import MemoryStore
 from monitor.telemetry.collector import MonitorCollector
 from monitor.wire.codec import decode, encode_frame
 from monitor.wire.frames import VERSION, GateEvent, GuardEvent, Hello, Started
@@ -27,9 +28,11 @@ def released(number=0, key="a", gates=()):
 class Desk:
     """A monitor driven by hand, with an engine of made-up frames."""
 
-    def __init__(self, bundle, frame, audit=None):
+    def __init__(self, bundle, frame, audit=None, store=None):
         self.bundle, self.make_frame, self.sink = bundle, frame, MemorySink()
-        self.monitor = Monitor(bundle, Policy("none", "", ()), MemorySource(), sinks=[self.sink], audit=audit)
+        self.monitor = Monitor(
+            bundle, Policy("none", "", ()), MemorySource(), sinks=[self.sink], audit=audit, store=store
+        )
         self.monitor.receive(Arrival(b"engine/core", Hello(VERSION, "engine", "tiny", bundle.digest, "0.32.0")))
 
     def frame(self, *args, guarded=(), gates=(), **options):
@@ -109,12 +112,14 @@ def records(path):
 def test_the_audit_log_has_it_once_though_a_second_monitor_hears_it_again(tiny_bundle, frame, tmp_path):
     bundle, path = tiny_bundle(), tmp_path / "audit.jsonl"
     opened = GateEvent(9, GATE, "opened", "a", "user-a", 5, 0.75, 0)
-    first = Desk(bundle, frame, AuditLog(path))
+    store = MemoryStore(tmp_path / "state")
+    first = Desk(bundle, frame, AuditLog(path, store=store), store)
     begin(first)
     first.frame(1, guarded=[released()], gates=[opened])
     first.monitor.close()
     # The confirmation was lost, and the guard acted once more meanwhile. Gates have numbers of their own.
-    second = Desk(bundle, frame, AuditLog(path))
+    store = MemoryStore(tmp_path / "state")
+    second = Desk(bundle, frame, AuditLog(path, store=store), store)
     with closing(second.monitor):
         second.frame(2, guarded=[released(), released(1, "b", gates=[GATE])], gates=[opened])
     found = [record for record in records(path) if record["type"] == "guarded"]

@@ -4,6 +4,7 @@ import pytest
 
 from monitor.events import Request
 from monitor.interventions.state import RequestStates
+from monitor.store import MemoryStore
 from monitor.telemetry.stats import Stats
 
 
@@ -18,7 +19,7 @@ def stats():
 
 @pytest.fixture
 def states(stats):
-    return RequestStates(2, stats)
+    return RequestStates(2, stats, MemoryStore())
 
 
 def test_a_request_has_one_state_until_it_ends(states):

@@ -7,6 +7,7 @@ import pytest
 
 from monitor.events import Alert, EventLog, Intervention, Request
 from monitor.sinks import LogSink, Recorder
+from monitor.store import MemoryStore
 from monitor.telemetry.stats import Stats
 from tests.events.samples import KINDS, sample
 
@@ -17,7 +18,7 @@ REQUEST = Request("engine", "tiny", "user-a", "a", 4)
 def lines(caplog):
     """``lines(event, …)``: the records that these events leave in the log."""
     caplog.set_level(logging.DEBUG, "plumbob.events")
-    recorder = Recorder(EventLog(), [LogSink()], Stats([]))
+    recorder = Recorder(EventLog(), [LogSink()], Stats([]), MemoryStore())
 
     def log(*events):
         for event in events:

@@ -5,14 +5,12 @@
 ``file``          the file: one writer, continued where it ended
 ``log``           the writer, on a thread of its own
 ``sink``          from the monitor's events to records
-``recall``        what its end says of engines that may still run
 ``verification``  whether a file is what was written
 """
 
 from monitor.sinks.audit.file import require_log
 from monitor.sinks.audit.log import AuditLog
-from monitor.sinks.audit.recall import Recalled, recall
 from monitor.sinks.audit.sink import AuditSink
 from monitor.sinks.audit.verification import Verified, read_records, verify
 
-__all__ = ["AuditLog", "AuditSink", "Recalled", "Verified", "read_records", "recall", "require_log", "verify"]
+__all__ = ["AuditLog", "AuditSink", "Verified", "read_records", "require_log", "verify"]

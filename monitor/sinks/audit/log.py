@@ -7,6 +7,9 @@
    full meanwhile are lost and counted, and a ``records_lost`` record says how many.
 
 So a killed process loses the records of the last moment, a crash of the machine those of the last second.
+
+A record has its number in the chain as soon as it is taken, and is written only after the store has kept what was noted
+before it: whatever is in the file, the store knows of.
 """
 
 import logging
@@ -22,6 +25,7 @@ from typing import Final, get_args
 from monitor.sinks.audit.chain import seal
 from monitor.sinks.audit.file import open_log
 from monitor.sinks.audit.records import LossRecord, Record, TornRecord
+from monitor.store import Store
 from monitor.telemetry.stats import AuditFault
 
 CLOSE_SECONDS: Final = 3.0
@@ -35,6 +39,7 @@ class AuditLog:
 
     Args:
         path: Of the file; made if it is not there, with its directory, for this user only.
+        store: Is written ahead of the log; ``None``: there is none.
         limit: Records that may wait; beyond it they are lost.
         sync_seconds: At least between two confirmations of the disk, and between two attempts to write.
 
@@ -42,7 +47,9 @@ class AuditLog:
         AuditError: The file cannot be written, another monitor writes it, or its end is not what was written.
     """
 
-    def __init__(self, path: Path, *, limit: int = 16_384, sync_seconds: float = 1.0) -> None:
+    def __init__(
+        self, path: Path, *, store: Store | None = None, limit: int = 16_384, sync_seconds: float = 1.0
+    ) -> None:
         self.path = path.absolute()
         self._descriptor, end = open_log(self.path)
         self.head = end.head
@@ -51,16 +58,15 @@ class AuditLog:
         """Records in the file, of this writer."""
         self.lost = 0
         """Records that never will be."""
-        self.accepted = 0
-        """Records that were taken from whoever appends."""
-        self.settled = 0
-        """Those of them, from the first on, that are in the file, or never will be."""
+        self.accepted = self.settled = end.head.sequence
+        """Number of the last record that was taken, and of the last that is in the file."""
         self.faults: Counter[AuditFault] = Counter(dict.fromkeys(get_args(AuditFault), 0))
         """What went wrong, and how often."""
-        self._limit, self._sync_seconds = limit, sync_seconds
+        self._store, self._limit, self._sync_seconds = store, limit, sync_seconds
         self._changed = Condition()
-        """Protects the next three."""
-        self._waiting: deque[tuple[Record, datetime]] = deque()
+        """Protects the next three, and ``accepted``."""
+        self._waiting: deque[tuple[Record, datetime, int]] = deque()
+        """With the position of the store that has to be settled first."""
         self._untold = 0
         """Of the lost ones, those that no record tells of yet."""
         self._closing = False
@@ -69,15 +75,17 @@ class AuditLog:
         self._unwritten = bytearray() if end.ended else bytearray(b"\n")
         self._sealed = 0
         """Records of which a part is unwritten."""
-        self._taken = 0
-        """Records that were accepted and wait no more."""
         self._unsynced, self._sync_at = False, 0.0
         self._alerted: set[AuditFault] = set()
         if end.rest:
             logger.warning("The last line of the audit log %s was torn by a crash; a record says so.", self.path)
-            self._seal(TornRecord(len(end.rest), sha256(end.rest).hexdigest()), datetime.now(UTC))
+            self._take(TornRecord(len(end.rest), sha256(end.rest).hexdigest()), datetime.now(UTC))
         self._thread = Thread(target=self._run, name="plumbob-audit", daemon=True)
-        self._thread.start()
+
+    @property
+    def name(self) -> str:
+        """Names the file, in Unicode."""
+        return f"audit:{os.fsencode(self.path).decode(errors='replace')}"
 
     @property
     def closed(self) -> bool:
@@ -96,18 +104,29 @@ class AuditLog:
                 self.lost += 1
                 self._untold += 1
                 return
-            self._waiting.append((record, when or datetime.now(UTC)))
-            self.accepted += 1
+            if self._untold:
+                self._take(LossRecord(self._untold), datetime.now(UTC))
+                self._untold = 0
+            self._take(record, when or datetime.now(UTC))
             self._changed.notify()
+            if self._thread.ident is None:
+                # With the first record, so that before it the file is as it was found.
+                self._thread.start()
 
     def close(self) -> None:
         """Write what waits, and let go of the file; waits for :data:`CLOSE_SECONDS` at most. May be called twice."""
         with self._changed:
             self._closing = True
             self._changed.notify()
+            if self._thread.ident is None:
+                self._thread.start()
         self._thread.join(CLOSE_SECONDS)
         if self._thread.is_alive():
             logger.error("The audit log %s is still being written; what waits may be lost.", self.path)
+
+    def _take(self, record: Record, when: datetime) -> None:
+        self._waiting.append((record, when, 0 if self._store is None else self._store.accepted))
+        self.accepted += 1
 
     def _run(self) -> None:
         more = True
@@ -133,31 +152,32 @@ class AuditLog:
             # While the file cannot be written, records wait where their number is limited.
             take = not self._unwritten or not more
             batch = list(self._waiting) if take else []
-            untold = self._untold if take else 0
             if take:
                 self._waiting.clear()
-                self._untold = 0
-        for record, when in batch:
+                if self._untold:
+                    self._take(LossRecord(self._untold), datetime.now(UTC))
+                    self._untold = 0
+                    batch.append(self._waiting.popleft())
+        if batch and self._store is not None:
+            # Where the store hangs, the log goes on without it: a record may then be there twice after a kill.
+            self._store.wait(batch[-1][2], self._sync_seconds)
+        for record, when, _ in batch:
             self._seal(record, when)
-        self._taken += len(batch)
-        if untold:
-            self._seal(LossRecord(untold), datetime.now(UTC))
         return more
 
     def _seal(self, record: Record, when: datetime) -> None:
         try:
             line, self.head = seal(record, when, self.head)
         except Exception:
-            # Such as a name that is not Unicode; the chain goes on without it.
+            # Such as a name that is not Unicode. Another has its place, so that those behind it keep their numbers.
             self.lost += 1
             logger.exception("A record of the audit log %s cannot be encoded.", self.path)
-            return
+            line, self.head = seal(LossRecord(1), when, self.head)
         self._unwritten += line
         self._sealed += 1
 
     def _write(self) -> None:
         if not self._unwritten:
-            self.settled = self._taken
             return
         try:
             while self._unwritten:
@@ -170,7 +190,7 @@ class AuditLog:
         else:
             self.written += self._sealed
             self._sealed = 0
-            self.settled = self._taken
+            self.settled = self.head.sequence
             self._worked("write")
 
     def _sync(self) -> None:

@@ -65,7 +65,7 @@ class PolicyRecord(msgspec.Struct, frozen=True, tag_field="type", tag="policy_in
     """SHA-256 of the file; empty for a policy that comes from no file."""
     rules: tuple[RuleInForce, ...]
     before: str | None = None
-    """SHA-256 of the one that decided until now; ``None``: the monitor starts with this one."""
+    """SHA-256 of the one that decided until now; ``None``: none is known."""
 
 
 class LossRecord(msgspec.Struct, frozen=True, tag_field="type", tag="records_lost"):

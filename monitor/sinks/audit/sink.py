@@ -3,7 +3,7 @@
 import os
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import msgspec
 
@@ -18,11 +18,13 @@ from probes.bundle import Bundle
 TEXT_CHARACTERS: Final = 512
 """What others name may be of any length: clients choose the ids of their requests."""
 
+AUDITED: Final[tuple[type[Event], ...]] = tuple(kind for kind in get_args(Event) if kind.audited)
+
 
 class AuditSink:
     """Records interventions and what became of them, orders, engines, the policy, and the monitor's start and stop.
 
-    A few records a steered request, none a token. It is a :class:`monitor.sinks.Sink`.
+    A few records a steered request, none a token. It is a :class:`monitor.sinks.DurableSink`.
 
     Args:
         log: Written and closed by it.
@@ -30,6 +32,7 @@ class AuditSink:
         policy: What decides.
         stats: Where the log's own counters are shown.
         steered: Tokens of a request in flight that have been steered.
+        before: SHA-256 of the policy that decided before the monitor was started again; ``None``: it is not known.
         max_requests: Requests to remember that were ordered to be steered; beyond it the oldest is forgotten.
     """
 
@@ -40,13 +43,14 @@ class AuditSink:
         policy: Policy,
         stats: Stats,
         steered: Callable[[Request], int],
+        before: str | None = None,
         max_requests: int = 65_536,
     ) -> None:
         self._log, self._stats, self._steered, self._max_requests = log, stats, steered, max_requests
         self._ordered: OrderedDict[tuple[str, str], int] = OrderedDict()
         """Engine and its id of a request to how often it was ordered to be steered."""
         log.append(StartRecord(__version__, _path(str(bundle.path)), bundle.digest))
-        self._take(policy, None)
+        self._take(policy, before)
 
     def change_policy(self, policy: Policy) -> None:
         """Another policy decides from here on."""
@@ -61,13 +65,23 @@ class AuditSink:
         self._log.append(PolicyRecord(self._policy_name, policy.digest, rules, before))
 
     @property
+    def name(self) -> str:
+        """That of its log."""
+        return self._log.name
+
+    @property
+    def kinds(self) -> tuple[type[Event], ...]:
+        """Events that are one record each; a request that ends is one where it was steered."""
+        return AUDITED
+
+    @property
     def accepted(self) -> int:
-        """Records so far."""
+        """Number of the last record that was taken."""
         return self._log.accepted
 
     @property
     def settled(self) -> int:
-        """Those of them, from the first on, that are in the file, or never will be."""
+        """Number of the last record that is in the file."""
         return self._log.settled
 
     def emit(self, recorded: Recorded) -> None:

@@ -259,7 +259,7 @@ def test_what_the_queue_has_no_room_for_is_lost_counted_and_recorded(path, disk)
 
 def test_what_is_never_written_is_counted_at_the_end(path, disk, caplog):
     log = AuditLog(path, sync_seconds=0.02)
-    disk.room = 400
+    disk.room = 100
     for number in range(5):
         log.append(record(number))
     log.close()
@@ -394,9 +394,10 @@ def test_any_thread_may_append(path):
     assert log.lost == 0 and verify(path).records == 2000
 
 
-def test_a_record_that_cannot_be_encoded_is_left_out(path, caplog):
+def test_a_record_that_cannot_be_encoded_leaves_its_place_to_one_that_says_so(path, caplog):
     with closing(AuditLog(path)) as log:
         log.append(about_engine("lost", "", engine="\udcff"))
         log.append(record())
-    assert log.lost == 1 and verify(path).records == 1
+    assert log.lost == 1 and kinds(path) == ["records_lost", "engine_changed"]
+    assert verify(path).records == 2 == log.settled
     assert "cannot be encoded" in caplog.text

@@ -1,0 +1,51 @@
+"""The store: keeps what the monitor has to know again after it was killed.
+
+``base``     the seam: a store takes entries, and has a local copy of what they come to
+``entries``  the entries, one type a kind
+``state``    the state they come to: engines, steered requests, the policy in force, alerts that are firing
+``numbers``  a set of numbers as ranges
+``memory``   the store that ships: in memory, with a journal on disk
+``journal``  the journal's writer, on a thread of its own
+``segment``  the journal's files
+"""
+
+from monitor.store.base import Store
+from monitor.store.entries import (
+    Admitted,
+    AlertFired,
+    Applied,
+    Armed,
+    Channel,
+    Confirmed,
+    Disarmed,
+    EngineForgotten,
+    Entry,
+    PolicyInForce,
+    Processed,
+    RequestEnded,
+    Resumed,
+)
+from monitor.store.memory import MemoryStore
+from monitor.store.state import EngineState, FiringAlert, State, SteeredRequest
+
+__all__ = [
+    "Admitted",
+    "AlertFired",
+    "Applied",
+    "Armed",
+    "Channel",
+    "Confirmed",
+    "Disarmed",
+    "EngineForgotten",
+    "EngineState",
+    "Entry",
+    "FiringAlert",
+    "MemoryStore",
+    "PolicyInForce",
+    "Processed",
+    "RequestEnded",
+    "Resumed",
+    "State",
+    "SteeredRequest",
+    "Store",
+]
