@@ -28,6 +28,7 @@ from monitor.policy import Policy
 from monitor.service.config import Limits
 from monitor.sinks import Confirmations, DurableSink, Mark, Recorder, Sink, StateSink
 from monitor.sinks.audit import AuditLog, AuditSink
+from monitor.sinks.durable import settled_positions
 from monitor.store import Confirmed, EngineForgotten, MemoryStore, Resumed, Store
 from monitor.telemetry.stats import SkipReason, Stats, Status
 from monitor.traces import Traces
@@ -94,7 +95,7 @@ class Monitor:
         self._verdicts = VerdictTable(bundle, self._limits.max_requests)
         self.store: Store = MemoryStore() if store is None else store
         self._audit: AuditSink | None = None
-        settled = {sink.name: sink.settled for sink in durable}
+        settled = settled_positions(durable, self.stats)
         if audit is not None:
             # Before anything is written: what is in the file now, an earlier monitor wrote.
             settled[audit.name] = audit.settled

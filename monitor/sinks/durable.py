@@ -9,7 +9,7 @@ until it is well again.
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
@@ -54,6 +54,18 @@ class DurableSink(Sink, Protocol):
     def settled(self) -> int:
         """Position up to which events outlive the process, or never will."""
         ...
+
+
+def settled_positions(sinks: Iterable[DurableSink], stats: Stats) -> dict[str, int]:
+    """Positions of sinks before anything is emitted, by name; of one that fails to tell it, nothing is known."""
+    positions: dict[str, int] = {}
+    for sink in sinks:
+        try:
+            positions[sink.name] = sink.settled
+        except Exception:
+            stats.sink_errors[type(sink).__name__,] += 1
+            logger.exception("Sink %s fails to tell its position.", type(sink).__name__)
+    return positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,5 +160,5 @@ class Confirmations:
                 self._stats.sink_errors[watched.label,] += 1
                 logger.exception("Sink %s fails to tell its position.", watched.name)
             return watched.last
-        watched.silent = False
+        watched.silent = watched.silent and position == "accepted"
         return found
