@@ -157,12 +157,14 @@ def steps_of(tokens: int, most: int) -> Iterator[int]:
 
 def blocks_of(worker: Any, groups: Sequence[Any], tokens: int) -> tuple[list[int], ...]:
     """KV blocks for a request of so many tokens, other ones in each group. Block 0 is vLLM's own."""
+    from vllm.v1.kv_cache_interface import MambaSpec
+
     speculative = worker.vllm_config.speculative_config
     tokens += speculative.num_speculative_tokens if speculative is not None else 0
     blocks, begin = list[list[int]](), 1
     for group in groups:
         spec = group.kv_cache_spec
-        end = begin - (-tokens // spec.block_size) + getattr(spec, "num_speculative_blocks", 0)
+        end = begin - (-tokens // spec.block_size) + (spec.num_speculative_blocks if isinstance(spec, MambaSpec) else 0)
         blocks.append(list(range(begin, end)))
         begin = end
     return tuple(blocks)

@@ -201,8 +201,8 @@ def report(llm: Any) -> Facts:
     (worker, *_) = llm.collective_rpc("plumbob_report")
     return Facts(
         dtype=str(config.model_config.dtype).removeprefix("torch."),
-        compilation=str(getattr(config.compilation_config.mode, "name", config.compilation_config.mode)),
-        cudagraphs=str(getattr(config.compilation_config.cudagraph_mode, "name", "NONE")),
+        compilation=config.compilation_config.mode.name,
+        cudagraphs=config.compilation_config.cudagraph_mode.name,
         max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens,
         prefix_caching=bool(config.cache_config.enable_prefix_caching),
         async_scheduling=bool(config.scheduler_config.async_scheduling),

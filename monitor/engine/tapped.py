@@ -178,7 +178,7 @@ class RunnerTap:
             except OrderError as error:
                 # One order of a monitor with another bundle is no reason to be switched off.
                 self._refuse(refusal(order, error))
-        if self._kv is not None and (copies := getattr(scheduler_output, "kv_cache_block_copies", None)):
+        if self._kv is not None and (copies := scheduler_output.kv_cache_block_copies):
             self._kv.copy_blocks(copies)
 
     def _admit(self, engine_request_id: str, admission: Admission) -> Started | None:

@@ -101,11 +101,17 @@ def test_every_token_is_computed_once_and_the_last_ones_singly(tokens, most):
 
 
 def test_blocks_are_nobody_elses(tested):
+    pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'plumbob[cpu]'")
+    import torch
+    from vllm.v1.kv_cache_interface import MambaSpec
+
     groups = [SimpleNamespace(kv_cache_spec=SimpleNamespace(block_size=size)) for size in (16, 128, 16)]
     worker = SimpleNamespace(vllm_config=SimpleNamespace(speculative_config=None))
     assert canary_run.blocks_of(worker, groups, 33) == ([1, 2, 3], [4], [5, 6, 7])
     worker.vllm_config.speculative_config = SimpleNamespace(num_speculative_tokens=16)
     assert canary_run.blocks_of(worker, groups, 33) == ([1, 2, 3, 4], [5], [6, 7, 8, 9])
+    state = MambaSpec(block_size=64, shapes=((1,),), dtypes=(torch.float32,), num_speculative_blocks=2)
+    assert canary_run.blocks_of(worker, [SimpleNamespace(kv_cache_spec=state), groups[0]], 33)[0] == [1, 2, 3]
 
 
 # When it runs: an engine core without an engine.

@@ -12,7 +12,7 @@ import msgspec
 
 from monitor.engine.settings import inherited, switched_on
 from monitor.engine.steering.acts import compose, entry_of, require_composed
-from monitor.engine.vllm.wrap import Method, wrap_once
+from monitor.engine.vllm.wrap import Method, require_fields, wrap_once
 from monitor.errors import OrderError
 from monitor.wire.orders import Admission
 from probes.bundle import Bundle, load_bundle
@@ -26,24 +26,33 @@ CHARACTERS: Final = 4096
 
 def install() -> None:
     """Wrap the front's processor of requests, once."""
+    from vllm.sampling_params import SamplingParams
     from vllm.v1.engine.input_processor import InputProcessor
 
+    require_fields(SamplingParams, "extra_args")
     wrap_once(InputProcessor, "process_inputs", _process_inputs)
 
 
 def _process_inputs(method: Method) -> Method:
     def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
-        written = (getattr(params, "extra_args", None) or {}).get(FIELD)
-        if written is not None and switched_on(self.vllm_config):
-            from vllm.exceptions import VLLMValidationError
-
-            try:
-                read_admission(written)
-            except OrderError as error:
-                raise VLLMValidationError(str(error), parameter=f"vllm_xargs.{FIELD}") from error
+        if switched_on(self.vllm_config):
+            _require_admissible(params)
         return method(self, request_id, prompt, params, *args, **kwargs)
 
     return process_inputs
+
+
+def _require_admissible(params: Any) -> None:
+    from vllm.exceptions import VLLMValidationError
+    from vllm.sampling_params import SamplingParams
+
+    # Requests to pool have other parameters, and are refused elsewhere.
+    arguments = params.extra_args if isinstance(params, SamplingParams) else None
+    if arguments is not None and (written := arguments.get(FIELD)) is not None:
+        try:
+            read_admission(written)
+        except OrderError as error:
+            raise VLLMValidationError(str(error), parameter=f"vllm_xargs.{FIELD}") from error
 
 
 def read_admission(written: object) -> Admission:

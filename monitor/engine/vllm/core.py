@@ -27,9 +27,9 @@ from monitor.engine.steering.leases import Leases
 from monitor.engine.steering.refusals import refusal
 from monitor.engine.tapped import ADMISSION_FIELD, ORDERS_FIELD, REFUSALS_FIELD, REPEATS_FIELD, REQUEST_FIELD
 from monitor.engine.vllm import admission
-from monitor.engine.vllm.stop import deliver, stop
+from monitor.engine.vllm.stop import deliver, stop, tokenizer_of
 from monitor.engine.vllm.versions import vllm_version
-from monitor.engine.vllm.wrap import Method, wrap_once
+from monitor.engine.vllm.wrap import Method, require_fields, wrap_once
 from monitor.errors import OrderError
 from monitor.wire.frames import VERSION, Hello, Refusal
 from monitor.wire.orders import Arm, Disarm, Order, Steer, Stop
@@ -40,10 +40,14 @@ _COMPLETION: Final = re.compile(r"^(cmpl-.+)-\d+$")
 
 def install() -> None:
     """Wrap the engine core's classes of this process, once."""
+    from vllm.sampling_params import SamplingParams
     from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
+    from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.engine.core import EngineCore
 
+    require_fields(SamplingParams, "extra_args")
+    require_fields(SchedulerOutput, "finished_req_ids", "scheduled_new_reqs", "kv_cache_block_copies")
     wrap_once(EngineCore, "preprocess_add_request", _preprocess_add_request)
     wrap_once(Scheduler, "__init__", _init)
     wrap_once(Scheduler, "add_request", _add_request)
@@ -62,6 +66,7 @@ def _init(method: Method) -> Method:
         if settings is not None and settings.endpoint is not None:
             self.plumbob_inbox = OrderInbox(settings.endpoint, _hello(self.vllm_config, settings))
             self.plumbob_leases = Leases()
+            self.plumbob_tokenizer = tokenizer_of(self)
             if settings.gates:
                 self.plumbob_gates = dict[str, Arm]()
                 self.plumbob_bundle = load_bundle(settings.bundle)
@@ -131,9 +136,11 @@ def _stop(scheduler: Any, orders: list[Order]) -> list[Refusal]:
     for order in orders:
         if isinstance(order, Stop):
             try:
-                scheduler.__dict__.setdefault("plumbob_answers", []).append(stop(scheduler, order))
+                answer = stop(scheduler, scheduler.plumbob_tokenizer, order)
             except OrderError as error:
                 refusals.append(refusal(order, error))
+            else:
+                scheduler.__dict__.setdefault("plumbob_answers", []).append(answer)
     return refusals
 
 

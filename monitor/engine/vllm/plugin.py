@@ -7,10 +7,10 @@ vLLM calls :func:`register` in every process, without any configuration, so it o
 from collections.abc import Callable
 from typing import Any
 
-from monitor.engine.vllm import versions as compat
+from monitor.engine.vllm import versions
 from monitor.engine.vllm.wrap import Method, wrap_once
 
-_missing: dict[compat.Runner | None, list[str]] = {}
+_missing: dict[versions.Runner | None, list[str]] = {}
 """What this vLLM lacks, by model runner; told only to those who want it tapped."""
 
 
@@ -23,7 +23,7 @@ def register() -> None:
     _install("V2", _install_v2)
 
 
-def _install(runner: compat.Runner | None, installer: Callable[[], None]) -> None:
+def _install(runner: versions.Runner | None, installer: Callable[[], None]) -> None:
     try:
         installer()
     except (ImportError, AttributeError) as error:
@@ -74,13 +74,13 @@ def _create_engine_config(method: Method) -> Method:
         wanted = settings.read_wanted(self.additional_config)
         if wanted is None:
             return method(self, *args, **kwargs)
-        compat.require_version(allow_untested=wanted.allow_untested)
+        versions.require_version(allow_untested=wanted.allow_untested)
         bundle = load_bundle(wanted.bundle)
         bundle.require_model(identify(resolve_model(self.model), self.model))
         self.additional_config = {**self.additional_config, settings.KEY: settings.take_over(wanted, bundle)}
         vllm_config = method(self, *args, **kwargs)
-        compat.require_seams(_missing, "V2" if vllm_config.use_v2_model_runner else "V1")
-        compat.require_features(vllm_config, gates=wanted.gates > 0)
+        versions.require_features(vllm_config, gates=wanted.gates > 0)
+        versions.require_seams(_missing, "V2" if vllm_config.use_v2_model_runner else "V1")
         return vllm_config
 
     return create_engine_config

@@ -22,11 +22,23 @@ REASON: Final = "plumbob"
 logger = logging.getLogger("vllm.plumbob")
 
 
-def stop(scheduler: Any, order: Stop) -> tuple[int, Any]:
+def tokenizer_of(scheduler: Any) -> Any | None:
+    """The tokenizer that messages are said with; ``None``: this engine was told to load none.
+
+    Raises:
+        AttributeError: vLLM keeps it elsewhere. To be called at start, since an error at a stop would end the engine.
+    """
+    if scheduler.vllm_config.model_config.skip_tokenizer_init:
+        return None
+    return scheduler.structured_output_manager.tokenizer
+
+
+def stop(scheduler: Any, tokenizer: Any | None, order: Stop) -> tuple[int, Any]:
     """End a request.
 
     Args:
         scheduler: vLLM's, between two steps.
+        tokenizer: Of the model.
         order: What to say.
 
     Returns:
@@ -41,7 +53,6 @@ def stop(scheduler: Any, order: Stop) -> tuple[int, Any]:
     request = scheduler.requests.get(order.engine_request_id)
     if request is None or request.is_finished() or request.sampling_params is None:
         raise OrderError("request", f"Request '{order.engine_request_id}' has ended.")
-    tokenizer = getattr(scheduler.structured_output_manager, "tokenizer", None)
     tokens = _tokens(tokenizer, order.message)
     tokens.append(_ending(tokenizer, request.sampling_params))
     stats = request.take_prefill_stats()
@@ -74,9 +85,8 @@ def _ending(tokenizer: Any, sampling: Any) -> int:
     The front takes the last token for what ended the answer, and does not show it.
     """
     # A request that is to ignore the end of sequence does not know it.
-    return next(
-        (end for end in (sampling.eos_token_id, getattr(tokenizer, "eos_token_id", None)) if end is not None), 0
-    )
+    ends = (sampling.eos_token_id, None if tokenizer is None else tokenizer.eos_token_id)
+    return next((end for end in ends if end is not None), 0)
 
 
 def _tokens(tokenizer: Any, message: str) -> list[int]:

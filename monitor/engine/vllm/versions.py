@@ -1,4 +1,4 @@
-"""What can be tapped: versions of vLLM, and features of its configuration.
+"""Versions of vLLM that can be tapped, and features of its configuration that cannot.
 
 Everything that is not known to give right rows refuses at start and says why: a monitor that reads the wrong row is
 worse than none.
@@ -94,56 +94,54 @@ def require_features(vllm_config: Any, *, gates: bool = False) -> None:
         gates: It is to have gates.
 
     Raises:
-        EngineError: Something does; the message names it.
+        EngineError: Something does; the message names it. Or the configuration has no such field, so that nobody knows.
     """
-    parallel, compilation = vllm_config.parallel_config, vllm_config.compilation_config
-    speculative = vllm_config.speculative_config is not None
-    refused = [
+    try:
+        features = _features(vllm_config, gates)
+    except AttributeError as error:
+        # A field that is renamed is no feature that is off.
+        require_seams({None: [f"{type(error.obj).__name__} has no {error.name}"]}, "V1")
+        raise
+    for present, feature, remedy in features:
+        if present:
+            raise EngineError(f"Plumbob cannot tap an engine with {feature} yet.", remedy)
+
+
+def _features(vllm_config: Any, gates: bool) -> list[tuple[bool, str, str]]:
+    """Whether each feature that is refused is there, its name, and what to do about it.
+
+    Every field is read plainly, but for one, and read whatever the others say.
+    """
+    parallel, model, cache = vllm_config.parallel_config, vllm_config.model_config, vllm_config.cache_config
+    speculative, adaptive = vllm_config.speculative_config, False
+    if speculative is not None:
+        adaptive = speculative.enable_adaptive_verification
+    # The one field that may be missing: vLLM 0.32 has no such pass any more, and earlier versions do.
+    sequence_parallel = (vars(vllm_config.compilation_config.pass_config).get("enable_sp"), parallel.enable_hc_sp)
+    ahead_on_v1 = (vllm_config.scheduler_config.async_scheduling, not vllm_config.use_v2_model_runner)
+    return [
         (parallel.pipeline_parallel_size > 1, "pipeline parallelism", "Set --pipeline-parallel-size 1."),
+        (parallel.data_parallel_size > 1, "data parallelism inside one engine", "Start one engine a replica."),
+        (parallel.decode_context_parallel_size > 1, "decode context parallelism", "Switch it off."),
+        (parallel.prefill_context_parallel_size > 1, "prefill context parallelism", "Switch it off."),
+        (parallel.use_ubatching, "dual batch overlap", "Switch it off."),
+        # Rows are spread over the ranks between the blocks.
+        (any(sequence_parallel), "sequence-parallel norms", "Switch it off."),
         (
-            parallel.data_parallel_size > 1,
-            "data parallelism inside one engine",
-            "Start one engine a replica.",
-        ),
-        (
-            getattr(parallel, "decode_context_parallel_size", 1) > 1,
-            "decode context parallelism",
-            "Switch it off.",
-        ),
-        (
-            getattr(parallel, "prefill_context_parallel_size", 1) > 1,
-            "prefill context parallelism",
-            "Switch it off.",
-        ),
-        (getattr(parallel, "use_ubatching", False), "dual batch overlap", "Switch it off."),
-        (
-            # Rows are spread over the ranks between the blocks.
-            getattr(compilation.pass_config, "enable_sp", False) or getattr(parallel, "enable_hc_sp", False),
-            "sequence-parallel norms",
-            "Switch it off.",
-        ),
-        (
-            speculative and vllm_config.scheduler_config.async_scheduling and not vllm_config.use_v2_model_runner,
+            speculative is not None and all(ahead_on_v1),
             "speculative decoding and asynchronous scheduling on Model Runner V1",
             "Set --no-async-scheduling.",
         ),
         (
             # A gate decides in the pass, before it is known which drafts are accepted.
-            speculative and gates,
+            speculative is not None and gates,
             "gates and speculative decoding",
             'Leave "gates" out of additional_config.plumbob, or switch speculative decoding off.',
         ),
-        (
-            # Which drafts are verified is decided on the device, after the row map was made.
-            getattr(vllm_config.speculative_config, "enable_adaptive_verification", False),
-            "adaptive verification of drafts",
-            "Switch it off.",
-        ),
-        (getattr(vllm_config.model_config, "is_diffusion", False), "diffusion models", "Serve an autoregressive one."),
-        (vllm_config.cache_config.kv_sharing_fast_prefill, "KV sharing with fast prefill", "Switch it off."),
+        # Which drafts are verified is decided on the device, after the row map was made.
+        (adaptive, "adaptive verification of drafts", "Switch it off."),
+        (model.is_diffusion, "diffusion models", "Serve an autoregressive one."),
+        (cache.kv_sharing_fast_prefill, "KV sharing with fast prefill", "Switch it off."),
         (vllm_config.kv_transfer_config is not None, "KV cache transfer", "Switch it off."),
-        (vllm_config.model_config.runner_type == "pooling", "pooling models", "Serve a generative model."),
+        (model.runner_type == "pooling", "pooling models", "Serve a generative model."),
     ]
-    for present, feature, remedy in refused:
-        if present:
-            raise EngineError(f"Plumbob cannot tap an engine with {feature} yet.", remedy)

@@ -1,12 +1,25 @@
-"""Wrapping methods of vLLM's classes, once a process."""
+"""Wrapping methods of vLLM's classes, once a process, and checking that they have the fields that are read."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, Final
 
 Method = Callable[..., Any]
 
 _MARK: Final = "__plumbob__"
+
+
+def require_fields(owner: type, *names: str) -> None:
+    """Check that a class declares the fields that are read of its instances.
+
+    Raises:
+        AttributeError: It lacks one.
+    """
+    declared = {name for parent in owner.__mro__ for name in inspect.get_annotations(parent)}
+    for name in names:
+        if name not in declared:
+            raise AttributeError(f"{owner.__module__}.{owner.__name__} has no {name}")
 
 
 def wrap_once(owner: type, name: str, wrapper: Callable[[Method], Method]) -> None:

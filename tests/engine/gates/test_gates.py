@@ -1,7 +1,6 @@
 """Gates through a step as an engine takes it: slots, rows that come again, orders, and what the host learns."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from monitor.engine.slots import Slots  # noqa: E402
 from monitor.engine.staging import Stage  # noqa: E402
 from monitor.engine.steering.table import ENTRIES_PER_SLOT, Steering  # noqa: E402
 from monitor.engine.taps import Taps  # noqa: E402
-from monitor.engine.vllm.versions import require_features  # noqa: E402
 from monitor.errors import EngineError, FrameError  # noqa: E402
 from monitor.wire.codec import decode_order, encode_order  # noqa: E402
 from monitor.wire.orders import Act, Arm, Steer  # noqa: E402
@@ -443,26 +441,6 @@ def test_disarming_what_is_not_armed_names_what_is(house):
     house.arm()
     with pytest.raises(EngineError, match=r"No gate 'h' is armed\. Armed are: g"):
         house.gates.disarm("h")
-
-
-def test_what_gates_cannot_go_with_is_refused_by_name():
-    def configuration(speculative):
-        off = SimpleNamespace(pipeline_parallel_size=1, data_parallel_size=1)
-        return SimpleNamespace(
-            parallel_config=off,
-            compilation_config=SimpleNamespace(pass_config=SimpleNamespace()),
-            speculative_config=SimpleNamespace() if speculative else None,
-            scheduler_config=SimpleNamespace(async_scheduling=False),
-            use_v2_model_runner=True,
-            cache_config=SimpleNamespace(kv_sharing_fast_prefill=False),
-            kv_transfer_config=None,
-            model_config=SimpleNamespace(runner_type="generate"),
-        )
-
-    require_features(configuration(True))
-    require_features(configuration(False), gates=True)
-    with pytest.raises(EngineError, match="gates and speculative decoding"):
-        require_features(configuration(True), gates=True)
 
 
 def test_how_many_gates_there_are_is_part_of_what_shapes_the_graph(shared, monkeypatch):
