@@ -6,7 +6,7 @@ A frame goes through it as the design's line goes through the house::
        ^                                                         |
        +----------------------- orders --------------------------+
 
-What probe workers (:mod:`monitor.workers`) read comes later, and goes from Policy on the same way; a bundle without
+What probe workers (:mod:`monitor.workers`) read comes later, and goes from there on the same way; a bundle without
 probes for them never has that imported.
 
 :meth:`Monitor.receive` takes one message and :meth:`Monitor.tick` does what is due; :meth:`Monitor.run` calls
