@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
-from monitor.events import Escalated, EventLog, Recorded, Request, RequestFinished
+from monitor.events import Escalated, EventLog, Recorded, Request, RequestFinished, request_of
 
 MAX_TRACES: Final = 256
 """Requests whose trace is kept; beyond it the oldest is forgotten."""
@@ -72,7 +72,7 @@ class Traces:
     def emit(self, recorded: Recorded) -> None:
         """Begin a trace, or go on with it."""
         event = recorded.event
-        request: Request | None = getattr(event, "request", None)
+        request = request_of(event)
         if request is None:
             return
         identity = (request.engine, request.engine_request_id)

@@ -8,7 +8,7 @@ import grpc.aio
 
 from monitor import __version__
 from monitor.api.convert import event_message, kind_of, probe_message, status_message, trace_message, vector_message
-from monitor.events import Event, EventLog
+from monitor.events import Event, EventLog, request_of
 from monitor.telemetry.stats import Status
 from monitor.traces import Traces
 from monitor.v1 import event_pb2, trace_pb2
@@ -151,8 +151,6 @@ async def _filter(request: WatchEventsRequest, context: WatchContext) -> Callabl
     def wanted(event: Event) -> bool:
         if kinds and kind_of(event) not in kinds:
             return False
-        return request_id is None or (
-            (about := getattr(event, "request", None)) is not None and about.request_id == request_id
-        )
+        return request_id is None or ((about := request_of(event)) is not None and about.request_id == request_id)
 
     return wanted

@@ -21,11 +21,11 @@ from monitor.cli.console import err, out, print_table, progress
 from monitor.cli.listener import Listener
 from monitor.cli.report import bundle_table
 from monitor.errors import EngineError, PrerequisiteError
+from monitor.events import RequestFinished
 from monitor.service.config import MonitorConfig
 from monitor.supervisor.checks import require_ports, require_vllm
 from monitor.supervisor.config import ServeConfig
 from monitor.supervisor.serving import Serving
-from monitor.v1.event_pb2 import RequestFinished
 from probes.fit.demo import demo_bundle
 from probes.models import DEMO, cache_directory
 
@@ -123,7 +123,7 @@ class Spoken:
     @property
     def fired(self) -> list[str]:
         """Names of the probes that fired."""
-        return [reading.probe for reading in self.verdict.readings if reading.HasField("fired_at")]
+        return [reading.probe for reading in self.verdict.readings if reading.fired]
 
 
 def run_demo(*, once: bool, port: int, metrics_port: int, grpc_port: int) -> int:
@@ -212,14 +212,13 @@ def _converse(client: Any, listener: Listener, conversation: Conversation) -> Sp
     verdict = listener.finished(request_id, VERDICT_SECONDS)
     if verdict is None:
         raise EngineError(f"No verdict of request {request_id} arrived.", "Look into the demo's log.")
-    for line in listener.told(request_id):
+    for line in listener.lines(request_id):
         out.print(line)
     for reading in verdict.readings:
-        peak = f"{reading.peak:6.2f}" if reading.HasField("peak") else "     –"
-        fired = reading.HasField("fired_at")
-        said = f"FIRED at token {reading.fired_at}" if fired else "quiet"
+        peak = "     –" if reading.peak is None else f"{reading.peak:6.2f}"
+        said = f"FIRED at token {reading.fired_at}" if reading.fired else "quiet"
         line = f"  {reading.probe:<15} {peak} of {reading.threshold:5.2f}  {said}"
-        out.print(Text(line, "bold yellow" if fired else "green"))
+        out.print(Text(line, "bold yellow" if reading.fired else "green"))
     return Spoken(answer, verdict)
 
 

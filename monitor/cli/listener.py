@@ -1,16 +1,17 @@
 """A gRPC watcher in a thread, for code that is not asynchronous: the demo, and tests."""
 
 import threading
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
 import grpc
 from rich.text import Text
 
-from monitor.cli.watch import format_event
+from monitor.api.convert import event_of
+from monitor.cli.watch import format_recorded
 from monitor.errors import EngineError
-from monitor.v1 import event_pb2
-from monitor.v1.event_pb2 import Event, RequestFinished
+from monitor.events import EngineChanged, Recorded, RequestFinished, request_of
 from monitor.v1.monitor_service_pb2 import WatchEventsRequest
 from monitor.v1.monitor_service_pb2_grpc import MonitorServiceStub
 
@@ -26,7 +27,7 @@ class Listener:
         # The monitor is our own child: no proxy of the environment lies between.
         self._channel = grpc.insecure_channel(address, options=(("grpc.enable_http_proxy", 0),))
         self._call = MonitorServiceStub(self._channel).WatchEvents(WatchEventsRequest(after_sequence=0))
-        self._events: list[Event] = []
+        self._events: list[Recorded] = []
         self._changed = threading.Condition()
         """Protects the list; notified at every event."""
         self._thread = threading.Thread(target=self._collect, name="plumbob-listener", daemon=True)
@@ -43,8 +44,8 @@ class Listener:
         self._channel.close()
 
     @property
-    def events(self) -> list[Event]:
-        """What has come so far."""
+    def events(self) -> list[Recorded]:
+        """Events that have come so far."""
         with self._changed:
             return list(self._events)
 
@@ -52,15 +53,11 @@ class Listener:
         """The verdict of a request; ``None`` where it does not arrive in time."""
 
         def find() -> RequestFinished | None:
-            for event in self._events:
-                done = event.request_finished
-                if event.WhichOneof("payload") == "request_finished" and done.request.request_id == request_id:
-                    return done
-            return None
+            found = (recorded.event for recorded in self._about(request_id))
+            return next((event for event in found if isinstance(event, RequestFinished)), None)
 
         with self._changed:
-            self._changed.wait_for(lambda: find() is not None, seconds)
-            return find()
+            return self._changed.wait_for(find, seconds)
 
     def await_engine(self, seconds: float = 30.0) -> None:
         """Wait until an engine is connected to the monitor.
@@ -70,33 +67,31 @@ class Listener:
         """
 
         def connected() -> bool:
-            return any(
-                event.WhichOneof("payload") == "engine_changed"
-                and event.engine_changed.state == event_pb2.ENGINE_STATE_CONNECTED
-                for event in self._events
-            )
+            changes = (told.event for told in self._events if isinstance(told.event, EngineChanged))
+            return any(change.state == "connected" for change in changes)
 
         with self._changed:
             if not self._changed.wait_for(connected, seconds):
                 raise EngineError("The engine did not connect to the monitor.", "Look into the server's log.")
 
-    def told(self, request_id: str) -> list[Text]:
-        """What happened to a request while it ran, as lines."""
-        shown = ("probe_fired", "alert", "intervention")
+    def lines(self, request_id: str) -> list[Text]:
+        """What happened to a request while it ran, a line each."""
         with self._changed:
-            return [
-                format_event(event)
-                for event in self._events
-                if (kind := event.WhichOneof("payload")) in shown
-                and getattr(event, kind).request.request_id == request_id
-            ]
+            found = list(self._about(request_id))
+        return [format_recorded(told) for told in found if not isinstance(told.event, RequestFinished)]
+
+    def _about(self, request_id: str) -> Iterator[Recorded]:
+        for recorded in self._events:
+            if (request := request_of(recorded.event)) is not None and request.request_id == request_id:
+                yield recorded
 
     def _collect(self) -> None:
         try:
             for response in self._call:
-                with self._changed:
-                    self._events.append(response.event)
-                    self._changed.notify_all()
+                if (told := event_of(response.event)) is not None:
+                    with self._changed:
+                        self._events.append(told)
+                        self._changed.notify_all()
         except grpc.RpcError:
             # Cancelled by __exit__, or the monitor has ended: what came is kept either way.
             return

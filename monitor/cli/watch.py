@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from datetime import UTC
 from typing import Final
 
 from google.protobuf.json_format import MessageToJson
@@ -13,7 +12,7 @@ from monitor.api.client import Notice, follow
 from monitor.api.convert import KINDS, event_of
 from monitor.cli.console import err, out
 from monitor.errors import PlumbobError
-from monitor.events import Severity
+from monitor.events import Recorded, Severity
 from monitor.events.words import wording
 from monitor.v1.event_pb2 import Event
 
@@ -75,12 +74,15 @@ def format_json(event: Event) -> str:
 
 
 def format_event(event: Event) -> Text:
+    """An event as a monitor tells it, as one line; this version may have no words for those of a newer one."""
+    told = event_of(event)
+    return Text(f"event {event.sequence} of a newer monitor", "dim") if told is None else format_recorded(told)
+
+
+def format_recorded(recorded: Recorded) -> Text:
     """An event as one line: time, what happened, to which request or engine, and why."""
-    line = Text().append(f"{event.time.ToDatetime(UTC).astimezone():%H:%M:%S.%f}"[:-3], "dim")
-    if (told := event_of(event)) is None:
-        # A newer monitor tells things that this version has no words for.
-        return line.append(f" EVENT  {event.sequence}", "dim")
-    said = wording(told.event)
+    said = wording(recorded.event)
+    line = Text().append(f"{recorded.time.astimezone():%H:%M:%S.%f}"[:-3], "dim")
     line.append(f" {said.label:<6} ", _STYLES[said.severity])
     _add(line, f"{said.about} ", "cyan")
     _add(line, said.strong, "bold")

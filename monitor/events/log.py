@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 
-from monitor.events.types import Event, Recorded, Request
+from monitor.events.types import Event, Recorded, Request, request_of
 
 
 class Subscription:
@@ -84,7 +84,7 @@ class EventLog:
 
     def about(self, request: Request) -> list[Recorded]:
         """The kept events about a request, oldest first."""
-        return [recorded for recorded in self._kept if getattr(recorded.event, "request", None) == request]
+        return [recorded for recorded in self._kept if request_of(recorded.event) == request]
 
     def subscribe(self, after: int | None = None) -> Subscription:
         """Read events as they come.

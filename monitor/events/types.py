@@ -10,6 +10,35 @@ from typing import ClassVar, Literal
 
 import msgspec
 
+__all__ = [
+    "Alert",
+    "EngineChanged",
+    "EngineEvent",
+    "Escalated",
+    "Event",
+    "EventBase",
+    "FramesLost",
+    "Guarded",
+    "Intervention",
+    "InterventionEnded",
+    "InterventionsLost",
+    "Mode",
+    "Operation",
+    "OrderKind",
+    "OrderResult",
+    "Ordered",
+    "PolicyChanged",
+    "ProbeFired",
+    "Reading",
+    "Recorded",
+    "Request",
+    "RequestEvent",
+    "RequestFinished",
+    "Severity",
+    "request_of",
+    "type_name",
+]
+
 Mode = Literal["shadow", "alert", "enforce"]
 """How far a rule goes.
 
@@ -106,6 +135,11 @@ class RequestEvent(EventBase, frozen=True):
     """An event about one request."""
 
     request: Request
+
+
+def request_of(event: EventBase) -> Request | None:
+    """The request that an event is about, if it is about one."""
+    return getattr(event, "request", None)
 
 
 class EngineEvent(EventBase, frozen=True):
