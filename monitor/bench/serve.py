@@ -227,7 +227,8 @@ def _commands(plan: ServePlan, model: Path, bundle: Bundle, directory: Path) -> 
     metrics, grpc = map(str, free_ports(2))
     stock = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--host", "127.0.0.1"]
     stock += ["--served-model-name", served_name(model), *(["--enforce-eager"] if plan.eager else [])]
-    served = [sys.executable, "-m", "monitor.cli", "serve", str(model), "--bundle", str(bundle.path), "--audit", "none"]
+    served = [sys.executable, "-m", "monitor.cli", "serve", str(model), "--bundle", str(bundle.path)]
+    served += ["--audit", "none", "--state", "none"]
     served += ["--metrics-port", metrics, "--grpc-port", grpc, "--endpoint", f"ipc://{directory}/engine.sock"]
     served += [*(["--eager"] if plan.eager else []), *(["--allow-untested"] if plan.subject.allow_untested else [])]
     return {STOCK: [*stock, *options], SERVED: [*served, *options]}

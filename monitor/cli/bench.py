@@ -40,7 +40,7 @@ def bench_engine(
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
     plot_path: Annotated[Path | None, typer.Option("--plot", help="Draw it here (.png, .svg, .pdf).")] = None,
 ) -> None:
-    """What each way to run Plumbob costs, against stock vLLM in the same run."""
+    """Measure what each way to run Plumbob costs, against stock vLLM in the same run."""
     from monitor.bench.arms import Subject
     from monitor.bench.engine import DEFAULT_ARMS, Plan, run
 

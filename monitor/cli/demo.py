@@ -165,6 +165,7 @@ def run_demo(*, once: bool, port: int, metrics_port: int, grpc_port: int) -> int
             grpc_port=grpc_port,
             endpoint=f"ipc://{directory}/engine.sock",
             audit=None,
+            state=Path(directory),
         )
         options = ("--max-model-len", "2048", "--kv-cache-memory-bytes", str(KV_CACHE_BYTES))
         config = ServeConfig(model=DEMO, host=HOST, port=port, eager=True, vllm_arguments=options, monitor=monitor)

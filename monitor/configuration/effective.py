@@ -24,13 +24,13 @@ M = TypeVar("M", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class Effective:
-    """What all sources say together."""
+    """All sources together: the values that are in force, and where each comes from."""
 
     model: type[BaseModel]
     values: Mapping[str, Any]
     """Nested; every section is there."""
     sources: Mapping[tuple[str, ...], Layer]
-    """Where each value that is not a default comes from."""
+    """The source of each value that is not a default."""
 
     @property
     def missing(self) -> list[Setting]:

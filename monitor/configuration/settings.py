@@ -13,11 +13,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from pydantic.fields import FieldInfo
 
 PREFIX: Final = "PLUMBOB_"
-"""Of every environment variable."""
+"""Begins the name of every environment variable."""
 NESTED: Final = "__"
 """Between the parts of a setting's place, in a variable's name."""
 NOTHING: Final = "none"
-"""What is given, in a flag or elsewhere, for a file that there is not; a file of that name is ``./none``."""
+"""Stands, in any source, for a file that there is not; a file of that name is ``./none``."""
 
 
 class Section(BaseModel):
@@ -94,12 +94,12 @@ class Setting:
 
     @property
     def secret(self) -> bool:
-        """Whether its value is to be shown nowhere."""
+        """True where its value is to be shown nowhere."""
         return _mentions(self.field.annotation, SecretStr)
 
     @property
     def is_path(self) -> bool:
-        """Whether it names files, which a configuration file names relative to itself."""
+        """True where it names files, which a configuration file names relative to itself."""
         return _mentions(self.field.annotation, Path)
 
     @property

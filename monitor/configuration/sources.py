@@ -1,4 +1,4 @@
-"""What each source says: a file, each environment variable and each flag is a :class:`Layer`."""
+"""Sources of settings: a file, each environment variable and each flag is a :class:`Layer`."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from monitor.configuration.yaml_mapping import dotted, read_mapping, suggest
 from monitor.errors import ConfigError
 
 Kind = Literal["file", "environment variable", "flag"]
-"""Of a source, from the lightest to the weightiest."""
+"""The kinds of sources, from the lightest to the weightiest."""
 
 _OTHERS: Final = frozenset({"PLUMBOB_CACHE", "PLUMBOB_ENGINE"})
 """Variables of ours that are no settings: the cache directory, and what an engine hands down to its processes."""
@@ -27,7 +27,7 @@ _SERVICE_ADDRESS: Final = re.compile(r"(tcp|udp|sctp)://")
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """What one source says."""
+    """The settings of one source."""
 
     kind: Kind
     label: str
@@ -64,7 +64,7 @@ def from_file(model: type[BaseModel], path: Path) -> Layer:
 
 
 def from_environment(model: type[BaseSettings], environ: Mapping[str, str] | None = None) -> list[Layer]:
-    """What each variable says; an empty one is as one that is not set.
+    """Read each variable; an empty one is as one that is not set.
 
     Args:
         model: The whole configuration.
@@ -90,7 +90,7 @@ def from_environment(model: type[BaseSettings], environ: Mapping[str, str] | Non
 
 
 def from_flag(model: type[BaseModel], flag: str, value: Any) -> Layer:
-    """What a flag says, of every setting that has it."""
+    """Give every setting that has a flag its value."""
     values: dict[str, Any] = {}
     for setting in settings_of(model):
         if setting.flag == flag:
@@ -117,7 +117,7 @@ def as_variables(section: Section, path: tuple[str, ...] = ()) -> dict[str, str]
 
 
 def without_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """An environment without settings, for a process that is told all of them or that they do not concern."""
+    """An environment without settings, for a process that is given all of them otherwise, or that needs none."""
     return {name: value for name, value in environ.items() if not _is_setting(name, value)}
 
 
@@ -136,7 +136,7 @@ def _as_text(value: Any) -> str:
 
 
 def _is_setting(name: str, value: str) -> bool:
-    """Whether a variable is meant to be a setting."""
+    """Tell a variable that is meant to be a setting from others."""
     if not name.startswith(PREFIX) or name in _OTHERS or _SERVICE_LINK.fullmatch(name):
         return False
     return not (name.endswith("_PORT") and _SERVICE_ADDRESS.match(value))

@@ -1,4 +1,4 @@
-"""The configuration of the monitor, one value that whoever starts it makes: the section ``monitor`` of the file."""
+"""The configuration of the monitor, one value: the section ``monitor`` of the file."""
 
 import os
 import tempfile
@@ -91,7 +91,7 @@ class MonitorConfig(Section):
     audit: Annotated[OptionalPath, AfterValidator(_absolute), Flag(metavar="FILE")] = Field(
         default_factory=default_audit
     )
-    """Where what is done to requests is recorded, else plumbob/audit.jsonl of $XDG_STATE_HOME; none: nowhere."""
+    """File in which interventions are recorded, else plumbob/audit.jsonl of $XDG_STATE_HOME; none: no file."""
     state: Annotated[OptionalPath, AfterValidator(_absolute), Flag()] = Field(default_factory=default_state)
     """Folder of what a monitor that is started again has to know, else plumbob of $XDG_STATE_HOME; none: nowhere."""
     probe_workers: Annotated[int, Field(ge=1, le=64), Flag()] = 1
@@ -103,10 +103,10 @@ class MonitorConfig(Section):
 
     @property
     def metrics_url(self) -> str:
-        """Of the Prometheus metrics."""
+        """Address of the Prometheus metrics."""
         return f"http://{join_address(self.host, self.metrics_port)}/metrics"
 
     @property
     def grpc_address(self) -> str:
-        """Of events and status."""
+        """Address of events and status."""
         return join_address(self.host, self.grpc_port)

@@ -102,7 +102,7 @@ async def _serve(config: MonitorConfig, monitor: Monitor, log: AuditLog | None) 
             monitor.policy.name,
         )
         if config.allow_control:
-            logger.warning("whoever reaches %s may order engines to steer (--allow-control)", server.address)
+            logger.warning("everybody who reaches %s may order engines to steer (--allow-control)", server.address)
         _tell(log)
         await _until_signalled(monitor)
     finally:
@@ -127,7 +127,7 @@ def _on_hang_up(monitor: Monitor, path: Path | None) -> None:
 
 
 def _read_policy_again(monitor: Monitor, path: Path | None) -> None:
-    """Let another policy decide; one that cannot be used changes nothing, and that is told."""
+    """Let another policy decide; one that cannot be used changes nothing, and is an event."""
     if path is None:
         return monitor.refuse_policy(monitor.policy.name, "There is no file to read again: start with --policy.")
     try:

@@ -13,7 +13,7 @@ from typing import IO, Final
 from monitor.supervisor.failure import reason_in
 
 _TAIL_BYTES: Final = 64 << 10
-"""Of its output, that are kept to tell why it ended: several tracebacks."""
+"""The end of its output that is kept to say why it ended: several tracebacks."""
 _PIPE_BYTES: Final = 64 << 10
 _DRAIN_SECONDS: Final = 2.0
 """How long the rest of its output may take when it has ended: descendants may hold the pipe."""

@@ -32,7 +32,7 @@ API_PORT: Final = 8000
 
 
 class Drift(StrEnum):
-    """What to do when the engine's scores are not the bundle's."""
+    """The ways to meet scores of an engine that are not the bundle's."""
 
     REFUSE = "refuse"
     SHADOW = "shadow"
@@ -57,7 +57,7 @@ class ServeConfig(BaseSettings):
     allow_untested: Annotated[bool, Flag()] = False
     """Start on a vLLM version the tap was not tested on."""
     on_drift: Annotated[Drift, Flag()] = Drift.REFUSE
-    """When the self-test at start finds scores that are not the bundle's: refuse, or serve in shadow."""
+    """Refuse to start, or serve in shadow, where the self-test finds scores that are not the bundle's."""
     allow_steering: Annotated[tuple[str, ...], Flag(metavar="VECTOR")] = ()
     """Vector that requests may ask to be steered by, within its cap."""
     guard: Annotated[bool, Flag()] = True
@@ -85,13 +85,13 @@ class ServeConfig(BaseSettings):
 
     @property
     def served_name(self) -> str:
-        """What clients write as ``model``."""
+        """The name that clients write as ``model``."""
         path = Path(self.model)
         return path.resolve().name if self.model != DEMO and path.is_dir() else self.model
 
     @property
     def url(self) -> str:
-        """Of the OpenAI-compatible API."""
+        """Address of the OpenAI-compatible API."""
         return f"http://{join_address(self.host, self.port)}"
 
 

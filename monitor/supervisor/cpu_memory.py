@@ -14,9 +14,9 @@ from typing import Final, NamedTuple
 DEFAULT_SHARE: Final = 0.92
 """vLLM's own (``CacheConfig.gpu_memory_utilization``)."""
 STARTING_BYTES: Final = 2 << 30
-"""What API server, engine and monitor take before the engine looks at what is available."""
+"""Memory that API server, engine and monitor take before the engine looks at what is available."""
 _MARGIN: Final = 0.85
-"""Of what is available, for what else this machine begins meanwhile."""
+"""Share of what is available that is used; the rest is for what else this machine begins meanwhile."""
 
 _UNLIMITED: Final = 1 << 62
 _LIMITS: Final = (
@@ -81,7 +81,7 @@ def _machine(root: Path) -> list[Memory]:
 
 
 def _limited(memory: Memory, root: Path) -> Memory:
-    """What the container's limit leaves of it."""
+    """The memory that the container's limit leaves of it."""
     for limit_file, usage_file in _LIMITS:
         limit, usage = _number(root / limit_file), _number(root / usage_file)
         if limit is not None:

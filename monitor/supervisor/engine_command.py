@@ -1,4 +1,4 @@
-"""vLLM's command line and environment, and what the tap inside of it is told."""
+"""vLLM's command line and environment, and the settings of the tap inside of it."""
 
 import json
 import os
@@ -16,8 +16,8 @@ from monitor.supervisor.vllm_arguments import gives
 from probes.bundle import Bundle, load_bundle
 
 STREAM_BYTES: Final = 32 << 20
-"""What a layer's ring may take for probe workers that fall behind, where its rows are float32; half of it, with rows of
-half the size. Two such layers fit into the 64 MiB of shared memory that containers have if nothing is said."""
+"""Size of a layer's ring for probe workers that fall behind, where its rows are float32; half of it, with rows of half
+the size. Two such layers fit into the 64 MiB of shared memory that containers have if nothing is said."""
 OPERATOR_GATES: Final = 2
 """Gates that an engine has for operators' orders."""
 MOST_GATES: Final = 8
@@ -59,12 +59,21 @@ def read_api_key(config: ServeConfig) -> str | None:
     """The key that clients of the API must send; ``None``: the configuration has none.
 
     Raises:
-        ConfigError: Its file cannot be read, or holds anything but one word.
+        ConfigError: Its file cannot be read, or holds anything but one word; or the environment has another key.
     """
     if config.api_key is not None:
-        return config.api_key.get_secret_value()
-    if (path := config.api_key_file) is None:
+        key = config.api_key.get_secret_value()
+    elif config.api_key_file is not None:
+        key = _read_key(config.api_key_file)
+    else:
         return None
+    if os.environ.get("VLLM_API_KEY") not in (None, "", key):
+        raise ConfigError("VLLM_API_KEY and the configuration give two keys of the API.", "Leave one out.")
+    return key
+
+
+def _read_key(path: Path) -> str:
+    """The one word in a file."""
     try:
         words = path.read_text().split()
     except (OSError, UnicodeDecodeError) as error:
@@ -75,7 +84,7 @@ def read_api_key(config: ServeConfig) -> str | None:
 
 
 def additional_config(config: ServeConfig) -> dict[str, Any]:
-    """What the engine is told, under ``additional_config.plumbob``.
+    """The settings of the tap, under ``additional_config.plumbob``.
 
     Raises:
         BundleError: The bundle cannot be read.

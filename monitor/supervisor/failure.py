@@ -1,4 +1,4 @@
-"""The reason why a process ended, out of what it wrote: the last error that it told, not the traceback around it."""
+"""The reason why a process ended, out of what it wrote: its last error, without the traceback around it."""
 
 import re
 from typing import Final
@@ -17,7 +17,7 @@ _NOISE: Final = ("For further information visit",)
 _NAMELESS: Final = frozenset({"EngineError", "PrerequisiteError", "BundleError", "RuntimeError", "Exception"})
 """Classes whose names add nothing to the message."""
 _CHARACTERS: Final = 600
-"""Of a reason, at most."""
+"""Longest reason that is given."""
 
 
 def reason_in(output: str) -> str:
@@ -31,13 +31,13 @@ def reason_in(output: str) -> str:
         the last line; empty where nothing was written.
     """
     lines = [_PREFIX.sub("", _ESCAPE.sub("", line)).rstrip() for line in output.splitlines()]
-    found = [told for at in range(len(lines)) if (told := _told(lines, at))]
+    found = [error for at in range(len(lines)) if (error := _error_at(lines, at))]
     last = next((line for line in reversed(lines) if line), "")
     text = found[-1] if found else last
     return text if len(text) <= _CHARACTERS else f"{text[:_CHARACTERS]}…"
 
 
-def _told(lines: list[str], at: int) -> str | None:
+def _error_at(lines: list[str], at: int) -> str | None:
     """The error whose first line this is."""
     if said := _SAID.match(lines[at]):
         return said[1].rstrip(".")

@@ -44,7 +44,7 @@ class Serving:
     Args:
         config: What to serve, and how it is monitored.
         log: Where the output of both goes; ``None``: to this process's stderr.
-        report: Told in words what is happening.
+        report: Called with words for what is happening.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Serving:
 
     @contextlib.contextmanager
     def passing_hangups(self) -> Generator[None]:
-        """Pass SIGHUP on to the monitor, but where the terminal is gone; to be entered before anybody is told."""
+        """Pass SIGHUP on to the monitor, but where the terminal is gone; entered before readiness is announced."""
         terminal, before = Terminal(), signal.getsignal(signal.SIGHUP)
 
         def hang_up(number: int, frame: FrameType | None) -> None:

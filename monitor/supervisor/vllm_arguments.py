@@ -7,6 +7,8 @@ from monitor.errors import EngineError
 
 OWN_OPTIONS: Final = ("--model", "--additional-config", "--served-model-name", "--revision", "--uds", "--ssl-")
 """Options of vLLM that ``serve`` sets itself or cannot serve with; vLLM would take the last one given."""
+_NAMED_BY_SETTINGS: Final = frozenset({"--host", "--port"})
+"""Options of vLLM that are settings of ours; other programs are given the same value."""
 _SECRETS: Final = {
     "--api-key": "Set VLLM_API_KEY or PLUMBOB_API_KEY, or name a file with --api-key-file.",
     "--hf-token": "Set HF_TOKEN.",
@@ -54,9 +56,14 @@ def require_passable(arguments: Sequence[str]) -> None:
     """Check that the arguments leave what is monitored as it is.
 
     Raises:
-        EngineError: One would change what is served beside that.
+        EngineError: One would change what is served beside that, or where.
     """
     for name in map(option_of, arguments):
+        if name in _NAMED_BY_SETTINGS:
+            setting = name.removeprefix("--")
+            raise EngineError(
+                f"{name} among vLLM's arguments and {setting} are two names for one thing.", f"Set {setting}."
+            )
         # A configuration file of vLLM may have any of them.
         if name == "--config" or name.startswith(OWN_OPTIONS) or any(gives([name], own) for own in OWN_OPTIONS):
             raise EngineError(

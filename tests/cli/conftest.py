@@ -41,6 +41,8 @@ class Result:
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch, tmp_path) -> None:
     """A cache of its own, no hub, and plain output of the width of a pipe's."""
+    for name in [name for name in os.environ if name.startswith("PLUMBOB_")]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("PLUMBOB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR", "CXX", "VLLM_PLUGINS"):

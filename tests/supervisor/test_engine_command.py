@@ -77,6 +77,13 @@ def test_without_a_key_the_environment_has_its_own(config, monkeypatch):
     assert engine_environment(config())["VLLM_API_KEY"] == "theirs"
 
 
+def test_two_keys_of_the_api_disagree(config, monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", "theirs")
+    with pytest.raises(ConfigError, match="VLLM_API_KEY and the configuration give two keys of the API"):
+        engine_environment(config(api_key=SecretStr("ours")))
+    assert engine_environment(config(api_key=SecretStr("theirs")))["VLLM_API_KEY"] == "theirs"
+
+
 @pytest.mark.parametrize(
     ("content", "said"), [("", "must hold one key"), ("a b", "must hold one key"), (None, "cannot be read")]
 )
@@ -95,7 +102,13 @@ def test_what_would_change_what_is_monitored_is_not_passed_on(argument):
         require_passable([argument])
 
 
+@pytest.mark.parametrize("argument", ["--port=7", "--host"])
+def test_an_address_has_one_name(argument):
+    with pytest.raises(EngineError, match=r"(--port.* Set port|--host .* Set host)\.$"):
+        require_passable([argument])
+
+
 def test_other_options_are():
     require_passable(["--max-model-len", "7", "--config-format", "hf", "-O3", "--dtype=float32", "model"])
-    assert secret_in(["--api-server-count", "2", "--host", "h"]) is None
+    assert secret_in(["--api-server-count", "2"]) is None
     assert gives(["--enforce-eager"], "--enforce-eager") and not gives(["--en"], "--enforce-eager")
