@@ -8,7 +8,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
@@ -115,6 +117,32 @@ class Running:
         for stream in (self.process.stdout, self.process.stderr):
             if stream is not None:
                 stream.close()
+
+
+class MonitorProcess:
+    """A monitor's process, and the events that it logs."""
+
+    def __init__(self, *arguments: object) -> None:
+        self.running = Running("monitor", *arguments)
+        self.process, self._lines = self.running.process, deque[str]()
+        # All that it says is read, so that it never waits for that.
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        for line in self.process.stderr:
+            self._lines.append(line)
+
+    @property
+    def events(self) -> list[dict]:
+        found = [line.partition(" plumbob.events ")[2] for line in list(self._lines)]
+        return [json.loads(line)["event"] for line in found if line.endswith("}\n")]
+
+    def end(self, number: signal.Signals) -> int:
+        self.process.send_signal(number)
+        code = self.process.wait(20)
+        self._thread.join(20)
+        return code
 
 
 def assert_one_error(result: Result, *parts: str) -> None:
