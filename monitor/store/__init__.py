@@ -3,6 +3,7 @@
 ``base``     the seam: a store takes entries, and has a local copy of what they come to
 ``entries``  the entries, one type a kind
 ``state``    the state they come to: engines, steered requests, the policy in force, alerts that are firing
+``values``   its parts
 ``numbers``  a set of numbers as ranges
 ``memory``   the store that ships: in memory, with a journal on disk
 ``journal``  the journal's writer, on a thread of its own
@@ -26,7 +27,8 @@ from monitor.store.entries import (
     Resumed,
 )
 from monitor.store.memory import MemoryStore
-from monitor.store.state import EngineState, FiringAlert, State, SteeredRequest
+from monitor.store.state import State
+from monitor.store.values import EngineState, FiringAlert, SteeredRequest
 
 __all__ = [
     "Admitted",

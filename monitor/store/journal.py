@@ -70,7 +70,7 @@ class Journal:
         self._segment_bytes, self._sync_seconds, self._clock = segment_bytes, sync_seconds, clock
         self._changed = Condition()
         """Protects the next two, and tells of ``settled``."""
-        self._waiting: deque[tuple[int, Noted, bytes]] = deque()
+        self._waiting: deque[tuple[int, list[Noted], bytes]] = deque()
         self._closing = False
         # From here on, everything is the thread's, but for what is read before it starts.
         self._state = State()
@@ -94,20 +94,21 @@ class Journal:
             position: Its own, which ``settled`` reaches.
             noted: With its time.
         """
+        kept = [noted]
         try:
             record = segment.encode(noted)
         except (msgspec.MsgspecError, ValueError):
-            # Such as a path that is not Unicode.
+            # Such as a name that is not Unicode; its position is settled with nothing.
             self.faults["lost"] += 1
             logger.exception("An entry of the journal in %s cannot be encoded.", self.folder)
-            return
+            kept, record = [], b""
         with self._changed:
             if self._lock < 0 or self._closing:
                 self.settled = position
             elif len(self._waiting) >= WAITING:
                 self.faults["lost"] += 1
             else:
-                self._waiting.append((position, noted, record))
+                self._waiting.append((position, kept, record))
                 self._changed.notify_all()
 
     def wait(self, position: int, seconds: float) -> bool:
@@ -159,8 +160,9 @@ class Journal:
         more = True
         while more:
             more, batch = self._collect()
-            for _, noted, _ in batch:
-                self._state.apply(noted)
+            for _, kept, _ in batch:
+                for noted in kept:
+                    self._state.apply(noted)
             now = time.monotonic()
             try:
                 self._write(b"".join(record for _, _, record in batch), now, last=not more)
@@ -177,7 +179,7 @@ class Journal:
         self._let_go()
         os.close(self._lock)
 
-    def _collect(self) -> tuple[bool, list[tuple[int, Noted, bytes]]]:
+    def _collect(self) -> tuple[bool, list[tuple[int, list[Noted], bytes]]]:
         """Wait until there is something to do, and take what waits; false at the end."""
         due = self._retry_at if self._descriptor < 0 else self._sync_at if self._unsynced else self._compact_at
         with self._changed:

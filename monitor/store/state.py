@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Final
 
@@ -26,6 +25,7 @@ from monitor.store.entries import (
     Resumed,
 )
 from monitor.store.numbers import Numbers
+from monitor.store.values import EngineState, FiringAlert, SteeredRequest
 
 MAX_REQUESTS: Final = 65_536
 """Steered requests; beyond it the one noted longest ago is forgotten."""
@@ -41,51 +41,6 @@ MAX_AGE_SECONDS: Final = 86_400.0
 """An engine or request of which nothing was noted for so long is forgotten."""
 ALERT_SECONDS: Final = 600.0
 """A rule's alert is firing for so long after the last time."""
-
-
-@dataclass(slots=True)
-class EngineState:
-    """One engine."""
-
-    time: float
-    """When something was noted of it last, in Unix time."""
-    processed: dict[Channel, Numbers] = field(default_factory=dict[Channel, Numbers])
-    """Numbers of what was recorded, or is about to be."""
-    unsettled: dict[tuple[Channel, int], dict[str, int]] = field(
-        default_factory=dict[tuple[Channel, int], dict[str, int]]
-    )
-    """Positions in durable sinks of what is processed, as long as it is not known that they have it."""
-    partly: dict[tuple[Channel, int], tuple[str, ...]] = field(
-        default_factory=dict[tuple[Channel, int], tuple[str, ...]]
-    )
-    """Durable sinks that have what is to be processed again."""
-    armed: set[str] = field(default_factory=set[str])
-    """Gates that it was ordered to arm, and not to disarm."""
-
-
-@dataclass(slots=True)
-class SteeredRequest:
-    """One request in flight."""
-
-    time: float
-    admitted: bool = False
-    """What it asked to be steered by is recorded, or is about to be."""
-    at: dict[str, int] = field(default_factory=dict[str, int])
-    """Positions of that in durable sinks."""
-    partly: tuple[str, ...] = ()
-    """Durable sinks that have it, where others are to have it again."""
-    rules: set[str] = field(default_factory=set[str])
-    """Those that were carried out on it."""
-
-
-@dataclass(frozen=True, slots=True)
-class FiringAlert:
-    """The alerts of one rule, severity, model and probe."""
-
-    since: float
-    """In Unix time."""
-    last: float
-    times: int
 
 
 class State:

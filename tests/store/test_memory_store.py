@@ -187,8 +187,8 @@ def test_a_disk_that_hangs_settles_nothing_and_stops_nobody(folder, monkeypatch)
 
 def test_what_cannot_be_written_down_is_counted(folder, caplog):
     store = MemoryStore(folder)
-    store.note(Armed("\udcff", "g"))
     store.note(Armed("e", "g"))
+    store.note(Armed("\udcff", "g"))
     assert store.wait(2, DEADLINE) and store.faults["lost"] == 1
     store.close()
 
