@@ -1,8 +1,8 @@
 """How likely a model finds given texts, with one of its blocks steered.
 
 1. A prompt's tokens are read once, and their keys and values kept; each of its texts goes on from a copy of them.
-2. A hook on one block rewrites the states that leave it, as the engine does when it steers: after the block, before any
-   further norm. Without an edit there is no hook.
+2. The states that leave one block are edited, as the engine does when it steers: after the block, before any further
+   norm. Without an edit there is no hook.
 3. An edit that leaves a prompt's own rows alone goes on from the clean keys and values, which is the same and costs
    less.
 4. Logits are computed where a scored token is to come, and nowhere else: in a small model, the head is the largest
@@ -10,21 +10,40 @@
 """
 
 import copy
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from probes.errors import ModelError
 from probes.models import Progress, no_progress
-from probes.models.activations import TransformersSource
-from probes.steering.edit import Edit, rewriting
+from probes.models.batches import batches
+from probes.models.hooked import HookedModel
+from probes.models.hooks import Rewrite
+from probes.models.sites import Site
 
 LOGITS: Final = 1 << 26
 """Of one forward pass at most: 256 MiB in float32, beside as much for their logarithm."""
+
+
+class Edit(Protocol):
+    """A change of the states that leave one block."""
+
+    @property
+    def layer(self) -> int:
+        """The block, counted from 0."""
+        ...
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether every row is changed, whichever are chosen."""
+        ...
+
+    def __call__(self, states: Any, chosen: Any, /) -> Any:
+        """States ``(texts, tokens, hidden)`` after the change of the chosen rows ``(texts, tokens)``."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +65,7 @@ class Prompt:
 
 
 def log_likelihoods(
-    source: TransformersSource,
+    model: HookedModel,
     prompts: Sequence[Prompt],
     edits: Sequence[Edit | None],
     progress: Progress = no_progress,
@@ -54,7 +73,7 @@ def log_likelihoods(
     """The mean log-probability of the scored tokens of each text, in nats a token, by teacher forcing.
 
     Args:
-        source: The model.
+        model: Its ``batch_tokens`` say how much is read at once.
         prompts: With as many texts each.
         edits: One at a time; ``None`` leaves the model as it is.
         progress: Told how many prompts are done.
@@ -66,48 +85,46 @@ def log_likelihoods(
         ModelError: A probability is not finite, or the model has no head.
     """
     scored = np.empty((len(edits), len(prompts), len(prompts[0].texts)))
-    # What a prompt costs, as a sequence of so many tokens, since these are what is batched.
-    costs = [range(len(prompt.ids) + sum(map(len, prompt.texts))) for prompt in prompts]
-    vocabulary = int(source.model.config.get_text_config().vocab_size)
+    costs = [len(prompt.ids) + sum(map(len, prompt.texts)) for prompt in prompts]
     done = 0
-    for batch in source._batches(costs, min(source._batch_tokens, LOGITS // vocabulary)):
-        for row, values in enumerate(_batch(source, [prompts[index] for index in batch], edits)):
+    for batch in batches(costs, min(model.batch_tokens, LOGITS // model.vocabulary)):
+        for row, values in enumerate(_batch(model, [prompts[index] for index in batch], edits)):
             scored[row, batch] = values
         done += len(batch)
         progress("steering", done, len(prompts))
     if not np.isfinite(scored).all():
         raise ModelError(
-            f"Log-probabilities of {source.model.name_or_path} in {source.model.dtype} are not finite.",
+            f"Log-probabilities of {model.name} in {model.model.dtype} are not finite.",
             "Check its weights, and steer less.",
         )
     return scored
 
 
 def _batch(
-    source: TransformersSource, prompts: Sequence[Prompt], edits: Sequence[Edit | None]
+    model: HookedModel, prompts: Sequence[Prompt], edits: Sequence[Edit | None]
 ) -> Iterator[NDArray[np.float64]]:
     """For each edit, shape ``(prompts, texts)``."""
-    torch = source._torch
-    before, before_mask = source._pad([prompt.ids for prompt in prompts], left=True)
+    import torch
+
+    before = model.pad([prompt.ids for prompt in prompts], left=True)
     owners = [row for row, prompt in enumerate(prompts) for _ in prompt.texts]
     texts = [text for prompt in prompts for text in prompt.texts]
     # The last token of a text is not read: nothing that follows it is scored.
-    inputs, mask = source._pad([text[:-1] for text in texts], left=False)
-    targets, _ = source._pad([text[1:] for text in texts], left=False)
-    skipped = torch.tensor([prompts[owner].skipped - 1 for owner in owners], device=mask.device)
-    wanted = mask.bool() & (torch.arange(mask.shape[1], device=mask.device) >= skipped[:, None])
-    positions = (before_mask.cumsum(1) - 1).clamp(min=0)
-    later = before_mask.sum(1)[owners, None] + torch.arange(mask.shape[1], device=mask.device)
+    inputs = model.pad([text[:-1] for text in texts])
+    targets = model.pad([text[1:] for text in texts]).token_ids
+    columns = torch.arange(inputs.mask.shape[1], device=inputs.mask.device)
+    skipped = torch.tensor([prompts[owner].skipped - 1 for owner in owners], device=columns.device)
+    wanted = inputs.mask.bool() & (columns >= skipped[:, None])
+    later = before.mask.sum(1)[owners, None] + columns
+    inputs = inputs.following(before.mask[owners], later)
+    pushed_before = _pushed(prompts, before.positions)
+    pushed_later = _pushed([prompts[owner] for owner in owners], later)
 
     def read(edit: Edit | None) -> Any:
         """Keys and values of the prompts, ``None`` where all are empty."""
-        if not before.shape[1]:
+        if not before.mask.shape[1]:
             return None
-        nowhere = torch.zeros_like(before_mask, dtype=torch.bool)
-        with _edited(source, edit, _pushed(prompts, positions)), _head_at(source, nowhere), torch.inference_mode():
-            return source.model(
-                input_ids=before, attention_mask=before_mask, position_ids=positions, use_cache=True
-            ).past_key_values
+        return model.run(before, rewrites=_rewrites(edit, pushed_before), logits=False, use_cache=True).cache
 
     clean: Any = None
     for edit in edits:
@@ -117,17 +134,9 @@ def _batch(
             clean = read(None) if clean is None else clean
             cache = copy.deepcopy(clean)
         if cache is not None:
-            cache.batch_select_indices(torch.tensor(owners, device=mask.device))
-        pushed = _pushed([prompts[owner] for owner in owners], later)
-        with _edited(source, edit, pushed), _head_at(source, wanted), torch.inference_mode():
-            logits = source.model(
-                input_ids=inputs,
-                attention_mask=torch.cat([before_mask[owners], mask], dim=1),
-                position_ids=later,
-                past_key_values=cache,
-                use_cache=cache is not None,
-            ).logits
-            lost = torch.nn.functional.cross_entropy(logits.float(), targets[wanted], reduction="none")
+            cache.batch_select_indices(torch.tensor(owners, device=columns.device))
+        logits = model.run(inputs, rewrites=_rewrites(edit, pushed_later), logits=wanted, cache=cache).logits
+        lost = torch.nn.functional.cross_entropy(logits.float(), targets[wanted], reduction="none")
         total = torch.zeros(wanted.shape, device=lost.device).masked_scatter(wanted, -lost).sum(1)
         yield (total / wanted.sum(1)).double().cpu().numpy().reshape(len(prompts), -1)
 
@@ -138,24 +147,5 @@ def _pushed(prompts: Sequence[Prompt], positions: Any) -> Any:
     return (positions >= start) & (positions < stop)
 
 
-@contextmanager
-def _edited(source: TransformersSource, edit: Edit | None, pushed: Any) -> Generator[None]:
-    """Rewrite what leaves the edit's block."""
-    if edit is None:
-        yield
-        return
-    with rewriting(source.blocks[edit.layer], lambda states: edit(states, pushed)):
-        yield
-
-
-@contextmanager
-def _head_at(source: TransformersSource, wanted: Any) -> Generator[None]:
-    """Have logits computed of the wanted rows only, shape ``(wanted, vocabulary)``."""
-    head = source.model.get_output_embeddings()
-    if head is None:
-        raise ModelError(f"{type(source.model).__name__} has no head to read logits from.", "Fit a language model.")
-    handle = head.register_forward_pre_hook(lambda _module, arguments: (arguments[0][wanted], *arguments[1:]))
-    try:
-        yield
-    finally:
-        handle.remove()
+def _rewrites(edit: Edit | None, pushed: Any) -> list[tuple[Site, Rewrite]]:
+    return [] if edit is None else [(Site("resid_post", edit.layer), lambda states: edit(states, pushed))]

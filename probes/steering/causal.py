@@ -101,7 +101,7 @@ def check(
     ]
     prompts = _answers(source, pairs) if reads_answers else _openings(source, pairs)
     likelihoods = log_likelihoods(
-        source, prompts, edits, lambda _, done, total: progress(f"steering {probe.name}", done, total)
+        source.hooked, prompts, edits, lambda _, done, total: progress(f"steering {probe.name}", done, total)
     )
     # Either the positives' answers and then the negatives', or each prompt's refusals and then its compliances.
     shows, not_shows = np.split(likelihoods, 2, axis=1 if reads_answers else 2)
@@ -216,7 +216,7 @@ def answer_span(source: TransformersSource, name: str, conversation: Sequence[Me
     """
     if "assistant" not in source.markers.headers:
         raise ModelError(
-            f"Model {source.model.name_or_path} has no chat template that marks messages of: assistant.",
+            f"Model {source.hooked.name} has no chat template that marks messages of: assistant.",
             "Fit a model that was tuned for conversations.",
         )
     ids = source.encode(conversation)

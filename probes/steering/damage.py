@@ -173,7 +173,7 @@ class Bystanders:
                 Prompt(ids[:first], [ids[first:]], 1, range(start, len(ids)))
                 for (ids, first), start in zip(texts, starts[chosen[0]].tolist(), strict=True)
             ]
-            found = log_likelihoods(self._source, prompts, [None, *(arms[arm][0] for arm in chosen)], progress)
+            found = log_likelihoods(self._source.hooked, prompts, [None, *(arms[arm][0] for arm in chosen)], progress)
             before, after[chosen] = found[0, :, 0], found[1:, :, 0]
         return before, after, starts
 

@@ -1,13 +1,13 @@
-"""Steering outside the engine: a hook of torch that rewrites the states which leave a block.
+"""Steering outside the engine: what is done to the states that leave a block.
 
 There is one way to steer offline, for the causal check (:mod:`probes.steering.causal`), teacher forcing
-(:mod:`probes.models.teacher_forcing`) and generation (:mod:`probes.steering.generation`). It does what the engine's op
+(:mod:`probes.models.teacher_forcing`) and generation (:mod:`probes.steering.generation`): an edit rewrites the site
+``resid_post`` of a :class:`~probes.models.hooked.HookedModel`. It does what the engine's op
 does, in the same order of operations: after the block, before any further norm, in float32, and a row that nothing is
 done to keeps every bit.
 """
 
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -96,22 +96,3 @@ def edits_of(bundle: Bundle, operations: Mapping[str, Operation]) -> list[Edit]:
         )
         for layer, rows in sorted(layers.items())
     ]
-
-
-@contextmanager
-def rewriting(block: Any, rewrite: Callable[[Any], Any]) -> Generator[None]:
-    """Have what leaves a block rewritten.
-
-    Args:
-        block: A module of torch.
-        rewrite: From states to states, tensors of shape ``(texts, tokens, hidden)``.
-    """
-
-    def hook(_module: Any, _arguments: Any, output: Any) -> Any:
-        return (rewrite(output[0]), *output[1:]) if isinstance(output, tuple) else rewrite(output)
-
-    handle = block.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()

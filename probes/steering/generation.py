@@ -13,8 +13,8 @@ Greedy, and with the semantics of the engine:
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -24,10 +24,13 @@ from probes.bundle import Bundle, Probe
 from probes.errors import BundleError, SteeringError
 from probes.models import Progress, no_progress
 from probes.models.activations import TransformersSource
-from probes.models.teacher_forcing import _head_at
+from probes.models.batches import Batch
+from probes.models.hooked import Pass
+from probes.models.hooks import Rewrite
+from probes.models.sites import Site
 from probes.scoring.aggregate import Aggregates
 from probes.scoring.roles import Role, RoleReader
-from probes.steering.edit import Edit, rewriting
+from probes.steering.edit import Edit
 
 NEVER: Final = 1 << 30
 """A position that no text has."""
@@ -207,35 +210,38 @@ class _Batch:
     """Prompts that are answered together; all but their last tokens are read here, once for all arms."""
 
     def __init__(self, source: TransformersSource, prompts: Sequence[Sequence[int]], arms: Sequence[Arm]) -> None:
-        self._source, self._prompts = source, prompts
+        self._model = source.hooked
         self._first = np.array([len(prompt) - 1 for prompt in prompts])
         self.runs = [_Run(arm, self._first) for arm in arms]
-        ids, self._mask = source._pad([prompt[:-1] for prompt in prompts], left=True)
+        self._last = self._model.pad([prompt[-1:] for prompt in prompts])
+        read = self._model.pad([prompt[:-1] for prompt in prompts], left=True)
+        self._read_mask = read.mask
         reader = RoleReader(source.markers)
         roles = [reader.prompt(prompt) for prompt in prompts]
         self._last_roles = np.array([of[-1] for of in roles])[:, None]
         self._cache: Any = None
-        if ids.shape[1]:
-            before = np.full(ids.shape, Role.TEMPLATE, np.uint8)
+        if width := read.token_ids.shape[1]:
+            before = np.full((len(prompts), width), Role.TEMPLATE, np.uint8)
             for row, of in enumerate(roles):
-                before[row, ids.shape[1] - len(of) + 1 :] = of[:-1]
-            self._cache = self._forward(self.runs, ids, self._mask, before, None, head=False).past_key_values
+                before[row, width - len(of) + 1 :] = of[:-1]
+            self._cache = self._forward(self.runs, read, before, None, logits=False).cache
 
     def answers(self, run: _Run, max_tokens: int) -> list[Answer]:
         """Generate until all have ended, or have as many tokens."""
-        torch, rows = self._source._torch, len(self._prompts)
-        ends = self._source.model.generation_config.eos_token_id
+        import torch
+
+        rows = len(self._first)
+        ends = self._model.model.generation_config.eos_token_id
         ends = {int(token) for token in (ends if isinstance(ends, list) else [ends]) if token is not None}
         said: list[list[int]] = [[] for _ in range(rows)]
         steered, alive = np.zeros(rows, np.int64), np.ones(rows, bool)
-        cache, mask = copy.deepcopy(self._cache), self._mask
-        ids, roles = self._source._pad([prompt[-1:] for prompt in self._prompts], left=True)[0], self._last_roles
-        with self._source._plain_attention():
+        cache, before, ids, roles = copy.deepcopy(self._cache), self._read_mask, self._last.token_ids, self._last_roles
+        with self._model.plain_attention():
             for _ in range(max_tokens):
-                mask = torch.cat([mask, mask.new_ones(rows, 1)], 1)
+                batch = Batch(ids, torch.ones_like(ids)).following(before, before.sum(1, keepdim=True))
                 # What comes after an answer's end is nobody's: it is neither read nor counted.
-                output = self._forward([run], ids, mask, np.where(alive[:, None], roles, Role.TEMPLATE), cache)
-                cache, logits = output.past_key_values, output.logits.reshape(rows, -1)
+                passed = self._forward([run], batch, np.where(alive[:, None], roles, Role.TEMPLATE), cache)
+                cache, before, logits = passed.cache, batch.mask, passed.logits[:, -1]
                 if not torch.isfinite(logits).all():
                     raise SteeringError("The steered model's logits are not finite.", "Steer less.")
                 steered += run.steered & alive
@@ -252,39 +258,17 @@ class _Batch:
         return [Answer(said[row], int(steered[row]), fired[row]) for row in range(rows)]
 
     def _forward(
-        self,
-        runs: Sequence[_Run],
-        ids: Any,
-        mask: Any,
-        roles: NDArray[np.uint8],
-        cache: Any,
-        *,
-        head: bool = True,
-    ) -> Any:
-        """One forward pass; logits of each row's last token, or of none."""
-        torch = self._source._torch
-        positions = mask.cumsum(1)[:, -ids.shape[1] :] - 1
-        numbers, present = positions.cpu().numpy(), mask[:, -ids.shape[1] :].cpu().numpy().astype(bool)
-        wanted = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device)
-        wanted[:, -1] = head
-        with ExitStack() as stack:
-            for run in runs:
-                run.steered[:] = False
-                reads = present & run.arm.trigger.reads(roles) if run.arm.trigger else present
-                for layer in run.layers:
-                    stack.enter_context(self._hook(run, layer, np.where(present, numbers, -1), reads))
-            stack.enter_context(_head_at(self._source, wanted))
-            stack.enter_context(torch.inference_mode())
-            return self._source.model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions.clamp(min=0),
-                past_key_values=cache,
-                use_cache=True,
-            )
-
-    def _hook(
-        self, run: _Run, layer: int, positions: NDArray[np.int64], reads: NDArray[np.bool_]
-    ) -> AbstractContextManager[None]:
-        block = self._source.blocks[layer]
-        return rewriting(block, lambda states: run.rewrite(layer, states, positions, reads))
+        self, runs: Sequence[_Run], batch: Batch, roles: NDArray[np.uint8], cache: Any, *, logits: bool = True
+    ) -> Pass:
+        """One forward pass, in which each of the runs reads and steers."""
+        present = batch.mask[:, -batch.token_ids.shape[1] :].cpu().numpy().astype(bool)
+        positions = np.where(present, batch.positions.cpu().numpy(), -1)
+        rewrites: list[tuple[Site, Rewrite]] = []
+        for run in runs:
+            run.steered[:] = False
+            reads = present & run.arm.trigger.reads(roles) if run.arm.trigger else present
+            rewrites += [
+                (Site("resid_post", layer), partial(run.rewrite, layer, positions=positions, reads=reads))
+                for layer in run.layers
+            ]
+        return self._model.run(batch, rewrites=rewrites, logits=logits, cache=cache, use_cache=True)

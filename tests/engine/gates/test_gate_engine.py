@@ -136,7 +136,9 @@ class House:
             return read
 
         try:
-            handles += [self.source.blocks[layer].register_forward_hook(hook(layer)) for layer in self.bundle.layers]
+            handles += [
+                self.source.hooked.blocks[layer].register_forward_hook(hook(layer)) for layer in self.bundle.layers
+            ]
             with torch.inference_mode():
                 logits = self.source.model(input_ids=torch.tensor([sequence]), use_cache=False).logits[0].numpy()
         finally:

@@ -115,8 +115,8 @@ class House:
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
         handles = [
-            self.source.blocks[LAYERS[1]].register_forward_hook(move),
-            self.source.blocks[LAYERS[2]].register_forward_hook(read),
+            self.source.hooked.blocks[LAYERS[1]].register_forward_hook(move),
+            self.source.hooked.blocks[LAYERS[2]].register_forward_hook(read),
         ]
         try:
             with torch.inference_mode():

@@ -362,7 +362,7 @@ def reference(house, told: Told, acts: list[Act]) -> np.ndarray:
     """
     import torch
 
-    bundle, blocks = house.bundle, house.source.blocks
+    bundle, blocks = house.bundle, house.source.hooked.blocks
     rows, states = np.flatnonzero(told.seen.steered), {}
     table = np.tile(NOTHING.entry(NORM), (len(VECTORS), 1))
     for act in acts:

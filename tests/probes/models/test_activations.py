@@ -109,16 +109,6 @@ def test_neither_padding_nor_batches_change_what_is_read(tiny_model, source, con
         np.testing.assert_allclose(reading.states, alone[index].states, rtol=1e-4, atol=1e-4)
 
 
-def test_batches_hold_what_they_may_and_nothing_is_lost(source):
-    sequences = [[0] * length for length in (5, 9, 1, 9, 3, 30)]
-    batches = list(source._batches(sequences, 20))
-    assert sorted(index for batch in batches for index in batch) == list(range(6))
-    for batch in batches:
-        longest = max(len(sequences[index]) for index in batch)
-        assert len(batch) == 1 or longest * len(batch) <= 20
-    assert len(batches) == 3
-
-
 def test_progress_ends_at_the_whole(source, conversations):
     told = []
     source.read(conversations, [0], lambda what, done, total: told.append((what, done, total)))
@@ -128,9 +118,9 @@ def test_progress_ends_at_the_whole(source, conversations):
 def test_nothing_stays_hooked_to_the_model(source, conversations):
     before = hidden_states(source, conversations[0])[-1]
     # Transformers itself keeps some.
-    hooks = [len(block._forward_hooks) for block in source._blocks]
+    hooks = [len(block._forward_hooks) for block in source.hooked.blocks]
     source.read(conversations, [0, 1])
-    assert [len(block._forward_hooks) for block in source._blocks] == hooks
+    assert [len(block._forward_hooks) for block in source.hooked.blocks] == hooks
     assert torch.equal(hidden_states(source, conversations[0])[-1], before)
 
 
@@ -224,7 +214,7 @@ def test_capped_attention_is_read_with_its_cap(tmp_path):
 )
 def test_a_block_that_returns_several_states_a_token_is_refused(source, conversations, monkeypatch, joined, shape):
     """Some families keep several residual streams, one above or beside the other."""
-    block = source._blocks[1]
+    block = source.hooked.blocks[1]
     forward = block.forward
     monkeypatch.setattr(block, "forward", lambda *args, **kwargs: joined([forward(*args, **kwargs)] * 4))
     with pytest.raises(ModelError, match=f"Block 1 of LlamaForCausalLM returns states of shape {shape}"):

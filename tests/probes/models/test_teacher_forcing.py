@@ -58,7 +58,7 @@ def one_by_one(source, prompts, edit):
                         states[:, row] += edit.table[0, 0] * unit
                 return states
 
-            handle = source.blocks[edit.layer].register_forward_hook(rewrite) if edit else None
+            handle = source.hooked.blocks[edit.layer].register_forward_hook(rewrite) if edit else None
             with torch.inference_mode():
                 logs = source.model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
             if handle:
@@ -71,7 +71,7 @@ def one_by_one(source, prompts, edit):
 @pytest.mark.parametrize("prompts", [AFTER, WITHIN], ids=["texts pushed", "prompts pushed"])
 def test_neither_cache_nor_padding_nor_batches_change_a_probability(tiny_model, source, prompts, batch_tokens):
     batched = TransformersSource(tiny_model, dtype="float32", batch_tokens=batch_tokens)
-    found = log_likelihoods(batched, prompts, EDITS)
+    found = log_likelihoods(batched.hooked, prompts, EDITS)
     expected = np.stack([one_by_one(source, prompts, edit) for edit in EDITS])
     assert found.shape == (len(EDITS), len(prompts), len(prompts[0].texts))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
@@ -87,16 +87,16 @@ def test_families_with_windows_caps_and_other_blocks(tmp_path, family):
     edits = [None, Edit.adding(1, vector), Edit.ablating(1, vector / np.linalg.norm(vector))]
     for prompts in (AFTER, WITHIN):
         expected = np.stack([one_by_one(source, prompts, edit) for edit in edits])
-        np.testing.assert_allclose(log_likelihoods(source, prompts, edits), expected, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(log_likelihoods(source.hooked, prompts, edits), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_ablating_twice_is_ablating_once(source):
-    once = log_likelihoods(source, WITHIN, [EDITS[1]])
+    once = log_likelihoods(source.hooked, WITHIN, [EDITS[1]])
     everywhere = torch.ones(1, 1, dtype=torch.bool)
-    handle = source.blocks[LAYER].register_forward_hook(lambda _m, _a, states: EDITS[1](states, everywhere))
+    handle = source.hooked.blocks[LAYER].register_forward_hook(lambda _m, _a, states: EDITS[1](states, everywhere))
     try:
-        twice = log_likelihoods(source, WITHIN, [EDITS[1]])
-        alone = log_likelihoods(source, WITHIN, [None])
+        twice = log_likelihoods(source.hooked, WITHIN, [EDITS[1]])
+        alone = log_likelihoods(source.hooked, WITHIN, [None])
     finally:
         handle.remove()
     np.testing.assert_allclose(twice, once, rtol=1e-5, atol=1e-5)
@@ -115,7 +115,7 @@ def test_nothing_is_left_of_what_is_ablated():
 def test_pushing_by_nothing_changes_nothing(tiny_model, dtype):
     source = TransformersSource(tiny_model, dtype=dtype)
     for prompts in (AFTER, WITHIN):
-        clean, pushed = log_likelihoods(source, prompts, [None, Edit.adding(LAYER, 0 * UNIT)])
+        clean, pushed = log_likelihoods(source.hooked, prompts, [None, Edit.adding(LAYER, 0 * UNIT)])
         assert np.array_equal(clean, pushed)
 
 
@@ -124,16 +124,16 @@ def test_logits_are_computed_of_scored_tokens_only(source):
     head = source.model.get_output_embeddings()
     handle = head.register_forward_hook(lambda _m, _a, logits: rows.append(logits.numel() // logits.shape[-1]))
     try:
-        log_likelihoods(source, WITHIN, [None])
+        log_likelihoods(source.hooked, WITHIN, [None])
     finally:
         handle.remove()
     assert sum(rows) == sum(len(text) - prompt.skipped for prompt in WITHIN for text in prompt.texts)
 
 
 def test_nothing_stays_hooked_to_the_model(source):
-    modules = [*source.blocks, source.model.get_output_embeddings()]
+    modules = [*source.hooked.blocks, source.model.get_output_embeddings()]
     before = [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in modules]
-    log_likelihoods(source, AFTER, EDITS)
+    log_likelihoods(source.hooked, AFTER, EDITS)
     assert [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in modules] == before
 
 
@@ -142,13 +142,13 @@ def test_a_model_that_is_not_finite_is_refused(tiny_model):
     with torch.no_grad():
         source.model.get_output_embeddings().weight[7] = float("nan")
     with pytest.raises(ModelError, match=r"Log-probabilities of .* in torch\.float32 are not finite"):
-        log_likelihoods(source, AFTER, [None])
+        log_likelihoods(source.hooked, AFTER, [None])
 
 
 def test_a_model_without_a_head_is_refused(source, monkeypatch):
     monkeypatch.setattr(source.model, "get_output_embeddings", lambda: None)
     with pytest.raises(ModelError, match="LlamaForCausalLM has no head"):
-        log_likelihoods(source, AFTER, [None])
+        log_likelihoods(source.hooked, AFTER, [None])
 
 
 @pytest.mark.parametrize(("texts", "skipped"), [([], 1), ([[1, 2]], 0), ([[1, 2], [3]], 1)])
@@ -159,5 +159,5 @@ def test_a_prompt_has_something_to_score(texts, skipped):
 
 def test_progress_ends_at_the_whole(source):
     told = []
-    log_likelihoods(source, AFTER, [None], lambda what, done, total: told.append((what, done, total)))
+    log_likelihoods(source.hooked, AFTER, [None], lambda what, done, total: told.append((what, done, total)))
     assert told[-1] == ("steering", len(AFTER), len(AFTER))

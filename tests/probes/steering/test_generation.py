@@ -68,7 +68,8 @@ def one_pass(source, ids, edits, start, layer=None):
 
     layers = {one.layer for one in edits} | ({layer} if layer is not None else set())
     handles = [
-        source.blocks[at].register_forward_hook(hook(at, [one for one in edits if one.layer == at])) for at in layers
+        source.hooked.blocks[at].register_forward_hook(hook(at, [one for one in edits if one.layer == at]))
+        for at in layers
     ]
     try:
         with torch.inference_mode():

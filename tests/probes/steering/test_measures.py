@@ -153,7 +153,7 @@ def test_perplexity_is_of_the_answers_alone(source):
         end = len(ids) - 2  # the template's end of the message, and its line
         assert source.tokenizer.decode(ids[first + 1 : end]) == one.messages[-1].content
         prompts.append(Prompt(ids[:first], [ids[first:end]], 1, range(first, end)))
-    before, after = log_likelihoods(source, prompts, [None, way])[..., 0]
+    before, after = log_likelihoods(source.hooked, prompts, [None, way])[..., 0]
     np.testing.assert_allclose(damage.lost, before - after, atol=1e-5)
     assert damage.tokens.tolist() == [len(prompt.texts[0]) - 1 for prompt in prompts]
     tokens = damage.tokens
