@@ -1,4 +1,4 @@
-"""What the monitor tells over gRPC: its values as messages of ``proto/monitor/v1``, and events back.
+"""Values of the monitor as messages of ``proto/monitor/v1``, and events back.
 
 The fields are seen to by :mod:`monitor.api.mirror`; here is what differs in form.
 """
@@ -23,7 +23,7 @@ _PAYLOADS: Final[dict[str, Any]] = {
 KINDS: Final = {
     name: cast("event_pb2.EventKind", event_pb2.EventKind.Value(f"EVENT_KIND_{name.upper()}")) for name in _PAYLOADS
 }
-"""What a watcher filters by, by the name of the type of event."""
+"""The filter of a watcher, by the name of the type of event."""
 
 
 def event_message(recorded: events.Recorded) -> event_pb2.Event:

@@ -75,9 +75,10 @@ class MonitorService(MonitorServiceServicer):
         self._watchers += 1
         # Subscribed before the headers leave: whoever has them misses nothing from then on.
         subscription = self._events.subscribe(after)
+        # Before anything is awaited: events that come meanwhile wait in the subscription.
+        previous = self._events.last_sequence if after is None else after
         try:
             await context.send_initial_metadata(())
-            previous = self._events.last_sequence if after is None else after
             dropped = 0
             async for recorded in subscription:
                 dropped += recorded.sequence - previous - 1

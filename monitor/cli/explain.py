@@ -31,7 +31,7 @@ _NAMES: Final = ", ".join(map(type_name, (ProbeFired, Alert, Intervention, Guard
 
 _MODES: Final[dict[Mode, str]] = {
     "shadow": "shadow: everything is computed, nothing is sent",
-    "alert": "alert: people are told, no generation is changed",
+    "alert": "alert: alerts are sent, no generation is changed",
     "enforce": "enforce: generations are changed",
 }
 
@@ -102,7 +102,7 @@ def _streak(event: Intervention) -> str:
 
 
 def _outcome(event: Intervention, later: Sequence[Event]) -> Chain:
-    """What was done, and what later events about the request say of it."""
+    """Action and result, and how later events about the request say that it went on."""
     gate = f"the engine itself, by gate {event.gate}"
     lines = [
         ("action", words.done(event)),
@@ -157,7 +157,7 @@ def from_monitor(number: int, address: str) -> Found:
     from monitor.v1.monitor_service_pb2 import GetStatusRequest, WatchEventsRequest
     from monitor.v1.monitor_service_pb2_grpc import MonitorServiceStub
 
-    told: dict[int, Event] = {}
+    kept: dict[int, Event] = {}
     try:
         with grpc.insecure_channel(address, options=(("grpc.use_local_subchannel_pool", 1),)) as channel:
             stub = MonitorServiceStub(channel)
@@ -166,7 +166,7 @@ def from_monitor(number: int, address: str) -> Found:
                 call = stub.WatchEvents(WatchEventsRequest(after_sequence=number - 1), timeout=ANSWER_SECONDS)
                 for response in call:
                     if (recorded := event_of(response.event)) is not None:
-                        told[recorded.sequence] = recorded.event
+                        kept[recorded.sequence] = recorded.event
                     if response.event.sequence >= status.last_sequence:
                         break
                 call.cancel()
@@ -174,18 +174,18 @@ def from_monitor(number: int, address: str) -> Found:
         raise PrerequisiteError(
             f"No monitor answers at {address}.", "Start one with plumbob monitor, or name its --address."
         ) from error
-    if number not in told:
+    if number not in kept:
         raise PlumbobError(
             f"The monitor at {address} does not keep event {number}.",
             "Explain it from the audit log: plumbob policy explain RECORD --audit FILE.",
         )
-    event = told.pop(number)
+    event = kept.pop(number)
     if not isinstance(event, Explained):
         raise PlumbobError(
             f"Event {number} is of kind {type_name(event)}: no rule decided it.", f"Name one of {_NAMES}."
         )
     policy = _policy(status.status.policy_name, status.status.policy_digest)
-    return Found(f"event {number}", event, policy, [told[later] for later in sorted(told)])
+    return Found(f"event {number}", event, policy, [kept[later] for later in sorted(kept)])
 
 
 def from_audit(number: int, path: Path) -> Found:
@@ -211,9 +211,9 @@ def from_audit(number: int, path: Path) -> Found:
         raise PlumbobError(
             f"Record {number} of {path} is of kind {line.type_name()}: no rule decided it.", f"Name one of {_NAMES}."
         )
-    later = [told for at in sorted(records) if at > number and (told := records[at].event()) is not None]
+    after = [later for at in sorted(records) if at > number and (later := records[at].event()) is not None]
     policy = _policy(line.context.policy, line.context.policy_digest)
-    return Found(f"record {number} of {path}", event, policy, later)
+    return Found(f"record {number} of {path}", event, policy, after)
 
 
 def _policy(name: str, digest: str) -> str:

@@ -17,7 +17,7 @@ from monitor.v1.monitor_service_pb2_grpc import MonitorServiceStub
 
 
 class Listener:
-    """Collects the events of a monitor from its first kept one on, until the monitor ends; a context manager.
+    """Collect the events of a monitor from its first kept one on, until the monitor ends; a context manager.
 
     Args:
         address: ``host:port`` of the monitor.
@@ -67,7 +67,7 @@ class Listener:
         """
 
         def connected() -> bool:
-            changes = (told.event for told in self._events if isinstance(told.event, EngineChanged))
+            changes = (one.event for one in self._events if isinstance(one.event, EngineChanged))
             return any(change.state == "connected" for change in changes)
 
         with self._changed:
@@ -75,10 +75,10 @@ class Listener:
                 raise EngineError("The engine did not connect to the monitor.", "Look into the server's log.")
 
     def lines(self, request_id: str) -> list[Text]:
-        """What happened to a request while it ran, a line each."""
+        """Events about a request while it ran, a line each."""
         with self._changed:
             found = list(self._about(request_id))
-        return [format_recorded(told) for told in found if not isinstance(told.event, RequestFinished)]
+        return [format_recorded(one) for one in found if not isinstance(one.event, RequestFinished)]
 
     def _about(self, request_id: str) -> Iterator[Recorded]:
         for recorded in self._events:
@@ -88,9 +88,9 @@ class Listener:
     def _collect(self) -> None:
         try:
             for response in self._call:
-                if (told := event_of(response.event)) is not None:
+                if (recorded := event_of(response.event)) is not None:
                     with self._changed:
-                        self._events.append(told)
+                        self._events.append(recorded)
                         self._changed.notify_all()
         except grpc.RpcError:
             # Cancelled by __exit__, or the monitor has ended: what came is kept either way.

@@ -28,7 +28,7 @@ def watch(
     after: int | None = None,
     console: Console = out,
 ) -> None:
-    """Print events as they come, until interrupted. Losses of the connection are mended and told on stderr.
+    """Print events as they come, until interrupted. Losses of the connection are mended and reported on stderr.
 
     Args:
         address: ``host:port`` of a monitor.
@@ -75,8 +75,9 @@ def format_json(event: Event) -> str:
 
 def format_event(event: Event) -> Text:
     """An event as a monitor tells it, as one line; this version may have no words for those of a newer one."""
-    told = event_of(event)
-    return Text(f"event {event.sequence} of a newer monitor", "dim") if told is None else format_recorded(told)
+    if (recorded := event_of(event)) is None:
+        return Text(f"event {event.sequence} of a newer monitor", "dim")
+    return format_recorded(recorded)
 
 
 def format_recorded(recorded: Recorded) -> Text:

@@ -1,6 +1,6 @@
 """The event log: numbers events, keeps the last ones, and hands them to subscribers.
 
-A subscriber that does not keep up loses the oldest ones, and is told how many.
+A subscriber that does not keep up loses the oldest ones, and counts them.
 """
 
 import asyncio

@@ -50,7 +50,7 @@ Mode = Literal["shadow", "alert", "enforce"]
 Severity = Literal["info", "warning", "critical"]
 
 Operation = Literal["add", "ablate", "clamp", "stop"]
-"""What is done to a generation.
+"""Ways to change a generation.
 
 * ``add``: a dose of a vector is added to the residual stream.
 * ``ablate``: the projection on the vector is taken away.
@@ -59,7 +59,7 @@ Operation = Literal["add", "ablate", "clamp", "stop"]
 """
 
 OrderKind = Literal["steer", "release", "stop", "stream", "arm", "disarm", "admission"]
-"""What an order does.
+"""Effects of an order.
 
 * ``steer``, ``release``: steer a request, or leave it alone again.
 * ``stop``: end its generation.
@@ -69,7 +69,7 @@ OrderKind = Literal["steer", "release", "stop", "stream", "arm", "disarm", "admi
 """
 
 OrderResult = Literal["sent", "refused", "expired"]
-"""What became of such an order.
+"""Results of such an order.
 
 * ``sent``: it went to the engine.
 * ``refused``: it did not; the event says why.
@@ -97,7 +97,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
 
 
 class Reading(msgspec.Struct, frozen=True, gc=False):
-    """What one probe read of one request."""
+    """Reading of one request by one probe."""
 
     probe: str
     tokens: int
@@ -113,17 +113,17 @@ class Reading(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def fired(self) -> bool:
-        """Whether the probe fired."""
+        """True where the probe fired."""
         return self.fired_at is not None
 
 
 class EventBase(msgspec.Struct, frozen=True, tag_field="type", tag=_tag):
-    """What all events share: JSON says which one it is as ``type``, its name in snake case."""
+    """Base of all events; JSON names the kind as ``type``, in snake case."""
 
     logged: ClassVar[bool] = True
-    """Whether the log of the process has it; it does not have what comes with every request, since that is much."""
+    """Written to the log of the process, which leaves out kinds that come with every request."""
     audited: ClassVar[bool] = True
-    """Whether the audit log has every one of it; of requests that end, it has those that were steered."""
+    """Recorded in the audit log, each one; of requests that end, those that were steered are."""
 
 
 def type_name(event: EventBase | type[EventBase]) -> str:
@@ -200,7 +200,7 @@ class Intervention(RequestEvent, frozen=True):
     tokens: int | None
     """Tokens after which steering is released; ``None``: at the end of the request."""
     sent: bool
-    """Whether the order went to the engine, or its gate decided itself: always false in ``shadow``."""
+    """The order went to the engine, or its gate decided itself: always false in ``shadow``."""
     reason: str
     """The decision in words."""
     operation: Operation = "add"
@@ -233,7 +233,7 @@ class InterventionEnded(RequestEvent, frozen=True):
 
 
 class InterventionsLost(EngineEvent, frozen=True):
-    """What gates of an engine decided and never arrived: a gap in its numbers."""
+    """Decisions of an engine's gates never arrived: a gap in their numbers."""
 
     decisions: int
     """Openings and closings, together."""
@@ -290,7 +290,7 @@ class Ordered(EventBase, frozen=True):
     lease_seconds: float | None
     """Until it is undone; ``None``: it is not by itself."""
     detail: str
-    """What it does, in words."""
+    """Its effect in words."""
     reason: str
     """Why it was refused or undone; empty where it was sent."""
 
@@ -320,11 +320,11 @@ class PolicyChanged(EventBase, frozen=True):
     digest: str
     """SHA-256 of the file; empty where it is not in force."""
     in_force: bool
-    """Whether it decides from here on; otherwise the one before it still does."""
+    """It decides from here on; otherwise the one before it still does."""
     before: str
     """SHA-256 of the file that was in force; empty for a policy that comes from no file."""
     reason: str
-    """What it means for rules, in words, or why it is not in force."""
+    """Its rules and gates in words, or why it is not in force."""
 
 
 class EngineChanged(EngineEvent, frozen=True):

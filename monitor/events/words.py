@@ -32,7 +32,7 @@ _VERBS: Final[dict[Mode, str]] = {"shadow": "shadows: would", "alert": "alerts:"
 def steering(
     vector: str, *, add: float = 0.0, scale: float = 1.0, low: float | None = None, high: float | None = None
 ) -> str:
-    """What is done to the projection on a vector; doses and bounds are in norms of the residual stream.
+    """Steering by one vector; doses and bounds are in norms of the residual stream.
 
     Args:
         vector: Name of the steering vector.
@@ -59,7 +59,7 @@ def span(tokens: int | None) -> str:
 
 
 def stop(message: str) -> str:
-    """The end of a generation; the message itself is never told."""
+    """The end of a generation; the message itself is never recorded."""
     return "stop with the policy's message" if message else "stop"
 
 
@@ -86,7 +86,7 @@ def gate_opened(probe: str, average: float, threshold: float, agree: int, positi
 
 
 def guard_released(repetition: float, window: int, threshold: float, position: int, gates: Iterable[str]) -> str:
-    """What an engine's guard found in an answer, and did."""
+    """The finding of an engine's guard in an answer, which it then released."""
     steered = " and ".join(gates)
     return (
         f"{repetition:.0%} of the sequences of three among the last {window} tokens repeat an earlier one "
@@ -95,7 +95,7 @@ def guard_released(repetition: float, window: int, threshold: float, position: i
 
 
 def done(event: Intervention) -> str:
-    """What an intervention does to a generation."""
+    """An intervention's effect on a generation."""
     if event.operation == "stop":
         return stop("its message")
     scale = 0.0 if event.operation == "ablate" else 1.0

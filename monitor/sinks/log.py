@@ -27,7 +27,7 @@ class _Line(msgspec.Struct, frozen=True):
 
 
 class LogSink:
-    """Writes one line of JSON an event: ``sequence``, ``time``, ``message`` and ``event``, its ``type`` and fields.
+    """Write one line of JSON an event: ``sequence``, ``time``, ``message`` and ``event``, its ``type`` and fields.
 
     Events carry ids, probes and numbers, never text of a prompt or a completion. Kinds that are not
     :attr:`monitor.events.EventBase.logged` are left out.

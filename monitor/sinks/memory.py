@@ -1,4 +1,4 @@
-"""The last events, kept in memory: for tests, and for whoever runs a monitor inside a program."""
+"""The last events, kept in memory: for tests, and for programs that run a monitor inside."""
 
 from collections import deque
 
@@ -6,7 +6,7 @@ from monitor.events import Event, Recorded
 
 
 class MemorySink:
-    """Keeps the last events.
+    """Keep the last events.
 
     Args:
         limit: How many; beyond it the oldest is forgotten.
@@ -17,7 +17,7 @@ class MemorySink:
 
     @property
     def recorded(self) -> list[Recorded]:
-        """What was kept, oldest first."""
+        """Kept events, oldest first, each with its place in the log."""
         return list(self._kept)
 
     @property

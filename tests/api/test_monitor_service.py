@@ -7,6 +7,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from monitor.api.service import MonitorService
 from monitor.v1 import event_pb2
 from monitor.v1.monitor_service_pb2 import GetStatusRequest, ListProbesRequest, WatchEventsRequest
 from monitor.v1.monitor_service_pb2_grpc import MonitorServiceStub
@@ -49,6 +50,27 @@ def test_headers_come_before_any_event_and_nothing_is_missed_after(monitor):
             assert response.dropped == 0
 
     asyncio.run(run())
+
+
+def test_an_event_while_the_headers_leave_is_no_loss(monitor):
+    class Context:
+        def __init__(self):
+            self.written = []
+
+        async def send_initial_metadata(self, metadata):
+            monitor.publish_loss(3)
+
+        async def write(self, response):
+            self.written.append((response.event.sequence, response.dropped))
+            monitor.events.close()
+
+        async def abort(self, code, details):
+            assert code == grpc.StatusCode.UNAVAILABLE
+
+    context = Context()
+    service = MonitorService(monitor.events, monitor.status, monitor.bundle, max_watchers=1)
+    asyncio.run(service.WatchEvents(WatchEventsRequest(), context))
+    assert context.written == [(1, 0)]
 
 
 def test_resumes_after_a_sequence(monitor):

@@ -1,4 +1,4 @@
-"""What was done and by which rules: an append-only, hash-chained file of JSON lines.
+"""Audit log: an append-only, hash-chained file of JSON lines that says what was done, and by which rules.
 
 ``records``       an event with its context, and what is said of the log itself
 ``chain``         a record as a line that is sealed to the one before it; lines read back

@@ -9,7 +9,7 @@
 
 1. ``hash`` is the SHA-256 of the line's bytes before ``,"hash"``; ``previous`` is the ``hash`` of the record before, 64
    zeros in the first. So every byte of every line is covered, the one spelling that was written is the only valid one,
-   and whoever changes a record has to write every later line anew.
+   and to change a record is to write every later line anew.
 2. ``sequence`` counts from 1. It says what is wrong where two lines do not join: missing, moved or written twice.
 3. A crash may leave the beginning of a last line. Whoever continues the file ends that line and has a ``line_torn``
    record follow, with its size and SHA-256: so it is covered as well, and nothing else may pass for a torn line.
@@ -44,7 +44,7 @@ class Head:
 
 
 START: Final = Head(0, "0" * 64)
-"""What the first record refers to."""
+"""The first record refers to this."""
 
 
 class _Content(msgspec.Struct, frozen=True):
@@ -57,7 +57,7 @@ class _Content(msgspec.Struct, frozen=True):
 
 
 class Line(msgspec.Struct, frozen=True):
-    """What a line says."""
+    """Content of a line."""
 
     version: int
     sequence: Annotated[int, msgspec.Meta(ge=1)]
@@ -136,12 +136,12 @@ def unseal(raw: bytes) -> Line:
 
 
 def opening(head: Head) -> bytes:
-    """What the line after ``head`` begins with, whatever it says."""
+    """Beginning of the line after ``head``, whatever it says."""
     return f'{{"version":{VERSION},"sequence":{head.sequence + 1},"previous":"{head.hash}","time":"'.encode()
 
 
 def is_torn(rest: bytes, head: Head) -> bool:
-    """Whether a crash while the line after ``head`` was written could have left ``rest``, which has no end of line."""
+    """True where a crash could have left ``rest``, which has no end of line, of the line after ``head``."""
     # A file system may have made room for what it had not filled yet.
     left, begin = rest.rstrip(b"\0"), opening(head)
     at = left.find(_SEAL)
@@ -165,7 +165,7 @@ class Chain:
         """When the first record was made."""
         self.last: datetime | None = None
         self.ended = True
-        """Whether the last line has its end."""
+        """False where the last line lacks its end."""
         self._unread: tuple[bytes, Break] | None = None
 
     def add(self, raw: bytes) -> None:
@@ -198,7 +198,7 @@ class Chain:
         self.last = line.time
 
     def rest(self) -> bytes:
-        """What a crash left of a last line, to be asked for after all lines; empty where they are whole.
+        """Rest that a crash left of a last line, to be asked for after all lines; empty where they are whole.
 
         Raises:
             Break: The last line is not what was written.
@@ -211,7 +211,7 @@ class Chain:
         return raw
 
     def _gap(self, line: Line) -> Break | None:
-        """What is wrong between the last record and this line."""
+        """Fault between the last record and this line."""
         if self.head is None or (line.previous == self.head.hash and line.sequence == self.head.sequence + 1):
             return None
         due, found = self.head.sequence + 1, line.sequence

@@ -29,9 +29,9 @@ class End:
     size: int
     """In bytes."""
     ended: bool = True
-    """Whether its last line has its end."""
+    """False where its last line lacks its end."""
     rest: bytes = b""
-    """What a crash left of a last line."""
+    """Rest that a crash left of a last line."""
 
 
 def open_log(path: Path) -> tuple[int, End]:

@@ -61,7 +61,7 @@ class AuditLog:
         self.accepted = self.settled = end.head.sequence
         """Number of the last record that was taken, and of the last that is in the file."""
         self.faults: Counter[AuditFault] = Counter(dict.fromkeys(get_args(AuditFault), 0))
-        """What went wrong, and how often."""
+        """Faults, and how often each occurred."""
         self._store, self._limit, self._sync_seconds = store, limit, sync_seconds
         self._changed = Condition()
         """Protects the next three, and ``accepted``."""
@@ -89,7 +89,7 @@ class AuditLog:
 
     @property
     def closed(self) -> bool:
-        """Whether it takes no more records."""
+        """True once it takes no more records."""
         return self._closing
 
     def append(self, record: Record, when: datetime | None = None) -> None:
@@ -207,7 +207,7 @@ class AuditLog:
             self._worked("disturbed")
 
     def _disturbed(self) -> bool:
-        """Whether somebody else touched the file."""
+        """True where somebody else touched the file."""
         own = os.fstat(self._descriptor)
         try:
             found = self.path.stat()

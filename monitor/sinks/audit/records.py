@@ -1,4 +1,4 @@
-"""What the audit log says: events as they are, and records about the log and the monitor that writes it.
+"""Records of the audit log: events as they are, and records about the log and the monitor that writes it.
 
 All are told apart by ``type``. They hold ids, names of the operator's own rules, probes and vectors, and numbers; never
 text of a prompt or a completion.
@@ -10,7 +10,7 @@ from monitor.events import Event, Mode
 
 
 class Context(msgspec.Struct, frozen=True):
-    """What was the case when an event was recorded, and the event does not say."""
+    """Circumstances of an event that it does not say itself."""
 
     policy: str
     """Path of the file of the policy that decided, or what stands in for one."""
@@ -84,6 +84,6 @@ class TornRecord(msgspec.Struct, frozen=True, tag_field="type", tag="line_torn")
 
 
 OwnRecord = StartRecord | StopRecord | PolicyRecord | LossRecord | TornRecord
-"""What is about the log itself, and the monitor that writes it."""
+"""Records about the log itself, and the monitor that writes it."""
 
 Record = EventRecord | OwnRecord

@@ -16,13 +16,13 @@ from monitor.telemetry.stats import Stats
 from probes.bundle import Bundle
 
 TEXT_CHARACTERS: Final = 512
-"""What others name may be of any length: clients choose the ids of their requests."""
+"""Texts are cut to this length, since clients choose the ids of their requests."""
 
 AUDITED: Final[tuple[type[Event], ...]] = tuple(kind for kind in get_args(Event) if kind.audited)
 
 
 class AuditSink:
-    """Records interventions and what became of them, orders, engines, the policy, and the monitor's start and stop.
+    """Record interventions and what became of them, orders, engines, the policy, and the monitor's start and stop.
 
     A few records a steered request, none a token. It is a :class:`monitor.sinks.DurableSink`.
 

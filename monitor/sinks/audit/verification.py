@@ -1,6 +1,4 @@
-"""Whether a file is what was written: no line altered, missing, moved or inserted, and, against a known head, none cut
-off its end.
-"""
+"""Verification of a file: no line altered, missing, moved or inserted; against a known head, none cut off its end."""
 
 import re
 import time
@@ -22,7 +20,7 @@ _KEEP: Final = "The lines before it are whole; compare with a copy."
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What a valid file holds."""
+    """Content of a valid file."""
 
     lines: int
     records: int
