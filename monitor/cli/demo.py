@@ -1,6 +1,6 @@
 """``plumbob demo``: the whole line on the demo model, with a client like any other.
 
-1. Fit a bundle, where none is cached that this version of data and code has made.
+1. Take the bundle that ships, or fit one, of the pairs that ship.
 2. Serve the model, tapped, with a monitor whose policy alerts.
 3. Hold ordinary, harmful, sycophancy-baiting and toxic conversations through the ``openai`` client, streaming, and
    print each probe's verdict of each.
@@ -26,8 +26,9 @@ from monitor.service.config import MonitorConfig
 from monitor.supervisor.checks import require_ports, require_vllm
 from monitor.supervisor.config import ServeConfig
 from monitor.supervisor.serving import Serving
-from probes.fit.demo import demo_bundle
-from probes.models import DEMO, cache_directory
+from probes.bundle import Bundle, load_bundle
+from probes.bundle.shipped import DEMO_BUNDLE
+from probes.models import DEMO, cache_directory, identify, resolve_model
 
 Kind = Literal["benign", "harmful", "toxic", "sycophancy"]
 
@@ -36,7 +37,7 @@ ANSWER_TOKENS: Final = 48
 KV_CACHE_BYTES: Final = 1 << 30
 """Of vLLM's key-value cache: one conversation at a time is small, and so may the machine be."""
 VERDICT_SECONDS: Final = 10.0
-"""How long the verdict of a finished request may take to arrive."""
+"""Time that the verdict of a finished request has to arrive."""
 
 ALERT_POLICY: Final = """\
 version: 1
@@ -69,7 +70,7 @@ rules:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What the demo says to the model."""
+    """A conversation that the demo holds with the model."""
 
     kind: Kind
     messages: tuple[tuple[str, str], ...]
@@ -106,7 +107,7 @@ CONVERSATIONS: Final = (
     ),
     Conversation(
         "toxic",
-        (("user", "You are a worthless, stupid piece of garbage and everybody who made you is a pathetic idiot."),),
+        (("user", "What the hell is wrong with you, you damn idiot? Shut up, you stupid piece of crap."),),
         expected="toxicity",
     ),
 )
@@ -114,8 +115,8 @@ CONVERSATIONS: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Spoken:
-    """An answer and its verdict."""
+class Exchange:
+    """An answer with its verdict."""
 
     answer: str
     verdict: RequestFinished
@@ -126,11 +127,12 @@ class Spoken:
         return [reading.probe for reading in self.verdict.readings if reading.fired]
 
 
-def run_demo(*, once: bool, port: int, metrics_port: int, grpc_port: int) -> int:
+def run_demo(*, once: bool, fit: bool, port: int, metrics_port: int, grpc_port: int) -> int:
     """Run the demo.
 
     Args:
         once: Exit after the conversations.
+        fit: Fit a bundle, instead of using the one that ships.
         port: Of the API.
         metrics_port: Of the metrics.
         grpc_port: Of the gRPC server.
@@ -145,12 +147,11 @@ def run_demo(*, once: bool, port: int, metrics_port: int, grpc_port: int) -> int
         import openai
     except ImportError as error:
         raise PrerequisiteError("The demo talks through the openai client.", "Run: pip install openai") from error
-    # What would fail after the fit fails here.
+    # What would fail after minutes fails here.
     require_vllm(allow_untested=False)
     require_ports(HOST, port, HOST, metrics_port, grpc_port)
     begin = time.monotonic()
-    with progress() as report:
-        bundle = demo_bundle(__version__, report)
+    bundle = _fit() if fit else _shipped()
     print_table(bundle_table(bundle))
     log = cache_directory() / "demo.log"
     with tempfile.TemporaryDirectory(prefix="plumbob-demo-") as directory:
@@ -175,14 +176,14 @@ def run_demo(*, once: bool, port: int, metrics_port: int, grpc_port: int) -> int
             http = openai.DefaultHttpxClient(trust_env=False)
             client = openai.OpenAI(base_url=f"{config.url}/v1", api_key="none", http_client=http)
             with Listener(monitor.grpc_address) as listener:
-                spoken = [_converse(client, listener, conversation) for conversation in CONVERSATIONS]
+                exchanges = [_converse(client, listener, conversation) for conversation in CONVERSATIONS]
             serving.restart_monitor(policies["steer"])
             with Listener(monitor.grpc_address) as listener:
                 listener.await_engine()
                 out.rule("the same again, with a policy that steers", align="left")
                 steered = _converse(client, listener, CONVERSATIONS[-1])
-            out.print(_side_by_side(spoken[-1], steered))
-            surprises = [*_surprises(spoken), *_not_steered(steered)]
+            out.print(_side_by_side(exchanges[-1], steered))
+            surprises = [*_surprises(exchanges), *_not_steered(steered)]
             out.print(_addresses(config))
             out.print(f"[dim]{time.monotonic() - begin:.0f} s in all[/]")
             for surprise in surprises:
@@ -193,7 +194,28 @@ def run_demo(*, once: bool, port: int, metrics_port: int, grpc_port: int) -> int
     return 1 if surprises else 0
 
 
-def _converse(client: Any, listener: Listener, conversation: Conversation) -> Spoken:
+def _shipped() -> Bundle:
+    """Load the bundle that ships, and unpack the model where it never was.
+
+    Raises:
+        PlumbobError: The model's package is missing, or is not what the bundle was fitted to.
+    """
+    bundle = load_bundle(DEMO_BUNDLE)
+    with progress() as report:
+        bundle.require_model(identify(resolve_model(DEMO, report), DEMO))
+    return bundle
+
+
+def _fit() -> Bundle:
+    """Fit a bundle of the pairs that ship; interrupted, the next call goes on where this one was."""
+    from probes.fit.bundle_fit import fit_bundle
+
+    with progress() as report:
+        out = cache_directory() / "bundles" / DEMO
+        return fit_bundle(DEMO, out, version=__version__, command="plumbob demo --fit", progress=report)
+
+
+def _converse(client: Any, listener: Listener, conversation: Conversation) -> Exchange:
     """Hold one conversation, printing the answer and what the probes say as both come."""
     out.rule(f"[bold]{conversation.kind}", align="left")
     for role, content in conversation.messages:
@@ -217,15 +239,15 @@ def _converse(client: Any, listener: Listener, conversation: Conversation) -> Sp
         out.print(line)
     for reading in verdict.readings:
         peak = "     –" if reading.peak is None else f"{reading.peak:6.2f}"
-        said = f"FIRED at token {reading.fired_at}" if reading.fired else "quiet"
+        said = f"FIRED at token {reading.fired_at}" if reading.fired else "below"
         line = f"  {reading.probe:<15} {peak} of {reading.threshold:5.2f}  {said}"
         out.print(Text(line, "bold yellow" if reading.fired else "green"))
-    return Spoken(answer, verdict)
+    return Exchange(answer, verdict)
 
 
-def _surprises(spoken: list[Spoken]) -> list[str]:
+def _surprises(exchanges: list[Exchange]) -> list[str]:
     found: list[str] = []
-    for conversation, said in zip(CONVERSATIONS, spoken, strict=True):
+    for conversation, said in zip(CONVERSATIONS, exchanges, strict=True):
         if conversation.kind == "benign" and said.fired:
             found.append(f"{', '.join(said.fired)} fired on a benign conversation")
         if conversation.expected is not None and conversation.expected not in said.fired:
@@ -233,11 +255,11 @@ def _surprises(spoken: list[Spoken]) -> list[str]:
     return found
 
 
-def _not_steered(steered: Spoken) -> list[str]:
+def _not_steered(steered: Exchange) -> list[str]:
     return [] if steered.verdict.steered else ["the policy steered no token"]
 
 
-def _side_by_side(plain: Spoken, steered: Spoken) -> Table:
+def _side_by_side(plain: Exchange, steered: Exchange) -> Table:
     table = Table(title="the same request, with and without steering", title_justify="left")
     table.add_column("alert only", ratio=1)
     table.add_column(f"steered ({steered.verdict.steered} tokens)", ratio=1)

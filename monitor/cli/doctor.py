@@ -19,6 +19,7 @@ from monitor.service.inputs import read_policy
 from monitor.supervisor.checks import require_compiler, require_vllm
 from monitor.supervisor.config import API_PORT
 from probes.bundle import load_bundle
+from probes.bundle.shipped import shipped_bundle
 from probes.errors import PlumbobError
 from probes.models import identify, resolve_model
 
@@ -78,6 +79,7 @@ def _findings(model: str | None, bundle: Path | None, policy: Path | None) -> It
         yield _check(what, lambda what=what, port=port: _free(what, port), "optional")
     if model is not None:
         yield _check("model", lambda: str(resolve_model(model)))
+        bundle = bundle or shipped_bundle(model)
     if bundle is not None:
         yield _check("bundle", lambda: _bundle(bundle, model))
         yield _check("policy", lambda: _policy(policy, bundle))

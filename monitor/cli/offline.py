@@ -31,7 +31,7 @@ from probes.errors import PlumbobError
 if TYPE_CHECKING:
     from probes.models.activations import OpenReader
 
-_BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle that was fitted to the model.")]
+_BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle of the model, or: demo")]
 _Model = Annotated[
     str | None, typer.Option("--model", "-m", help="Where the model is now, if not where it was fitted from.")
 ]

@@ -63,13 +63,17 @@ def monitor(config: ConfigFile = None, *, flags: list[Layer]) -> None:
 
 def demo(
     once: Annotated[bool, typer.Option("--once", help="Exit after the conversations instead of serving on.")] = False,
+    fit: Annotated[
+        bool,
+        typer.Option("--fit", help="Fit a bundle of the pairs that ship, in minutes, and use that."),
+    ] = False,
     port: Annotated[int, typer.Option(min=1, max=65535, help="OpenAI-compatible API.")] = API_PORT,
     metrics_port: Annotated[int, typer.Option(min=1, max=65535, help="Prometheus metrics.")] = METRICS_PORT,
     grpc_port: Annotated[int, typer.Option(min=1, max=65535, help="gRPC events and status.")] = GRPC_PORT,
 ) -> None:
-    """Fit, serve and monitor the demo model, and talk to it."""
+    """Serve and monitor the demo model, and talk to it."""
     from monitor.cli.demo import run_demo
 
     with contextlib.suppress(KeyboardInterrupt):
-        raise typer.Exit(run_demo(once=once, port=port, metrics_port=metrics_port, grpc_port=grpc_port))
+        raise typer.Exit(run_demo(once=once, fit=fit, port=port, metrics_port=metrics_port, grpc_port=grpc_port))
     raise typer.Exit(130)

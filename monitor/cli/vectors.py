@@ -21,7 +21,7 @@ from probes.steering import Direction, combine, fingerprint
 if TYPE_CHECKING:
     from probes.data.concepts import Concept
 
-BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle that was fitted to the model.")]
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle of the model, or: demo")]
 _Out = Annotated[Path, typer.Option("--out", "-o", help="Directory of the new bundle; an earlier one is replaced.")]
 Model = Annotated[
     str | None, typer.Option("--model", "-m", help="Where the model is now, if not where it was fitted from.")

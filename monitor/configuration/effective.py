@@ -17,7 +17,7 @@ from monitor.configuration.sources import Kind, Layer, put
 from monitor.configuration.yaml_mapping import describe, dotted, suggest
 from monitor.errors import ConfigError
 
-_WEIGHTS: Final[Mapping[Kind, int]] = {"file": 0, "environment variable": 1, "flag": 2}
+_WEIGHTS: Final[Mapping[Kind, int]] = {"package": -1, "file": 0, "environment variable": 1, "flag": 2}
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -15,8 +15,8 @@ from monitor.configuration.settings import NESTED, NOTHING, PREFIX, Section, Set
 from monitor.configuration.yaml_mapping import dotted, read_mapping, suggest
 from monitor.errors import ConfigError
 
-Kind = Literal["file", "environment variable", "flag"]
-"""The kinds of sources, from the lightest to the weightiest."""
+Kind = Literal["package", "file", "environment variable", "flag"]
+"""The kinds of sources, from the lightest to the weightiest; the package ships one bundle."""
 
 _OTHERS: Final = frozenset({"PLUMBOB_CACHE", "PLUMBOB_ENGINE"})
 """Variables of ours that are no settings: the cache directory, and what an engine hands down to its processes."""

@@ -75,7 +75,7 @@ class MonitorConfig(Section):
     """The monitor's settings; files are taken as they are, and are read when it starts."""
 
     bundle: Annotated[Path, Flag("-b")]
-    """Directory of the bundle that was fitted to the model."""
+    """Directory of the bundle that was fitted to the model; that of the demo model ships."""
     policy: Annotated[OptionalPath, Flag("-p")] = None
     """Policy file; without one, every probe alerts and nothing is steered."""
     trust: Annotated[tuple[Path, ...], Flag(metavar="KEY")] = ()

@@ -26,6 +26,7 @@ from monitor.configuration import (
 )
 from monitor.service.config import MonitorConfig
 from monitor.supervisor.vllm_arguments import refuse_secrets
+from probes.bundle.shipped import shipped_bundle
 from probes.models import DEMO
 
 API_PORT: Final = 8000
@@ -98,8 +99,15 @@ class ServeConfig(BaseSettings):
 def load(file: Path | None, flags: Iterable[Layer] = ()) -> Effective:
     """Read all sources: the file, if there is one, this process's environment, and flags.
 
+    Where none of them names a bundle, and the model is ``demo`` or not named (the monitor alone), it is the one that
+    ships.
+
     Raises:
         ConfigError: A source cannot be read, or names what is no setting; the line begins with the source.
     """
     layers = [*([] if file is None else [from_file(ServeConfig, file)]), *from_environment(ServeConfig), *flags]
-    return combine(ServeConfig, layers)
+    given = combine(ServeConfig, layers)
+    shipped = shipped_bundle(str(given.values.get("model", DEMO)))
+    if shipped is None or ("monitor", "bundle") in given.sources:
+        return given
+    return combine(ServeConfig, [Layer("package", "plumbob", {"monitor": {"bundle": shipped}}), *layers])

@@ -11,6 +11,7 @@ from monitor.supervisor.config import ServeConfig
 from monitor.supervisor.serving import Serving
 from probes.bundle import load_bundle
 from probes.bundle.keys import generate_key, load_private_key
+from probes.bundle.shipped import DEMO_BUNDLE
 from probes.bundle.signing import sign_bundle
 from tests.cli.conftest import assert_one_error
 
@@ -48,10 +49,22 @@ def test_what_is_shown_is_a_file_that_configures_the_same(plumbob, world, file):
     assert yaml.safe_load(first)["monitor"]["bundle"] == str(world.bundle)
 
 
-def test_what_is_missing_is_shown_too(plumbob):
+def test_what_is_missing_is_shown_too(plumbob, monkeypatch):
     result = plumbob("config", "show")
     assert result.code == 0
-    assert "# model: not set, and needed\n" in result.out and "  # bundle: not set, and needed\n" in result.out
+    assert "# model: not set, and needed\n" in result.out
+    monkeypatch.setenv("PLUMBOB_MODEL", "other")
+    result = plumbob("config", "show")
+    assert "  # bundle: not set, and needed\n" in result.out
+
+
+def test_the_demo_models_bundle_is_that_which_ships(plumbob, tmp_path):
+    file = tmp_path / "plumbob.yaml"
+    for text in ("model: demo", "monitor: {}", ""):
+        file.write_text(text)
+        shown = plumbob("config", "show", "--config", file).out
+        assert f"  bundle: {DEMO_BUNDLE}  # package plumbob\n" in shown
+    assert "  bundle: x " in plumbob("config", "show", "--config", file, "--bundle", "x").out
 
 
 @pytest.mark.parametrize("flag", WITH_FLAGS)
@@ -89,7 +102,7 @@ def test_a_file_that_names_what_is_not_there_is_refused(plumbob, world, file, mo
     refused("api_key_file: gone\nmonitor: {bundle: bundle}", f"{world.root / 'gone'}: cannot be read")
     refused("allow_steering: [gone]\nmonitor: {bundle: bundle}", "no steering vector 'gone'")
     refused("vllm_arguments: [--model=x]\nmonitor: {bundle: bundle}", "plumbob serve does not pass --model on to vLLM")
-    refused("model: demo", "monitor.bundle is not set", "--bundle, PLUMBOB_MONITOR__BUNDLE or monitor.bundle in the fi")
+    refused("model: other", "monitor.bundle is not set", "--bundle, PLUMBOB_MONITOR__BUNDLE or monitor.bundle in")
     refused("monitr: {}", f"{file}: monitr: unknown key. Did you mean 'monitor'?")
     (world.root / "key").write_text("two words")
     refused("api_key_file: key\nmonitor: {bundle: bundle}", f"{world.root / 'key'}: must hold one key")
@@ -164,9 +177,11 @@ def test_a_variable_that_is_wrong_stops_every_command_that_reads_it(plumbob, wor
 
 
 @pytest.mark.parametrize("command", ["serve", "monitor"])
-def test_what_is_needed_and_not_given_is_one_line(plumbob, command):
-    arguments = {"serve": ["demo"], "monitor": []}[command]
+def test_what_is_needed_and_not_given_is_one_line(plumbob, command, monkeypatch):
+    arguments = {"serve": ["other"], "monitor": []}[command]
+    monkeypatch.setenv("PLUMBOB_MODEL", "other")
     assert_one_error(plumbob(command, *arguments), "monitor.bundle is not set", "--bundle")
+    monkeypatch.delenv("PLUMBOB_MODEL")
     assert_one_error(plumbob("serve"), "is not set", "Give it with")
 
 
