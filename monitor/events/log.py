@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 
-from monitor.events.types import Event, Recorded, Request, request_of
+from monitor.events.base import Request, request_of
+from monitor.events.types import Event, Recorded
 
 
 class Subscription:

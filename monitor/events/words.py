@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, assert_never
 
+from monitor.events.base import Mode, Severity
 from monitor.events.types import (
     Alert,
     EngineChanged,
@@ -18,12 +19,10 @@ from monitor.events.types import (
     Intervention,
     InterventionEnded,
     InterventionsLost,
-    Mode,
     Ordered,
     PolicyChanged,
     ProbeFired,
     RequestFinished,
-    Severity,
 )
 
 _VERBS: Final[dict[Mode, str]] = {"shadow": "shadows: would", "alert": "alerts:", "enforce": "enforces:"}

@@ -83,7 +83,7 @@ def house(tmp_path):
     shutil.copytree(ROOT / "proto", copied / "proto")
     edit(
         copied / "monitor/events/types.py",
-        ('    "Reading",\n', '    "Reading",\n    "Renamed",\n'),
+        ('    "RequestFinished",\n', '    "Renamed",\n    "RequestFinished",\n'),
         ("\nEvent = (\n", f"{TYPE}\nEvent = (\n    Renamed\n    | "),
     )
     edit(
