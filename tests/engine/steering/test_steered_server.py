@@ -396,7 +396,7 @@ def test_a_gate_outlives_its_monitor_and_the_next_one_records_what_it_decided(ho
         return [
             record
             for record in records()
-            if record.get("request", {}).get("request_id") == request and "number" in record
+            if (record.get("request") or {}).get("request_id") == request and "number" in record
         ]
 
     try:
