@@ -7,8 +7,8 @@ The scores of linear probes are read where the taps write them. For the probes t
 (``monitor.workers``), all layers are streamed meanwhile, the states are read out of the rings as these processes read
 them, and scored here by the bundle's readers. Where streamed states are not those of the fit, it is found: other
 weights, the wrong layer, a graph that does not stream, also at a layer that no linear probe reads. What such a process
-itself may do wrong is not tested here: it does not start with a bundle of another digest, and which state is whose is
-told by each frame.
+itself may do wrong is not tested here: it does not start with a bundle of another digest, and each frame says which
+state is whose.
 """
 
 from collections.abc import Iterator, Sequence
@@ -148,7 +148,7 @@ def _compute(worker: Any, key: str, prompt: list[int]) -> Iterator[int]:
 
 
 def steps_of(tokens: int, most: int) -> Iterator[int]:
-    """How many tokens each step computes: what is prefilled at most ``most`` at a time, then one by one."""
+    """Divide a prompt into steps, in tokens: what is prefilled at most ``most`` at a time, then one by one."""
     prefilled = max(tokens - DECODED, 1)
     for begin in range(0, prefilled, most):
         yield min(most, prefilled - begin)

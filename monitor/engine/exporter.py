@@ -21,7 +21,7 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
-from monitor.engine.outbox import Unconfirmed
+from monitor.engine.outbox import Outbox
 from monitor.engine.staging import Stage, Staging
 from monitor.engine.steering.leases import Arrived
 from monitor.errors import FrameError
@@ -34,7 +34,7 @@ QUEUE_STEPS: Final = 256
 SEND_FRAMES: Final = 64
 """Frames that may wait inside ZeroMQ for the monitor to read them."""
 EVENTS: Final = 4096
-"""What gates decided that may wait for a monitor to confirm it, as many orders that were refused, and as much that the
+"""Decisions of gates that may wait for a monitor to confirm them, as many refused orders, and as many requests that the
 guard released; beyond it the oldest are lost, which their numbers show."""
 FRAME_EVENTS: Final = 64
 """Of them, those that one frame carries."""
@@ -57,7 +57,7 @@ class Describe(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step leaves for the exporter."""
+    """One step, as it is left for the exporter."""
 
     unscored: int
     finished: list[int] = field(default_factory=list[int])
@@ -68,7 +68,7 @@ class Step:
     """Rows of the stage."""
     describe: Describe | None = None
     states: list[StateBlock] = field(default_factory=list[StateBlock])
-    """What was streamed."""
+    """Blocks of activations that were streamed."""
     streamed: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     """The stage's row of each streamed state."""
     states_copied: Callable[[], None] | None = None
@@ -99,9 +99,9 @@ class Exporter:
         self._away = True
         """The monitor takes nothing at the moment, or was not reached yet; written by the sending thread."""
         self._announce_all = threading.Event()
-        self._decided = Unconfirmed[GateEvent](EVENTS, FRAME_EVENTS, QUEUE_STEPS)
-        self._refusals = Unconfirmed[Refusal](EVENTS, FRAME_EVENTS, QUEUE_STEPS)
-        self._guarded = Unconfirmed[GuardEvent](EVENTS, FRAME_EVENTS, QUEUE_STEPS)
+        self._decided = Outbox[GateEvent](EVENTS, FRAME_EVENTS, QUEUE_STEPS)
+        self._refusals = Outbox[Refusal](EVENTS, FRAME_EVENTS, QUEUE_STEPS)
+        self._guarded = Outbox[GuardEvent](EVENTS, FRAME_EVENTS, QUEUE_STEPS)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(endpoint,), name="plumbob-exporter", daemon=True)
         self._thread.start()

@@ -75,7 +75,7 @@ def find_group(kv_cache_config: Any) -> tuple[int, int] | None:
 
 
 def share_of_kv_memory(specs: dict[str, Any], probes: int) -> float:
-    """How many bytes of scores go with a byte of the KV cache, at most.
+    """Bytes of scores that go with a byte of the KV cache, at most.
 
     Layers of different kinds share one pool of blocks, each block serving as many layers as the rarest kind has: a
     hybrid model has more KV slots for the same memory than one whose layers are all alike.

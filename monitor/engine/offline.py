@@ -57,7 +57,7 @@ class Ready(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What an engine made of one batch."""
+    """Answers and times of one batch."""
 
     seconds: float
     tokens: list[list[int]]
@@ -73,7 +73,7 @@ class Done(msgspec.Struct, frozen=True):
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """What an engine is, as vLLM settled it, and what it takes."""
+    """Facts of an engine: settings as vLLM settled them, and the memory it takes."""
 
     device: str
     dtype: str
@@ -196,7 +196,7 @@ def _empty_prefix_cache(llm: Any) -> None:
 
 
 def report(llm: Any) -> Facts:
-    """What the engine is, and the memory it has taken so far."""
+    """Report the engine's settings, and the memory it has taken so far."""
     config = llm.llm_engine.vllm_config
     (worker, *_) = llm.collective_rpc("plumbob_report")
     return Facts(

@@ -1,4 +1,4 @@
-"""What is told with every frame until the monitor has confirmed one that had it."""
+"""Events that go with every frame until the monitor has confirmed one that had them."""
 
 import threading
 from collections import deque
@@ -8,7 +8,7 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Numbered(Protocol):
-    """Something that is told once, by number."""
+    """An event with a number, by which the monitor takes it in once."""
 
     @property
     def number(self) -> int:
@@ -19,13 +19,13 @@ class Numbered(Protocol):
 _Event = TypeVar("_Event", bound=Numbered)
 
 
-class Unconfirmed(Generic[_Event]):
+class Outbox(Generic[_Event]):
     """Events that wait for their confirmation. One thread appends; another sends, and takes away what has arrived.
 
     Args:
         waiting: The most that wait; beyond it the oldest are lost, which their numbers show.
         carried: Of them, those that one frame carries.
-        frames: Frames whose confirmation is waited for; one that is older is as good as lost, and its events are told
+        frames: Frames whose confirmation is waited for; one that is older is as good as lost, and its events are sent
             again.
     """
 
@@ -37,12 +37,12 @@ class Unconfirmed(Generic[_Event]):
         """Frames sent with events: sequence number, and the last event's."""
 
     def extend(self, events: Iterable[_Event]) -> None:
-        """Tell these as well."""
+        """Send these as well."""
         with self._lock:
             self._events.extend(events)
 
     def carry(self, sequence: int) -> list[_Event]:
-        """What the frame of this sequence number is to tell, oldest first."""
+        """The events that the frame of this sequence number carries, oldest first."""
         with self._lock:
             events = list(islice(self._events, self._per_frame))
         if events:

@@ -76,7 +76,7 @@ def commit(
         row_slot: Slot of each row, ``(at least rows,)``, int32; −1: not scored.
         kv_slots: Where each row's keys and values went, ``(at least rows,)``, int64; ``None``: nothing is kept.
         kv_scores: Scores by KV slot, ``(KV slots, probes)``, float32; rows that are not scored write NaN, so that
-            whoever had the slot before is not read in their place.
+            the request that had the slot before is not read in their place.
         staged: Copied to, ``(max_tokens, probes)``, float32.
         rows: Rows of the step.
     """

@@ -45,12 +45,12 @@ logger = logging.getLogger("vllm.plumbob")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the monitor is told."""
+    """Result of the self-test, as the monitor learns it."""
 
     drift: float | None = None
     """The largest of any probe; ``None``: not tested, with the weights that there are now."""
     shadow: bool = False
-    """Whether nothing may be enforced on what this engine's scores say."""
+    """Nothing may be enforced on what this engine's scores say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ _outcomes: dict[str, Outcome] = {}
 
 
 def outcome_of(engine: str) -> Outcome:
-    """What the self-test at start found in the engine of this id, in this process."""
+    """Result of the self-test at start of the engine of this id, in this process."""
     return _outcomes.get(engine, Outcome())
 
 

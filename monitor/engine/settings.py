@@ -1,4 +1,4 @@
-"""What ``additional_config.plumbob`` says, split in two.
+"""Settings under ``additional_config.plumbob``, split in two.
 
 vLLM hashes ``additional_config`` into the key of its compiled artefacts. What shapes the graph has to be in that key
 (a bundle refitted at the same path must not meet the old artefact), and what changes with every start must not be (or
@@ -26,16 +26,16 @@ OnDrift = Literal["refuse", "shadow"]
 
 
 class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the operator writes under ``additional_config.plumbob``."""
+    """Settings as the operator writes them under ``additional_config.plumbob``."""
 
     bundle: str
     """Directory of the bundle."""
     endpoint: str | None = None
-    """Where the monitor listens, ``ipc://…``; ``None``: score, but send nothing."""
+    """Address on which the monitor listens, ``ipc://…``; ``None``: score, but send nothing."""
     allow_untested: bool = False
     """Start on a vLLM version that the tap was not tested on."""
     drift: OnDrift = "refuse"
-    """What to do when the self-test at start finds scores that are not the bundle's."""
+    """Done when the self-test at start finds scores that are not the bundle's."""
     stream: list[int] = []
     """Layers whose activations may be streamed, beside those that the bundle's worker probes read."""
     stream_rows: Annotated[int, msgspec.Meta(ge=0)] = 0
@@ -49,7 +49,7 @@ class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What an engine process needs to know, beside the graph."""
+    """Settings that an engine process needs, beside those that shape the graph."""
 
     bundle: str
     endpoint: str | None
@@ -64,7 +64,7 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 class GraphKey(msgspec.Struct, frozen=True):
-    """What shapes the compiled graph."""
+    """Settings that shape the compiled graph."""
 
     bundle: str
     """Digest of the bundle."""
@@ -81,7 +81,7 @@ class GraphKey(msgspec.Struct, frozen=True):
 
 
 def read_wanted(additional_config: Any) -> Wanted | None:
-    """What the operator wrote; ``None`` where Plumbob is not switched on, or was already taken over.
+    """Read the settings that the operator wrote; ``None`` where Plumbob is not switched on, or was already taken over.
 
     Raises:
         EngineError: It is malformed.
@@ -132,7 +132,7 @@ def take_over(wanted: Wanted, bundle: Bundle) -> dict[str, Any]:
 
 
 def switched_on(vllm_config: Any) -> bool:
-    """Whether this engine is to be tapped."""
+    """Return True for an engine that is to be tapped."""
     additional = vllm_config.additional_config
     return isinstance(additional, dict) and KEY in additional
 

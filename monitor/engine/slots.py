@@ -1,7 +1,7 @@
 """Requests to slots: whose row is whose, who has been read how far, and who is to be steered where.
 
-A request keeps its slot from its first step to its end, through preemption and resumption: rows that come back are told
-apart by their absolute position. The model runner's own slots are freed and moved under way, so they are not used.
+A request keeps its slot from its first step to its end, through preemption and resumption: rows that come back are
+known by their absolute position. The model runner's own slots are freed and moved under way, so they are not used.
 
 Steering touches response rows only: those at position ``prompt_tokens − 1`` or later, whose logits make response
 tokens.
@@ -67,7 +67,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Who was in a step, as of that step: what follows may change while the step's rows are still on their way out."""
+    """Requests of a step, as of that step: what follows may change while the step's rows are still on their way out."""
 
     slots: NDArray[np.int32]
     """Of each request, in the order of the batch; −1: not scored."""
@@ -76,7 +76,7 @@ class Batch:
     prompts: dict[int, NDArray[np.uint8]]
     """Roles of the prompt, by slot, of requests that have rows in theirs."""
     gaps: list[Gap]
-    """What the step found in the prefix cache."""
+    """Positions that the step found in the prefix cache."""
     unscored: int
     """Rows that are not scored."""
     again: NDArray[np.int64]
@@ -139,7 +139,7 @@ class Slots:
         """Rows computed but not scored, since the start."""
 
     def __contains__(self, engine_request_id: str) -> bool:
-        """Whether a request has come and not gone."""
+        """Return True from a request's first step to its end."""
         return engine_request_id in self._requests
 
     def start(self, engine_request_id: str, request_id: str, prompt: Sequence[int], *, scored: bool) -> Started | None:
@@ -234,7 +234,7 @@ class Slots:
         return request if request is not None and request.slot >= 0 else None
 
     def steers(self, request: Tracked) -> bool:
-        """Whether orders steer the request's next row."""
+        """Return True where orders steer the request's next row."""
         upcoming = self.upcoming(request.slot)
         return any(segment.start <= upcoming < segment.end for segment in timeline(request.pushes))
 

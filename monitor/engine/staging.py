@@ -48,7 +48,7 @@ class Stage:
         self._computed_ns = 0
 
     def copy(self, rows: int, side: torch.cuda.Stream | None) -> None:
-        """Begin to copy to the host what the device has been told to compute so far."""
+        """Begin to copy to the host what the device has been ordered to compute so far."""
         self._computed_ns = time.monotonic_ns()
         if side is None or self._copied is None:
             return
@@ -75,7 +75,7 @@ class Stage:
         return slots[:rows], positions[:rows], scores[:rows]
 
     def read_gates(self, rows: int) -> NDArray[np.int8]:
-        """What gates did to the first ``rows`` rows, as a view of the host's buffer."""
+        """Flags of gates on the first ``rows`` rows, as a view of the host's buffer."""
         return self._host[3][:rows]
 
 

@@ -22,7 +22,7 @@ from monitor.wire.orders import Selection
 from monitor.wire.ring import Dtype, StateReader, StateWriter, sweep
 
 RING_STEPS: Final = 2
-"""How many of the largest steps a ring holds at least; of decode steps it holds a hundred or more."""
+"""The largest steps that a ring holds at least; of decode steps it holds a hundred or more."""
 
 
 class Streams:
@@ -73,7 +73,7 @@ class Streams:
     def copy(
         self, rows: int, last_rows: NDArray[np.int64]
     ) -> tuple[list[StateBlock], NDArray[np.int32], Callable[[], None] | None]:
-        """Begin to copy what is selected of the step that the device has been told to compute.
+        """Begin to copy what is selected of the step that the device has been ordered to compute.
 
         Args:
             rows: Rows of the step.

@@ -1,9 +1,9 @@
-"""What a model runner needs to be tapped: taps, slots, steering, scores of cached prefixes, and the way out.
+"""Everything around one model runner's taps: slots, steering, gates, scores of cached prefixes, and frames out.
 
-The adapters (:mod:`monitor.engine.vllm.runner_v1`, :mod:`monitor.engine.vllm.runner_v2`) call, for each step and in
-this order: :meth:`RunnerTap.update`, :meth:`RunnerTap.begin` before the forward pass, :meth:`RunnerTap.end` behind it.
-A step in which nothing is computed is updated and ended. Nothing here may fail a request: what goes wrong disarms the
-taps, is logged once, and serving goes on (:func:`guarded`).
+The wrappers of both runners (:mod:`monitor.engine.vllm.runner_v1`, :mod:`monitor.engine.vllm.runner_v2`) call, for each
+step and in this order: :meth:`RunnerTap.update`, :meth:`RunnerTap.begin` before the forward pass, and
+:meth:`RunnerTap.end` behind it. A step in which nothing is computed is updated and ended. Nothing here may fail a
+request: what goes wrong disarms the taps, is logged once, and serving goes on (:func:`guarded`).
 """
 
 import logging
@@ -48,7 +48,7 @@ REPEATS_FIELD: Final = "plumbob_repeats"
 """The same for answers that repeat themselves."""
 
 LOGGED_REFUSALS: Final = 20
-"""Orders refused that are logged, and as many releases by the guard; the monitor is told of all."""
+"""Orders refused that are logged, and as many releases by the guard; all go to the monitor."""
 SLOTS_PER_SEQUENCE: Final = 2
 """Preempted requests keep their slot, so there are more than can run at once."""
 
@@ -156,7 +156,7 @@ class RunnerTap:
             if new.req_id in self.slots:
                 # It was preempted and is steered as before, or is a session that goes on.
                 admission = None
-            # An adapter makes another model of it, and a prompt of embeddings has no tokens whose roles could be read.
+            # LoRA makes another model of it, and a prompt of embeddings has no tokens whose roles could be read.
             scored = new.lora_request is None and new.prompt_token_ids is not None
             started = self.slots.start(new.req_id, request_id, new.prompt_token_ids or [], scored=scored)
             if admission is not None:
@@ -385,7 +385,7 @@ class RunnerTap:
         kv = self._kv
         if kv is None or not gaps:
             return None
-        # A block that another request fills in this very step has the scores of whoever had it before.
+        # A block that another request fills in this very step has the scores of the request that had it before.
         kv.scores.index_fill_(0, kv_slots(kv.group)[: self._rows], torch.nan)
         places = np.concatenate(
             [kv.slots(blocks(gap.request.engine_request_id, kv.group), gap.start, gap.end) for gap in gaps]

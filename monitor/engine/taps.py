@@ -39,7 +39,7 @@ class LayerTap:
     """The last step's states, where the layer can be streamed; else without rows."""
     stream: Tensor
     gate_table: Tensor | None = None
-    """What each gate does at this layer, ``(gates, V, 4)``; ``None`` where the engine has no gates."""
+    """Entries of each gate at this layer, ``(gates, V, 4)``; ``None`` where the engine has no gates."""
     gated: Tensor | None = None
     """``(1,)``, int32: not zero while a gate reads this layer; ``None`` where none can."""
 

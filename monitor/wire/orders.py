@@ -19,7 +19,7 @@ class Act(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Admission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a request asks to be steered from its first token on: what ``vllm_xargs.plumbob`` says, as JSON."""
+    """Steering that a request asks for from its first token on: what ``vllm_xargs.plumbob`` says, as JSON."""
 
     acts: Annotated[list[Act], msgspec.Meta(min_length=1, max_length=8)]
     tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
@@ -29,7 +29,7 @@ class Admission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 Selection = Literal["none", "last", "all"]
-"""Which rows of a step are streamed: none, the last of each request, or all."""
+"""Rows of a step that are streamed: none, the last of each request, or all."""
 
 
 class Steer(msgspec.Struct, frozen=True, tag="steer"):

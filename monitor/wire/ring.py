@@ -2,7 +2,7 @@
 
 The engine writes the rows of a step into the ring and then sends a frame that describes them by the absolute number
 of the first and their count; any process of the same user reads them by these. Nobody waits for anybody: an engine
-overwrites what is older than the ring, and a reader that was too slow is told so instead of being given mixed rows.
+overwrites what is older than the ring, and a reader that was too slow gets an error instead of mixed rows.
 
 A ring is a file: :data:`HEADER`, and from :data:`BODY_OFFSET` on ``capacity`` rows of ``hidden`` elements; all
 little-endian. Row number ``n`` lies at ``n % capacity``. It is intact while ``reserved - n <= capacity``, where
@@ -43,7 +43,7 @@ DIRECTORY: Final = Path("/dev/shm")
 Dtype = Literal["bfloat16", "float16", "float32"]
 
 _RESERVED_OFFSET: Final = 64
-"""What changes has a cache line of its own."""
+"""Fields that change have a cache line of their own."""
 
 HEADER: Final = np.dtype(
     {
@@ -61,7 +61,7 @@ BODY_OFFSET: Final = 65_536
 _MAGIC: Final = b"PLUMBOBS"
 
 _ELEMENTS: Final = {"bfloat16": np.dtype("<u2"), "float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
-"""How numpy, which has no bfloat16, sees a ring's elements."""
+"""Elements of a ring as numpy sees them, which has no bfloat16."""
 
 
 class StreamError(PlumbobError):
@@ -73,7 +73,7 @@ class RingError(FrameError):
 
 
 def ring_path(engine: str, layer: int, directory: Path = DIRECTORY) -> Path:
-    """Where an engine keeps the ring of a layer.
+    """Path of the ring that an engine keeps for a layer.
 
     Raises:
         RingError: The engine's id, which comes from a message, cannot be part of a file's name.
@@ -230,7 +230,7 @@ class StateReader:
         return None
 
     def alive(self) -> bool:
-        """Whether the engine still streams into this ring."""
+        """True while the engine streams into this ring."""
         if not _try_lock(self._descriptor, fcntl.LOCK_SH):
             return True
         fcntl.flock(self._descriptor, fcntl.LOCK_UN)
@@ -323,7 +323,7 @@ def _read_header(path: Path, descriptor: int) -> tuple[np.void, int]:
 
 
 def _try_lock(descriptor: int, mode: int) -> bool:
-    """Whether the lock could be taken, without waiting for it."""
+    """Take the lock if it is free; False where it is not."""
     try:
         fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
     except BlockingIOError:

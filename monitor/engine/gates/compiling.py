@@ -1,4 +1,4 @@
-"""What an order to arm a gate says, as the numbers that the op reads; and what of it cannot be done."""
+"""Orders to arm a gate, compiled to the numbers that the op reads, and refused where that cannot be done."""
 
 import math
 
@@ -15,7 +15,7 @@ from probes.scoring.roles import Role
 
 
 def gate_entries(bundle: Bundle, order: Arm) -> dict[int, NDArray[np.float32]]:
-    """What the gate does at each layer that has vectors.
+    """Compile the acts of a gate, for each layer that has vectors.
 
     Returns:
         Entries of the steering table, ``(V, 4)``, by layer.

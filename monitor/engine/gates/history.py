@@ -1,4 +1,4 @@
-"""What gates did to each request: which rows were steered, to steer them alike when they come again, and events."""
+"""History of gates on each request: which rows were steered, to steer them alike when they come again, and events."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ Stretches = list[list[int]]
 
 @dataclass(slots=True)
 class Steered:
-    """What one gate did to one request, as far as it was learnt."""
+    """Rows of one request that one gate steered, as far as it was learnt."""
 
     gate: str
     """Its id."""
@@ -56,7 +56,7 @@ class History:
     """Learns what gates did, and makes events of it.
 
     Args:
-        tainted: Is told the engine's id of a request, and the first position that a gate steered.
+        tainted: Takes the engine's id of a request, and the first position that a gate steered.
     """
 
     def __init__(self, tainted: Callable[[str, int], None]) -> None:
@@ -65,7 +65,7 @@ class History:
         self._events: list[GateEvent] = []
 
     def take_events(self) -> list[GateEvent]:
-        """What was learnt since the last call, oldest first."""
+        """Take the events since the last call, oldest first."""
         events, self._events = self._events, []
         return events
 
@@ -142,7 +142,7 @@ def as_they_were(
     rows: int,
     gates: int,
 ) -> NDArray[np.int8]:
-    """What was done to rows that are computed again.
+    """Flags of rows that are computed again, as they were.
 
     Args:
         requests: By slot.

@@ -3,7 +3,7 @@
 The device decides (:mod:`monitor.engine.ops.gate`) and the host learns of it behind the step: at once on a CPU, on a
 GPU a step or two later, from copies that nobody waits for. What it learns is, for each gate and request, at which
 positions taps steered. That is what rows are steered by that are computed again, so only a step that has such rows
-waits for copies still under way; and it is what the monitor is told, as events.
+waits for copies still under way; and it goes to the monitor, as events.
 
 A gate that is disarmed, or armed anew to do something else, keeps its place until no request is left that it steered.
 """
@@ -36,11 +36,11 @@ from probes.scoring.roles import Role
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a step's gates said, on its way to the host."""
+    """Flags and averages of a step's gates, on their way to the host."""
 
     step: int
     owners: dict[int, Judged]
-    """Who held each slot then."""
+    """The request that held each slot then."""
     host: tuple[Tensor, ...]
     """Slots, positions, flags and averages of its rows."""
     copied: torch.cuda.Event
@@ -52,7 +52,7 @@ class Gates:
     Args:
         taps: With buffers for gates.
         bundle: Probes and vectors.
-        tainted: Is told the engine's id of a request, and the first position that a gate steered.
+        tainted: Takes the engine's id of a request, and the first position that a gate steered.
     """
 
     def __init__(self, taps: Taps, bundle: Bundle, tainted: Callable[[str, int], None]) -> None:
@@ -77,11 +77,11 @@ class Gates:
 
     @property
     def active(self) -> bool:
-        """Whether a gate is armed, or rows may come again that one has steered."""
+        """True while a gate is armed, or rows may come again that one has steered."""
         return bool(self._ids)
 
     def take_events(self) -> list[GateEvent]:
-        """What was decided since the last call, oldest first."""
+        """Take the events since the last call, oldest first."""
         return self._history.take_events()
 
     def start(self, started: Started) -> None:
@@ -113,7 +113,7 @@ class Gates:
         self._collect(wait=True)
 
     def steered(self, slot: int) -> list[Steered]:
-        """What each gate did to a slot's request, up to the last row; waits for copies still under way."""
+        """History of each gate on a slot's request, up to the last row; waits for copies still under way."""
         self._collect(wait=True)
         request = self._requests.get(slot)
         return [] if request is None else list(request.gates.values())
@@ -176,7 +176,7 @@ class Gates:
             if before is not None:
                 self.disarm(order.id)
             if not self.active:
-                # Nothing was kept of whoever came meanwhile, and all of it is written now.
+                # Nothing was kept of requests that came meanwhile, and all of it is written now.
                 self._fresh.clear()
             for request in chosen:
                 request.without.discard(order.id)

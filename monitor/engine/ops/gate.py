@@ -16,7 +16,7 @@ Those of the same and of earlier layers have run by then, and steer from the req
 found open before the pass (:func:`open_rows`). For each row, flags say what was done
 (:class:`monitor.engine.ops.gate_layout.Flag`, which stands beside the columns of the other tensors).
 
-A token counts once. Rows that were computed before, as after a preemption, are told by their position, leave the state
+A token counts once. Rows that were computed before, as after a preemption, are known by their position, leave the state
 as it is, and are steered as the host says that they were (:mod:`monitor.engine.gates.host`). Scores that are not finite
 are not read, as in the monitor.
 

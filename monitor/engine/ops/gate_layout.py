@@ -45,7 +45,7 @@ class Counter(IntEnum):
     """The last dimension of ``counters``, int32: the state of one gate on one request, beside its average."""
 
     ARMED = 0
-    """Whether the gate applies to the request."""
+    """1: the gate applies to the request."""
     RESPOND = 1
     """Position of the first response row."""
     SEEN = 2
@@ -64,7 +64,7 @@ class Counter(IntEnum):
 
 
 class Flag(IntFlag):
-    """What ``row_gates`` says of a row and a gate."""
+    """Bits of ``row_gates``, of a row and a gate."""
 
     STEER = STEER
     """Taps steer the row, from here on in the pass."""

@@ -1,4 +1,4 @@
-"""What an act of an order means for a bundle: the vector's row, and the entry of the steering table."""
+"""Acts of orders, compiled for a bundle: the vector's row, and the entry of the steering table."""
 
 import math
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Whether all that may be done to one request at once is within the caps: orders and gates together.
+"""Caps on all that may be done to one request at once: orders and gates together.
 
 A gate may be open or not, so the farthest that any choice of open gates can go counts: what gates add one way adds up
 with what orders add, and so does what they add the other way; of ranges, the farthest bound. So a cap holds whatever
@@ -22,7 +22,7 @@ _ROUNDING: Final = 1e-9
 
 @dataclass(slots=True)
 class _Along:
-    """What may be done along one vector."""
+    """All that may be done along one vector."""
 
     ordered: Entry = NOTHING
     gated: list[Entry] = field(default_factory=list[Entry])

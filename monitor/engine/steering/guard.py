@@ -10,7 +10,7 @@
 4. Everything that steers the request then lets it go for good, from its next row on: what was ordered is released,
    gates pass it by, and an order to steer it again is refused.
 
-It needs no monitor; one that is there is told, as a ``GuardEvent``. The release is for good: the rows that steering
+It needs no monitor; one that is there learns of it by a ``GuardEvent``. The release is for good: the rows that steering
 touched are part of the context, and a text that repeats itself tends to go on so.
 """
 
@@ -125,7 +125,7 @@ class Guard:
 
 
 def blamed(stretches: Iterable[tuple[int, int]], noticed: int) -> bool:
-    """Whether at least half of the rows that a window's tokens came from were steered.
+    """Return True where at least half of the rows that a window's tokens came from were steered.
 
     Args:
         stretches: Positions that were, ``(first, one past the last)``; they may overlap.

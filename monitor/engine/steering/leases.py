@@ -2,7 +2,7 @@
 
 A lease begins when its order arrives, on the core's own clock, and ends with the first step from then on: what undoes
 the order rides with that step as any other order, so that all ranks agree. An engine that is idle steers nobody
-meanwhile. What has ended so is told as a :class:`monitor.wire.frames.Refusal` of cause ``expired``.
+meanwhile. Such an end is reported as a :class:`monitor.wire.frames.Refusal` of cause ``expired``.
 """
 
 from collections.abc import Collection, Iterable

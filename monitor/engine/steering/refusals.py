@@ -1,4 +1,4 @@
-"""Orders that are not carried out, as the monitor is told of them."""
+"""Orders that are not carried out, as they are reported to the monitor."""
 
 from monitor.errors import OrderError
 from monitor.wire.frames import Refusal

@@ -1,4 +1,4 @@
-"""What the steering tables of the taps hold: for each slot, which of its positions are steered, and by how much.
+"""The steering tables of the taps: for each slot, which of its positions are steered, and by how much.
 
 A request's orders make a timeline: stretches of positions, each with what is done along every vector. A stretch has an
 entry of the tables, and the device looks up the entry of each row by its position
@@ -31,7 +31,7 @@ FOREVER: Final = 2**31 - 1
 """End of a stretch that has none."""
 
 Amounts = tuple[tuple[int, Entry], ...]
-"""What is done, as ``(row of the bundle's vectors, entry)``, without those that do nothing, sorted."""
+"""Steering of one position, as ``(row of the bundle's vectors, entry)``, without those that do nothing, sorted."""
 
 
 @dataclass(slots=True)
@@ -41,7 +41,7 @@ class Push:
     vector: int
     """Row of the bundle's vectors."""
     entry: Entry
-    """What is done along it."""
+    """Its entry of the table."""
     order: str
     """Id of the order; may be empty."""
     start: int
@@ -63,7 +63,7 @@ class Segment:
 
 
 def timeline(pushes: Iterable[Push]) -> list[Segment]:
-    """What orders come to, position by position; stretches in which nothing is done are left out."""
+    """Compose orders position by position; stretches in which nothing is done are left out."""
     live = [push for push in pushes if push.start < push.end]
     edges = sorted({edge for push in live for edge in (push.start, push.end)})
     segments: list[Segment] = []
@@ -106,7 +106,7 @@ class Steering:
 
     @property
     def active(self) -> bool:
-        """Whether any slot is steered anywhere."""
+        """True while any slot is steered anywhere."""
         return bool(self._held)
 
     def set(self, slot: int, segments: Sequence[Segment]) -> None:

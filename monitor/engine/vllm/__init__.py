@@ -1,4 +1,4 @@
-"""What is taken hold of in vLLM.
+"""The methods and fields of vLLM that are taken hold of.
 
 ``plugin``        the entry point: installs wrappers that return at once where Plumbob is not switched on
 ``versions``      versions and features that can be tapped; refuses the others, naming the reason

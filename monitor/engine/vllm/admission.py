@@ -56,7 +56,7 @@ def _require_admissible(params: Any) -> None:
 
 
 def read_admission(written: object) -> Admission:
-    """What a request asks for, if this engine's settings allow it.
+    """Read what a request asks for, if this engine's settings allow it.
 
     Args:
         written: The value of ``vllm_xargs.plumbob``.
@@ -69,7 +69,7 @@ def read_admission(written: object) -> Admission:
 
 
 def parse_admission(written: object, allowed: list[str], bundle: Bundle) -> Admission:
-    """What a request asks for, if it may.
+    """Parse what a request asks for, if it may.
 
     Args:
         written: The value of ``vllm_xargs.plumbob``.

@@ -78,7 +78,7 @@ def _preprocess_add_request(method: Method) -> Method:
     def preprocess_add_request(self: Any, request: Any) -> Any:
         if switched_on(self.vllm_config) and request.sampling_params is not None:
             arguments = request.sampling_params.extra_args or {}
-            # The front has refused what may not be; this is for whoever comes by another way.
+            # The front has refused what may not be; this is for requests that come by another way.
             written = arguments.get(admission.FIELD)
             admitted = None if written is None else admission.read_admission(written)
             if admitted is not None and admitted.prompt:
@@ -202,7 +202,7 @@ def _require_armable(scheduler: Any, gates: dict[str, Arm], order: Arm) -> None:
 
 
 def _add_request(method: Method) -> Method:
-    """What a gate decides is known only behind the step, so that a request that one may steer keeps its answer private.
+    """Keep the answer of a request that a gate may steer private: what a gate decides is known only behind the step.
 
     Its prompt is shared as ever: a gate steers no row before the prompt's last. So it is with a request that asked to
     be steered; where that is about the prompt as well, the prompt has a salt of its own.

@@ -11,11 +11,11 @@ from monitor.engine.vllm import versions
 from monitor.engine.vllm.wrap import Method, wrap_once
 
 _missing: dict[versions.Runner | None, list[str]] = {}
-"""What this vLLM lacks, by model runner; told only to those who want it tapped."""
+"""Methods and fields that this vLLM lacks, by model runner; an error only for those who want it tapped."""
 
 
 def register() -> None:
-    """Install the wrappers; may be called more than once. Never fails: whoever does not use Plumbob must not notice."""
+    """Install the wrappers; may be called more than once. Never fails: engines without Plumbob must not notice."""
     _install(None, _install_front)
     _install(None, _install_admission)
     _install(None, _install_core)

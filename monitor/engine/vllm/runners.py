@@ -1,4 +1,4 @@
-"""What the adapters to both model runners wrap alike."""
+"""Wrappers that both model runners share."""
 
 from typing import Any
 

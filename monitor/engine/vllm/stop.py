@@ -23,7 +23,7 @@ logger = logging.getLogger("vllm.plumbob")
 
 
 def tokenizer_of(scheduler: Any) -> Any | None:
-    """The tokenizer that messages are said with; ``None``: this engine was told to load none.
+    """The tokenizer that messages are said with; ``None``: this engine loads none.
 
     Raises:
         AttributeError: vLLM keeps it elsewhere. To be called at start, since an error at a stop would end the engine.

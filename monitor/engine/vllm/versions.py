@@ -108,7 +108,7 @@ def require_features(vllm_config: Any, *, gates: bool = False) -> None:
 
 
 def _features(vllm_config: Any, gates: bool) -> list[tuple[bool, str, str]]:
-    """Whether each feature that is refused is there, its name, and what to do about it.
+    """Look for each feature that is refused: whether it is there, its name, and the remedy.
 
     Every field is read plainly, but for one, and read whatever the others say.
     """

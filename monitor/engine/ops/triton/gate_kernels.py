@@ -189,10 +189,10 @@ def _gate(
                 sums, weights = kept * weighted + added, kept * weight + tokens_added
                 mean = sums / tl.where(weights == 0.0, 1.0, weights)
                 counts = count + tl.cumsum(read.to(tl.int32), 0)
-                reaches, quiet = (mean >= threshold).to(tl.int32), (mean < release).to(tl.int32)
+                reaches, below = (mean >= threshold).to(tl.int32), (mean < release).to(tl.int32)
                 keeps, adds = tl.associative_scan((tl.where(read, reaches, 1), tl.where(read, reaches, 0)), 0, _follow)
                 streaks = keeps * streak + adds
-                keeps, adds = tl.associative_scan((tl.where(read, quiet, 1), tl.where(read, quiet, 0)), 0, _follow)
+                keeps, adds = tl.associative_scan((tl.where(read, below, 1), tl.where(read, below, 0)), 0, _follow)
                 calms = keeps * calm + adds
                 over = read & (streaks >= need) & (counts >= min_tokens) & (spent < budget)
                 fires = tl.min(tl.where(over, offset, BLOCK), axis=0)
