@@ -1,13 +1,13 @@
 """Inside vLLM: taps on the residual stream, rows and requests, frames out, orders in. Only this package imports vllm.
 
-``vllm/``      what is taken hold of in vLLM
+``vllm/``      the methods and fields of vLLM that are taken hold of
 ``ops/``       the fused op and the gate
 ``steering/``  orders that steer, caps, leases, the guard
 ``gates/``     gates from the host's side
-``settings``   ``additional_config.plumbob``: what shapes the graph apart from what changes with every start
+``settings``   ``additional_config.plumbob``: settings that shape the graph, apart from those of each start
 ``taps``       finds decoder blocks by structure and puts the op behind the tapped ones
-``tapped``     what a model runner needs to be tapped
-``slots``, ``rows``   requests to slots, and whose each row of a step is
+``tapped``     everything around one model runner's taps
+``slots``, ``batch``, ``rows``   requests to slots, the requests of a step, and whose each row is
 ``staging``, ``exporter``, ``outbox``   the way off the device and out to the monitor
 ``kv_scores``  scores of cached prefixes
 ``streams``    activations to readers in other processes

@@ -4,7 +4,7 @@ Two operations around the forward pass, outside the recorded graph. They need no
 runner has on the device already, so that a step whose positions only the device knows (speculative decoding, scheduling
 ahead) is described as exactly as any other.
 
-The references, which serve the CPU, are here; :mod:`monitor.engine.ops.triton.tap_kernels` serves CUDA. They are of
+The references, which serve the CPU, are here; :mod:`monitor.engine.ops.triton.row_kernels` serves CUDA. They are of
 numpy, on the tensors' own memory: on so few numbers an operation of torch costs several times as much, and wakes
 threads.
 """
@@ -44,9 +44,9 @@ def map_rows(
         requests: Requests of the batch.
     """
     if query_start.is_cuda:
-        from monitor.engine.ops.triton import tap_kernels as kernels
+        from monitor.engine.ops.triton import row_kernels
 
-        return kernels.map_rows(
+        return row_kernels.map_rows(
             query_start, batch_slot, batch_first, segments, row_slot, row_position, row_entry, rows, requests
         )
     starts = query_start.numpy()[: requests + 1]
@@ -81,9 +81,9 @@ def commit(
         rows: Rows of the step.
     """
     if scores.is_cuda:
-        from monitor.engine.ops.triton import tap_kernels as kernels
+        from monitor.engine.ops.triton import row_kernels
 
-        return kernels.commit(scores, row_slot, kv_slots, kv_scores, staged, rows)
+        return row_kernels.commit(scores, row_slot, kv_slots, kv_scores, staged, rows)
     written = scores.numpy()[:rows]
     staged.numpy()[:rows] = written
     if kv_slots is not None and kv_scores is not None:

@@ -8,101 +8,24 @@ tokens.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from monitor.engine.batch import NEVER, Batch, Gap, Tracked
 from monitor.engine.steering.acts import entry_of, require_composed
 from monitor.engine.steering.caps import require_together
 from monitor.engine.steering.table import FOREVER, Push, Segment, Steering, timeline
 from monitor.errors import OrderError
-from monitor.wire.frames import ROW, Started
+from monitor.wire.frames import Started
 from monitor.wire.orders import Act, Admission, Arm, Release, Steer
 from probes.bundle import Bundle
-from probes.scoring.roles import Role, RoleReader
+from probes.scoring.roles import RoleReader
 
 ACTS: Final = 256
 """Acts that may be ordered for one request in its life: all are kept, for rows that are computed again."""
-
-_NEVER: Final = 2**31 - 1
-
-
-@dataclass(slots=True)
-class Tracked:
-    """A request in flight."""
-
-    slot: int
-    """−1: not scored (served with a LoRA adapter, or no slot was free)."""
-    engine_request_id: str
-    request_id: str
-    prompt_roles: NDArray[np.uint8]
-    pushes: list[Push] = field(default_factory=list[Push])
-    admitted: Admission | None = None
-    gated_from: int = _NEVER
-    """The first position that a gate steered."""
-    released: bool = False
-    """The guard has released it, for good (:mod:`monitor.engine.steering.guard`)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """Positions of a request that were not computed: they came from the prefix cache."""
-
-    request: Tracked
-    start: int
-    end: int
-    """One past the last."""
-
-    def rows(self) -> NDArray[np.void]:
-        """As rows of a frame, of dtype :data:`monitor.wire.frames.ROW`."""
-        rows = np.zeros(self.end - self.start, ROW)
-        rows["slot"], rows["position"] = self.request.slot, np.arange(self.start, self.end)
-        rows["role"] = Role.ASSISTANT
-        prompt = self.request.prompt_roles[self.start : self.end]
-        rows["role"][: len(prompt)] = prompt
-        return rows
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Requests of a step, as of that step: what follows may change while the step's rows are still on their way out."""
-
-    slots: NDArray[np.int32]
-    """Of each request, in the order of the batch; −1: not scored."""
-    tainted_from: NDArray[np.int64]
-    """First position of each whose state depends on steering (the KV cache carries it from there on)."""
-    prompts: dict[int, NDArray[np.uint8]]
-    """Roles of the prompt, by slot, of requests that have rows in theirs."""
-    gaps: list[Gap]
-    """Positions that the step found in the prefix cache."""
-    unscored: int
-    """Rows that are not scored."""
-    again: NDArray[np.int64]
-    """Of each request, in the order of the batch: rows that were computed before; 0 where it is not scored."""
-
-    def describe(self, slots: NDArray[np.int32], positions: NDArray[np.int32]) -> NDArray[np.void]:
-        """The rows of a frame.
-
-        Args:
-            slots: Of each scored row, in the order of the batch, shape ``(rows,)``.
-            positions: Absolute, shape ``(rows,)``.
-
-        Returns:
-            Rows of dtype :data:`monitor.wire.frames.ROW`.
-        """
-        rows = np.empty(len(slots), ROW)
-        rows["slot"], rows["position"], rows["role"] = slots, positions, Role.ASSISTANT
-        # Slots are distinct and every request has a row at least, so that each change of slot begins the next request.
-        starts = np.flatnonzero(np.diff(slots, prepend=-1))
-        lengths = np.diff(starts, append=len(slots))
-        rows["steered"] = positions >= np.repeat(self.tainted_from[self.slots >= 0], lengths)
-        for start, length in zip(starts.tolist(), lengths.tolist(), strict=True) if self.prompts else ():
-            if (prompt := self.prompts.get(int(slots[start]))) is not None:
-                part = prompt[positions[start] : positions[start] + length]
-                rows["role"][start : start + len(part)] = part
-        return rows
 
 
 class Slots:
@@ -130,9 +53,9 @@ class Slots:
         self._requests: dict[str, Tracked] = {}
         self._by_slot: dict[int, Tracked] = {}
         # By slot; the one behind the last stands for −1, whose rows are of no interest.
-        self._next_position = np.full(slots + 1, _NEVER, np.int64)
+        self._next_position = np.full(slots + 1, NEVER, np.int64)
         self._prompt_tokens = np.zeros(slots + 1, np.int64)
-        self._tainted_from = np.full(slots + 1, _NEVER, np.int64)
+        self._tainted_from = np.full(slots + 1, NEVER, np.int64)
         self._batch_keys: list[str] = []
         self._batch_slots = np.empty(0, np.int32)
         self.unscored = 0
@@ -158,7 +81,7 @@ class Slots:
             return None
         self._by_slot[slot] = request
         self._next_position[slot], self._prompt_tokens[slot] = 0, len(roles)
-        self._tainted_from[slot] = _NEVER
+        self._tainted_from[slot] = NEVER
         return _started(request)
 
     def finish(self, engine_request_id: str) -> int | None:
@@ -275,7 +198,7 @@ class Slots:
         self._require_together(request, pushes, segments, self._gates(request.engine_request_id))
         self._steering.set(request.slot, segments)
         request.pushes = pushes
-        self._tainted_from[request.slot] = min(segments[0].start if segments else _NEVER, request.gated_from)
+        self._tainted_from[request.slot] = min(segments[0].start if segments else NEVER, request.gated_from)
 
     def require_beside(self, engine_request_id: str, gates: Sequence[Arm]) -> None:
         """Check that a request's orders leave room for gates.
@@ -330,7 +253,7 @@ class Slots:
         again = np.where(slots >= 0, np.clip(upcoming - first, 0, scheduled), 0)
         reached = np.maximum(upcoming, first + scheduled)
         self._next_position[slots] = reached
-        self._next_position[-1] = _NEVER
+        self._next_position[-1] = NEVER
         if suspended:
             slots = np.full_like(slots, -1)
         unscored = int(scheduled[slots < 0].sum())

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from monitor.engine.batch import Batch, Gap
 from monitor.engine.exporter import Exporter, Step
 from monitor.engine.gates.history import DOWNSTREAM
 from monitor.engine.gates.host import Gates
 from monitor.engine.kv_scores import KvScores, find_group
 from monitor.engine.rows import commit, map_rows
 from monitor.engine.settings import inherited
-from monitor.engine.slots import Batch, Gap, Slots
+from monitor.engine.slots import Slots
 from monitor.engine.staging import Stage, Staging
 from monitor.engine.steering.guard import Repeats, release
 from monitor.engine.steering.refusals import admission_refusal, refusal

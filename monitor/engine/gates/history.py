@@ -7,8 +7,8 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from monitor.engine.batch import Batch
 from monitor.engine.ops.gate_layout import Flag
-from monitor.engine.slots import Batch
 from monitor.wire.frames import GateEvent
 
 DOWNSTREAM: Final = int(Flag.STEER | Flag.EARLY | Flag.TAINTED)

@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from monitor.engine.batch import Batch
 from monitor.engine.gates.compiling import gate_entries, judgement
 from monitor.engine.gates.history import History, Judged, Steered, as_they_were
 from monitor.engine.ops.gate import open_rows
 from monitor.engine.ops.gate_layout import FOREVER, Counter, Rule
-from monitor.engine.slots import Batch
 from monitor.engine.staging import Stage
 from monitor.engine.steering.caps import require_together
 from monitor.engine.steering.table import to_device

@@ -117,9 +117,9 @@ def _joined(entry: Tensor, other: Tensor) -> Tensor:
 
 def _tap_on_cuda(*arguments: Any) -> None:
     # Imported at the first call: Triton is not there on every machine, and asking for CUDA here would break forks.
-    from monitor.engine.ops.triton import tap_kernels as kernels
+    from monitor.engine.ops.triton import tap_kernels
 
-    kernels.tap(*arguments)
+    tap_kernels.tap(*arguments)
 
 
 def _fake(

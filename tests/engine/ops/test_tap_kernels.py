@@ -38,9 +38,16 @@ compiles = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles noth
 
 @pytest.fixture(scope="module")
 def kernels() -> ModuleType:
-    from monitor.engine.ops.triton import tap_kernels as kernels
+    from monitor.engine.ops.triton import tap_kernels
 
-    return kernels
+    return tap_kernels
+
+
+@pytest.fixture(scope="module")
+def row_kernels() -> ModuleType:
+    from monitor.engine.ops.triton import row_kernels
+
+    return row_kernels
 
 
 @pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="runs as it is")
@@ -232,7 +239,7 @@ def integers(*values):
 @executes
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_maps_rows_to_their_requests(kernels, data):
+def test_maps_rows_to_their_requests(row_kernels, data):
     lengths = data.draw(st.lists(st.integers(0, 60), max_size=9))
     requests, used, capacity = len(lengths), sum(lengths), 400
     rows = data.draw(st.integers(max(0, used - 5), min(capacity, used + 9)))
@@ -253,7 +260,7 @@ def test_maps_rows_to_their_requests(kernels, data):
     written = [torch.full((capacity,), -9, dtype=torch.int32, device=DEVICE) for _ in range(3)]
     # What lies beyond the last request is of earlier steps.
     stale = [7] * 3
-    kernels.map_rows(
+    row_kernels.map_rows(
         integers(*starts, *stale),
         integers(*slots, *stale),
         integers(*firsts, *stale),
@@ -266,10 +273,10 @@ def test_maps_rows_to_their_requests(kernels, data):
 
 
 @executes
-def test_maps_rows_of_slots_that_cannot_be_steered(kernels):
+def test_maps_rows_of_slots_that_cannot_be_steered(row_kernels):
     written = [torch.full((5,), -9, dtype=torch.int32, device=DEVICE) for _ in range(3)]
     none = torch.zeros(4, 0, 3, dtype=torch.int32, device=DEVICE)
-    kernels.map_rows(integers(0, 2, 3), integers(3, 1), integers(8, 0), none, *written, 3, 2)
+    row_kernels.map_rows(integers(0, 2, 3), integers(3, 1), integers(8, 0), none, *written, 3, 2)
     assert [tensor.tolist() for tensor in written] == [[3, 3, 1, -1, -1], [8, 9, 0, -9, -9], [-1] * 5]
 
 
@@ -282,7 +289,7 @@ def test_maps_rows_of_slots_that_cannot_be_steered(kernels):
     kept=st.booleans(),
     room=st.integers(0, 3),
 )
-def test_commits_scores_to_where_they_leave_from_and_to_the_cache(kernels, seed, rows, probes, kept, room):
+def test_commits_scores_to_where_they_leave_from_and_to_the_cache(row_kernels, seed, rows, probes, kept, room):
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(rows + 2, probes + room, generator=generator).to(DEVICE)[:, :probes]
     row_slot = torch.randint(-1, 2, (rows + 4,), generator=generator, dtype=torch.int32).to(DEVICE)
@@ -295,7 +302,7 @@ def test_commits_scores_to_where_they_leave_from_and_to_the_cache(kernels, seed,
     for row in range(rows if kept else 0):
         if places[row] >= 0:
             expected_kv[places[row]] = scores[row] if row_slot[row] >= 0 else float("nan")
-    kernels.commit(scores, row_slot, places if kept else None, kv_scores, staged, rows)
+    row_kernels.commit(scores, row_slot, places if kept else None, kv_scores, staged, rows)
     assert torch.equal(staged, expected_staged)
     assert not kept or torch.equal(kv_scores.nan_to_num(nan=-7.0), expected_kv.nan_to_num(nan=-7.0))
 
@@ -319,7 +326,7 @@ def test_a_replayed_graph_does_what_its_buffers_say_then(kernels):
 
 @pytest.fixture
 def launches(monkeypatch, tmp_path):
-    """The kernels' module, its launches compiled for an H100 instead of made, and the list of what was compiled."""
+    """The kernels' modules, their launches compiled for an H100 instead of made, and the list of what was compiled."""
     target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
     driver = SimpleNamespace(
         get_current_target=lambda: target, get_current_device=lambda: 0, get_current_stream=lambda device: 0
@@ -334,11 +341,13 @@ def launches(monkeypatch, tmp_path):
     monkeypatch.setattr(
         triton.runtime.jit.KernelInterface, "__getitem__", lambda kernel, grid: functools.partial(launch, kernel, grid)
     )
-    # A copy of the module, so that nothing compiled here is ever launched.
-    specification = importlib.util.find_spec("monitor.engine.ops.triton.tap_kernels")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module, compiled
+    copies = []
+    for name in ("tap_kernels", "row_kernels"):
+        # A copy of the module, so that nothing compiled here is ever launched.
+        specification = importlib.util.find_spec(f"monitor.engine.ops.triton.{name}")
+        copies.append(importlib.util.module_from_spec(specification))
+        specification.loader.exec_module(copies[-1])
+    return *copies, compiled
 
 
 def stack_bytes(kernel, path):
@@ -358,7 +367,7 @@ def test_the_tap_compiles_within_an_h100s_registers_and_shared_memory(
     launches, tmp_path, rows, probes, vectors, dtype, monkeypatch
 ):
     monkeypatch.setattr(sys.modules[__name__], "DEVICE", "cpu")
-    module, compiled = launches
+    module, _, compiled = launches
     arguments = make(0, rows=rows, width=4096, probes=probes, vectors=vectors, dtype=dtype, states=dtype)
     module.tap(*arguments.values())
     project, finish = compiled
@@ -373,12 +382,12 @@ def test_the_tap_compiles_within_an_h100s_registers_and_shared_memory(
 @compiles
 def test_everything_else_compiles_for_an_h100(launches, tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "DEVICE", "cpu")
-    module, compiled = launches
+    module, rows, compiled = launches
     row = torch.zeros(64, dtype=torch.int32)
-    module.map_rows(row, row, row, torch.zeros(4, 6, 3, dtype=torch.int32), row, row, row, 33, 5)
+    rows.map_rows(row, row, row, torch.zeros(4, 6, 3, dtype=torch.int32), row, row, row, 33, 5)
     scores = torch.zeros(64, 144)
-    module.commit(scores, row, row.long(), scores, scores, 33)
-    module.commit(scores, row, None, None, scores, 33)
+    rows.commit(scores, row, row.long(), scores, scores, 33)
+    rows.commit(scores, row, None, None, scores, 33)
     streamed_only = make(0, rows=33, width=64, probes=0, vectors=0, dtype=torch.bfloat16, states=torch.bfloat16)
     module.tap(*streamed_only.values())
     assert len(compiled) == 4
