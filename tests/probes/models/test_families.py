@@ -1,5 +1,6 @@
 """Families of transformers, one tiny random model of each: identities that hold to the last bit, in float32."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,12 +53,18 @@ def batch() -> Batch:
     return Batch(ids, torch.ones_like(ids))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """For all of them together: to limit threads takes longer than one of these models."""
+    with threadpool_limits(1):
+        yield
+
+
 @pytest.fixture(scope="module", params=[kind for kind in kinds() if kind not in NO_BLOCKS | NO_STREAM])
 def family(request) -> Family:
     """Models are built with their plain attention, which sites with heads are those of."""
-    with threadpool_limits(1):
-        hooked = HookedModel(build(request.param))
-        return Family(request.param, hooked, batch(), hooked.site_map.sites)
+    hooked = HookedModel(build(request.param))
+    return Family(request.param, hooked, batch(), hooked.site_map.sites)
 
 
 def hooks_of(model) -> tuple[int, str]:
