@@ -136,8 +136,9 @@ def test_transformers_reads_in_the_canaries_what_is_recorded(shipped, source):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(not DATA.is_dir(), reason="the public data sets are not beside the checkout")
-def test_a_probe_is_made_again_of_the_data_with_its_choices(shipped, source, tmp_path):
+def test_a_probe_is_made_again_of_the_data_with_its_choices(shipped, source, tmp_path, monkeypatch):
     """Of the same conversations, with layer, kind and aggregate as chosen: the same direction, the same threshold."""
     from probes.calibration.thresholds import calibrate, traffic_slices
     from probes.fit.bundle_fit import TOKENS
@@ -146,6 +147,9 @@ def test_a_probe_is_made_again_of_the_data_with_its_choices(shipped, source, tmp
     from probes.fit.selection import Candidate, make
     from probes.models import no_progress
     from probes.models.activation_store import Store
+
+    # Attacks and styles, on which no probe is fitted.
+    monkeypatch.setattr("probes.fit.material.variants", lambda *_: [])
 
     class Silent:
         """Reads as the model does, and answers nothing."""
