@@ -1,12 +1,8 @@
 """The gRPC server: the monitor's service, health and reflection on one port; orders where they are allowed.
 
-There is no authentication yet, and no TLS: whoever reaches the port can read which requests fired which probe, and,
-where control is allowed, order engines to steer. It is therefore bound to the loopback interface unless told otherwise;
-beyond one host, put a proxy with mTLS before it.
-
-Nothing about a watcher can grow: the log bounds the events that wait for it, the limits below bound watchers
-and calls, and keepalive finds the watcher that went away silently. A watcher holds a call for as long as it
-watches; there are fewer of them than calls, so that a health check always finds a free one.
+There is no authentication yet, and no TLS: everybody who reaches the port can read which requests fired which probe,
+and, where control is allowed, order engines to steer. It is therefore bound to the loopback interface unless told
+otherwise; beyond one host, put a proxy with mTLS before it.
 """
 
 from collections.abc import Callable

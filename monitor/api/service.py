@@ -73,7 +73,7 @@ class MonitorService(MonitorServiceServicer):
             )
         after = self._resume_after(request)
         self._watchers += 1
-        # Subscribed before the headers leave: whoever has them misses nothing from then on.
+        # Subscribed before the headers leave: a client that has them misses nothing from then on.
         subscription = self._events.subscribe(after)
         # Before anything is awaited: events that come meanwhile wait in the subscription.
         previous = self._events.last_sequence if after is None else after

@@ -30,8 +30,8 @@ def keygen(
 
     encrypted = passphrase or passphrase_env is not None
     key = generate_key(path, _passphrase(passphrase_env, confirm=True) if encrypted else None)
-    out.print(Text(f"private key {path} ({'' if encrypted else 'not '}encrypted): whoever has it signs in your name"))
-    out.print(Text(f"public key {public_path(path)}: give it to whoever verifies"))
+    out.print(Text(f"private key {path} ({'' if encrypted else 'not '}encrypted): its holder signs in your name"))
+    out.print(Text(f"public key {public_path(path)}: give it to those who verify"))
     out.print(Text(f"fingerprint {key}"))
 
 
@@ -73,7 +73,7 @@ def verify(
 
 
 def _passphrase(variable: str | None, *, confirm: bool = False) -> bytes:
-    """From the environment, or from whoever sits at the terminal.
+    """From the environment, or from the terminal.
 
     Raises:
         BundleError: The variable is empty, or there is no terminal.

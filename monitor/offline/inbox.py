@@ -40,7 +40,7 @@ class Expected:
 
 
 class StateInbox:
-    """The monitor's end of one engine's socket, for whoever wants states and nothing else; a context manager.
+    """The monitor's end of one engine's socket, for readers that want states and nothing else; a context manager.
 
     Args:
         endpoint: To listen on, ``ipc://`` and a path.
@@ -120,7 +120,7 @@ class StateInbox:
                 self._rings[block.path] = StateReader(Path(block.path))
             states = self._rings[block.path].read(block.start, block.rows)
             if states is None:
-                # Overtaken: as good as lost on the way, and missed by whoever waits for it.
+                # Overtaken: as good as lost on the way, and missed by the reader that waits for it.
                 continue
             # −1 is a row of nobody.
             slots = np.where(indices >= 0, frame.rows["slot"][indices], -1)

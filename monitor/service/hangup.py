@@ -19,7 +19,7 @@ class Terminal:
 
     @property
     def gone(self) -> bool:
-        """Whether it was closed meanwhile: whoever sent SIGHUP then wants an end."""
+        """True where it was closed meanwhile: SIGHUP then means an end."""
         return self._had and not _has_terminal()
 
 

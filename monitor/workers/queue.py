@@ -27,7 +27,7 @@ class Asked:
     engine: str
     model: str
     rows: NDArray[np.int64]
-    """The verdict that each row belongs to, shape ``(rows,)``; for whoever asks."""
+    """The verdict that each row belongs to, shape ``(rows,)``; opaque to the queue."""
     requests: NDArray[np.int64]
     """The number of each row's request, shape ``(rows,)``; grouped by request."""
     positions: NDArray[np.int64]

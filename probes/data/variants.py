@@ -1,4 +1,4 @@
-"""The same request in another dress: how attackers wrap what they ask for, and how people write.
+"""Variants of a request: how attackers wrap what they ask for, and how people write.
 
 A probe is never fitted on variants, so that each family of attacks and each style is one that it has not seen.
 Positives and negatives are changed alike, or the dress would tell the label. What a wrapped message says is still what

@@ -23,7 +23,7 @@ FOLDS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Crossed:
+class CrossValidated:
     """Scores of texts by fits that left them out, ``(texts,)`` each."""
 
     words: NDArray[np.float64]
@@ -60,7 +60,7 @@ class Crossed:
         return wins / pairs if pairs else None
 
 
-def crossed(texts: Sequence[str], labels: NDArray[np.bool_], groups: NDArray[np.str_]) -> Crossed | str:
+def cross_validated(texts: Sequence[str], labels: NDArray[np.bool_], groups: NDArray[np.str_]) -> CrossValidated | str:
     """Learn both baselines on all texts but a fold's, fold by fold.
 
     Args:
@@ -95,4 +95,4 @@ def crossed(texts: Sequence[str], labels: NDArray[np.bool_], groups: NDArray[np.
             # scikit-learn's, where no word is left: texts that are empty, or of which no two share one.
             return "No baseline was made of words and length: what the probe reads has no words to learn."
         words[left], length[left], fold_of[left] = scores.words, scores.length, number
-    return Crossed(words, length, fold_of)
+    return CrossValidated(words, length, fold_of)

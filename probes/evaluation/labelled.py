@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from probes.bundle.manifest import Probe
 from probes.calibration.thresholds import traffic_slices
 from probes.data.requests import Request
-from probes.evaluation.cross_validated_baselines import Crossed, crossed
+from probes.evaluation.cross_validated_baselines import CrossValidated, cross_validated
 from probes.evaluation.metrics import (
     MIN_GROUPS,
     Interval,
@@ -49,7 +49,7 @@ class Labelled:
     """Tokens that the probe read up to where it fired, 0 where it did not."""
     parts: Mapping[str, NDArray[np.bool_]]
     """All of them, then each source and slice."""
-    text: Crossed | str
+    text: CrossValidated | str
     """The text baselines, or, in a sentence, the reason why there are none."""
 
     @classmethod
@@ -76,7 +76,11 @@ class Labelled:
             ]
         )
         both = labels.any() and not labels.all()
-        text = crossed([_read(request, probe) for request in requests], labels, groups) if both else "One label alone."
+        text = (
+            cross_validated([_read(request, probe) for request in requests], labels, groups)
+            if both
+            else "One label alone."
+        )
         return cls(probe, labels, groups, peaks, detected, parts(requests), text)
 
     def given(self, name: str) -> Given | None:
@@ -101,7 +105,9 @@ class Labelled:
             else None,
             recall=recall_interval(self.peaks[positive], self.probe.threshold, self.groups[positive]) if high else None,
             at_rates=[AtRate(rate, self._recall_at(positive, negative, rate)) for rate in RATES] if both else [],
-            text=self.text.baseline(positive, negative, nominal) if both and isinstance(self.text, Crossed) else None,
+            text=self.text.baseline(positive, negative, nominal)
+            if both and isinstance(self.text, CrossValidated)
+            else None,
             tokens_to_detect=float(np.median(hits)) if len(hits) else None,
         )
 

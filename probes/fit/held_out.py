@@ -155,8 +155,8 @@ class _Judge:
         self._rates: dict[str, tuple[int, int]] = {}
         self._roc: list[Roc] = []
         self._within: list[_Tested] = []
-        self._worn: list[_Tested] = []
-        self._worn_spans: Spans | None = None
+        self._varied: list[_Tested] = []
+        self._variant_spans: Spans | None = None
         self._margins: dict[str, list[NDArray[np.float64]]] = {"shows the concept": [], "does not": [], "benign": []}
         self._seconds: list[float] = []
 
@@ -232,8 +232,8 @@ class _Judge:
         data, material = self._data, self._material
         tested = np.flatnonzero(fold.test & ~data.benign)
         left = set(data.groups[tested].tolist())
-        worn = [at for at, variant in enumerate(material.variants) if variant.example.group in left]
-        variants = [text_of(material.variants[at].example.messages, material.concept) for at in worn]
+        chosen = [at for at, variant in enumerate(material.variants) if variant.example.group in left]
+        variants = [text_of(material.variants[at].example.messages, material.concept) for at in chosen]
         scores = self._read_words(training, [*(self._texts[index] for index in tested.tolist()), *variants])
         count = len(tested)
         self._within.append(
@@ -246,28 +246,28 @@ class _Judge:
                 np.full(count, -1),
             )
         )
-        if not worn:
+        if not chosen:
             return
-        if self._worn_spans is None:
+        if self._variant_spans is None:
             rows = material.variant_rows(candidate.layer)
-            self._worn_spans = Spans(rows, material.concept.roles, candidate.aggregate)
-        examples = [material.variants[at].example for at in worn]
-        self._worn.append(
+            self._variant_spans = Spans(rows, material.concept.roles, candidate.aggregate)
+        examples = [material.variants[at].example for at in chosen]
+        self._varied.append(
             _Tested(
-                self._worn_spans.peaks(probe)[worn] - threshold,
+                self._variant_spans.peaks(probe)[chosen] - threshold,
                 np.array([example.label for example in examples]),
                 np.array([example.group for example in examples]),
                 scores.words[count:],
                 scores.length[count:],
-                np.array(worn),
+                np.array(chosen),
             )
         )
 
     def _variants(self) -> list[Split]:
         """A split for each family of attacks, and for each style."""
-        if not self._worn:
+        if not self._varied:
             return []
-        tested, variants = _Tested.join(self._worn), self._material.variants
+        tested, variants = _Tested.join(self._varied), self._material.variants
         names = [(variants[at].kind, variants[at].name) for at in tested.at.tolist()]
         splits: list[Split] = []
         for kind, name in dict.fromkeys(names):

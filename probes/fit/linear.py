@@ -90,8 +90,10 @@ class Spans:
         counts = np.diff(self.offsets)
         self.counts: NDArray[np.int64] = counts
         """Rows of each conversation, shape ``(conversations,)``."""
-        self._row = np.repeat(np.arange(len(counts)), counts)
-        self._column = np.arange(len(self.last)) - self.offsets[self._row]
+        self.conversation_of = np.repeat(np.arange(len(counts)), counts)
+        """Conversation of each row, shape ``(rows,)``."""
+        self.token_of = np.arange(len(self.last)) - self.offsets[self.conversation_of]
+        """Index of each row within its conversation, shape ``(rows,)``."""
 
     def message(self, conversation: int) -> NDArray[np.float32]:
         """The states of a conversation's last message, shape ``(tokens, hidden)``."""
@@ -106,7 +108,7 @@ class Spans:
         """
         decay = self.aggregate.decay
         back = int(np.ceil(_FORGOTTEN * self.aggregate.half_life)) + self.aggregate.window
-        begins = np.maximum(self.offsets[self._row[points]], points + 1 - back)
+        begins = np.maximum(self.offsets[self.conversation_of[points]], points + 1 - back)
         means = np.empty((len(points), self.states.shape[1]), np.float32)
         for index, (begin, end) in enumerate(zip(begins.tolist(), (points + 1).tolist(), strict=True)):
             weights = decay ** np.arange(end - begin - 1, -1, -1, dtype=np.float64)
@@ -133,7 +135,7 @@ class Spans:
         aggregate, scores = self.aggregate, self.scores(probe)
         width = int(self.counts.max(initial=1))
         padded = np.zeros((len(self.counts), width))
-        padded[self._row, self._column] = scores
+        padded[self.conversation_of, self.token_of] = scores
         if aggregate.window > 1:
             sums = lfilter(np.ones(aggregate.window), [1.0], padded, axis=1)
             padded = sums / np.minimum(np.arange(1, width + 1), aggregate.window)
@@ -228,7 +230,7 @@ def _highest(spans: Spans, training: Training, probe: Linear) -> NDArray[np.int6
     running = spans.running(probe)
     width = running.shape[1]
     labelled = np.zeros((len(spans.counts), width), bool)
-    labelled[spans._row, spans._column] = spans.last
+    labelled[spans.conversation_of, spans.token_of] = spans.last
     labelled[training.chosen[training.benign]] = True
     chosen = np.where(labelled, running, -np.inf)[training.chosen]
     best = chosen.argmax(axis=1)

@@ -79,20 +79,20 @@ class Material:
     ordinary: Ordinary
     data: Labelled
     """The labelled conversations, then the benign ones."""
-    _stored: Stored
+    stored: Stored
     variants: Sequence[Variant] = ()
-    """Some of the examples in another dress, which no probe is fitted on."""
-    _worn: Stored | None = None
+    """Variants of some of the examples, which no probe is fitted on."""
+    _variants_stored: Stored | None = None
 
     def rows(self, layer: int) -> Rows:
         """The rows of :attr:`data`'s conversations at a layer."""
         teaching = ~self.ordinary.calibrating & self.ordinary.read_by(self.concept)
-        return self._stored.rows(layer).join(self.ordinary.stored.rows(layer).of(teaching))
+        return self.stored.rows(layer).join(self.ordinary.stored.rows(layer).of(teaching))
 
     def variant_rows(self, layer: int) -> Rows:
         """The rows of :attr:`variants` at a layer; only where there are any."""
-        assert self._worn is not None
-        return self._worn.rows(layer)
+        assert self._variants_stored is not None
+        return self._variants_stored.rows(layer)
 
     def calibration_rows(self, layer: int) -> tuple[Rows, NDArray[np.bool_]]:
         """The rows of the half that sets thresholds, and which benign requests they are."""
@@ -145,12 +145,12 @@ def gather(
         stored = store.read(sample.tokens, f"reading {concept.name}", progress)
         material = _material(concept, sample, stored, ordinary)
         # The pairs that ship are too few for intervals that would say anything of so many variants.
-        if data is not None and (dressed := variants(sample.items, concept)):
-            tokens = [source.encode(variant.example.messages)[:MAX_TOKENS] for variant in dressed]
+        if data is not None and (made := variants(sample.items, concept)):
+            tokens = [source.encode(variant.example.messages)[:MAX_TOKENS] for variant in made]
             # They come on top of the budget; a small one would be mostly theirs, and fewer of them would say nothing.
             if sum(map(len, tokens)) <= share:
-                worn = store.read(tokens, f"reading variants of {concept.name}", progress)
-                material = replace(material, variants=dressed, _worn=worn)
+                stored_variants = store.read(tokens, f"reading variants of {concept.name}", progress)
+                material = replace(material, variants=made, _variants_stored=stored_variants)
         materials.append(material)
     return materials
 

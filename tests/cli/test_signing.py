@@ -58,8 +58,8 @@ def typed(monkeypatch):
 def test_from_key_to_verified_bundle(ok, files):
     made = ok("keygen", "--out", files / "key")
     name = re.fullmatch(
-        rf"private key {files}/key \(not encrypted\): whoever has it signs in your name\n"
-        rf"public key {files}/key\.pub: give it to whoever verifies\nfingerprint ([0-9a-f]{{64}})\n",
+        rf"private key {files}/key \(not encrypted\): its holder signs in your name\n"
+        rf"public key {files}/key\.pub: give it to those who verify\nfingerprint ([0-9a-f]{{64}})\n",
         made,
     )
     assert name, made

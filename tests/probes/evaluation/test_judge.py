@@ -7,7 +7,7 @@ import pytest
 from probes.bundle import Calibration, Evaluation, ModelIdentity, Probe, save_bundle
 from probes.bundle.manifest import Probability, Provenance
 from probes.data.requests import Request, RequestError
-from probes.evaluation.cross_validated_baselines import Crossed, crossed
+from probes.evaluation.cross_validated_baselines import CrossValidated, cross_validated
 from probes.evaluation.heatmaps import SHOWN
 from probes.evaluation.judge import judge, require_labels
 from probes.evaluation.labelled import Labelled
@@ -355,8 +355,8 @@ def test_words_are_learnt_on_other_groups_alone():
     random = np.random.default_rng(0)
     labels = np.repeat(random.random(40) < 0.5, 5)
     groups = np.repeat([f"g{at}" for at in range(40)], 5)
-    telling = crossed([f"word{at // 5} and so on" for at in range(200)], labels, groups)
-    alone = crossed([f"word{at // 5} and so on" for at in range(200)], labels, np.arange(200).astype(str))
+    telling = cross_validated([f"word{at // 5} and so on" for at in range(200)], labels, groups)
+    alone = cross_validated([f"word{at // 5} and so on" for at in range(200)], labels, np.arange(200).astype(str))
     found = [one.baseline(labels, ~labels, 0.5).tfidf_auroc for one in (telling, alone)]
     assert found[0] < 0.65 and found[1] > 0.95
     assert all(len(np.unique(telling.fold[groups == group])) == 1 for group in groups)
@@ -404,7 +404,7 @@ def test_too_few_requests_have_no_baseline_and_say_so(world, count, learnt):
 @pytest.mark.parametrize("text", ["", "a", "? !"])
 def test_texts_without_words_have_no_baseline(text):
     labels = np.arange(60) % 2 == 0
-    assert "has no words to learn" in crossed([text] * 60, labels, np.arange(60).astype(str))
+    assert "has no words to learn" in cross_validated([text] * 60, labels, np.arange(60).astype(str))
 
 
 def test_folds_that_leave_one_label_alone_have_no_baseline(monkeypatch):
@@ -416,13 +416,13 @@ def test_folds_that_leave_one_label_alone_have_no_baseline(monkeypatch):
             yield np.arange(30, 60), np.arange(30)
 
     monkeypatch.setattr("sklearn.model_selection.StratifiedGroupKFold", Unlucky)
-    assert "leave one label alone" in crossed(["word"] * 60, np.arange(60) < 30, np.arange(60).astype(str))
+    assert "leave one label alone" in cross_validated(["word"] * 60, np.arange(60) < 30, np.arange(60).astype(str))
 
 
 def test_scores_of_two_fits_are_not_compared():
     """Within each fold the order is perfect; between folds it is upside down."""
     labels, fold = np.array([True, False, True, False]), np.array([0, 0, 1, 1])
-    scores = Crossed(np.array([1.0, 0.0, 101.0, 100.0]), np.array([0.0, 1.0, 0.0, 1.0]), fold)
+    scores = CrossValidated(np.array([1.0, 0.0, 101.0, 100.0]), np.array([0.0, 1.0, 0.0, 1.0]), fold)
     found = scores.baseline(labels, ~labels, 0.01)
     assert (found.tfidf_auroc, found.length_auroc, found.tfidf_recall) == (1.0, 0.0, None)
     assert scores.baseline(labels & (fold == 0), ~labels & (fold == 1), 0.01) is None

@@ -276,7 +276,7 @@ def test_negation_that_turns_a_probe_is_told():
     material = _material(
         CONCEPT,
         Sample(chosen, [[]] * len(chosen), 0, 0, len(chosen)),
-        Stored({layer: material._stored.rows(layer).of(keep) for layer in (1, 2)}),
+        Stored({layer: material.stored.rows(layer).of(keep) for layer in (1, 2)}),
         material.ordinary,
     )
     found, table, _ = judge(material, layers=(2,))
@@ -309,7 +309,7 @@ def test_each_part_of_the_grouped_split_has_whole_groups_of_either_label(groups)
     data = material.data.__class__(
         **{name: getattr(material.data, name)[mine] for name in material.data.__dataclass_fields__}
     )
-    small = Material(CONCEPT, material.sample, material.ordinary, data, material._stored)
+    small = Material(CONCEPT, material.sample, material.ordinary, data, material.stored)
     folds = _grouped(small)
     assert (np.stack([fold.test for fold in folds]).sum(axis=0) == 1).all()
     for fold in folds:
@@ -347,15 +347,17 @@ def test_variants_are_judged_by_probes_that_saw_neither_them_nor_their_like(monk
     random = np.random.default_rng(11)
     material = plant(random, words=True)
     chosen = material.sample.items[:80]
-    dressed = [
+    varied = [
         Variant("style", name, replace(example, id=f"{example.id} {name}"))
         for name in ("kept", "hidden")
         for example in chosen
     ]
-    sign = np.where([variant.example.label for variant in dressed], 1.0, -1.0)
+    sign = np.where([variant.example.label for variant in varied], 1.0, -1.0)
     sign[len(chosen) :] = 0
     states = 2.0 * sign[:, None] * np.eye(HIDDEN)[0]
-    material = dataclasses.replace(material, variants=dressed, _worn=stored(random, {1: 0 * states, 2: states}))
+    material = dataclasses.replace(
+        material, variants=varied, _variants_stored=stored(random, {1: 0 * states, 2: states})
+    )
     genuine, seen = evaluating.make, []
 
     def recorded(spans, data, chosen, candidate):
@@ -366,7 +368,7 @@ def test_variants_are_judged_by_probes_that_saw_neither_them_nor_their_like(monk
     read, genuine_peaks = [], Spans.peaks
 
     def peaks(spans, probe):
-        if len(spans.counts) == len(dressed):
+        if len(spans.counts) == len(varied):
             read.append(len(seen) - 1)
         return genuine_peaks(spans, probe)
 
@@ -381,7 +383,7 @@ def test_variants_are_judged_by_probes_that_saw_neither_them_nor_their_like(monk
     assert by_name["style: kept"].text == by_name["style: hidden"].text
     # Each was scored with the five probes of the grouped split, of which one had not seen its group.
     assert read == [3, 4, 5, 6, 7]
-    for variant in dressed:
+    for variant in varied:
         assert sum(variant.example.group not in seen[at] for at in read) == 1
 
 
@@ -421,7 +423,7 @@ def test_a_single_data_set_is_judged_by_topic():
     material = _material(
         CONCEPT,
         Sample(chosen, [[]] * len(chosen), 0, 0, len(chosen)),
-        Stored({layer: material._stored.rows(layer).of(mine[: len(material.sample.items)]) for layer in (1, 2)}),
+        Stored({layer: material.stored.rows(layer).of(mine[: len(material.sample.items)]) for layer in (1, 2)}),
         material.ordinary,
     )
     found, table, _ = judge(material, layers=(2,))

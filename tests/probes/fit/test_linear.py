@@ -179,7 +179,7 @@ def test_random_labels_are_not_read_on_other_conversations(random):
         assert abs(auroc(peaks[labels[200:]], peaks[~labels[200:]]) - 0.5) < 0.15
 
 
-def crossed(random, count, *, negated):
+def cross_validated(random, count, *, negated):
     """Statements whose truth shows along one direction, and along another with a sign that negation turns."""
     general, turned, said = np.eye(HIDDEN)[:3]
     labels = np.arange(count) % 2 == 0
@@ -194,8 +194,8 @@ def crossed(random, count, *, negated):
 
 def test_two_directions_do_not_invert_on_negation_where_one_does(random):
     """Fitted on statements of which few are negated, judged on negated ones."""
-    taught, labels, polarity = crossed(random, 600, negated=0.1)
-    tested, wanted, _ = crossed(random, 200, negated=1.0)
+    taught, labels, polarity = cross_validated(random, 600, negated=0.1)
+    tested, wanted, _ = cross_validated(random, 200, negated=1.0)
     spans, judged = Spans(rows(taught), READ, AGGREGATE), Spans(rows(tested), READ, AGGREGATE)
     # Where a statement is negated depends on its number, and must not on its label.
     assert abs(polarity[labels].mean() - polarity[~labels].mean()) < 0.01
