@@ -1,4 +1,4 @@
-"""What is measured: concepts, probes, steering vectors, and the bundle that carries them.
+"""Measurement: concepts, probes, steering vectors, and the bundle that carries them.
 
 This package never imports ``monitor``. :mod:`probes.bundle` and :mod:`probes.scoring.aggregate` need numpy only, so
 that the monitor process can read bundles and running verdicts without torch.

@@ -33,7 +33,7 @@ class PlumbobError(Exception):
 
 
 def reason(error: Exception) -> str:
-    """What an error of another library says, in one line that fits into a message."""
+    """The message of another library's error, in one line that fits into ours."""
     text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return text if len(text) <= _REASON else f"{text[:_REASON]}…"
 

@@ -1,4 +1,4 @@
-"""What the commands print, and how they fail."""
+"""The commands' output, and their failures."""
 
 import sys
 from collections.abc import Generator

@@ -24,7 +24,7 @@ from probes.errors import PlumbobError
 from probes.models import identify, resolve_model
 
 State = Literal["ok", "optional", "missing"]
-"""What a check found.
+"""The finding of a check.
 
 * ``ok``: there, and fit.
 * ``optional``: not there; some commands need it.

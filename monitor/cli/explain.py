@@ -22,7 +22,7 @@ from monitor.events import (
 )
 
 ANSWER_SECONDS: Final = 5.0
-"""How long to wait for a monitor to answer."""
+"""Seconds to wait for a monitor to answer."""
 
 Explained = ProbeFired | Alert | Intervention | Guarded | Escalated
 """Something was read and decided for these: by a probe and a rule, or by the engine's guard."""

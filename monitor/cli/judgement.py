@@ -10,7 +10,7 @@ from probes.report import Given, ProbeReport
 
 
 def judgement_table(probes: Sequence[ProbeReport]) -> Table:
-    """What probes show on each part of the data that were given."""
+    """The figures of probes on each part of the data that were given."""
     table = Table(
         "probe", "data", "positives", "recall at the threshold", "negatives", "false positives", "AUROC", "words",
         "length", "recall at 1%", "at 0.1%", "tokens to detect",

@@ -41,11 +41,11 @@ _Trust = Annotated[
     typer.Option("--trust", help="Public key that may have signed the bundle, else it is refused; may be repeated."),
 ]
 _LINE = '{"id", "messages": [{"role", "content"}, …]} or {"id", "prompt"}'
-"""What a request is, for the help."""
+"""The form of a request, for the help."""
 
 
 class ReadBy(StrEnum):
-    """What reads activations, and lets the model answer."""
+    """The reader of activations, which also lets the model answer."""
 
     TRANSFORMERS = "transformers"
     VLLM = "vllm"
@@ -53,7 +53,7 @@ class ReadBy(StrEnum):
 
 
 def open_reader(by: ReadBy, *, allow_untested: bool) -> "OpenReader | None":
-    """How fitting opens its reader; ``None``: it uses transformers, which it has open anyway.
+    """The opener of fitting's reader; ``None``: it uses transformers, which it has open anyway.
 
     Args:
         by: What is to read.
@@ -239,7 +239,7 @@ def calibrate(
 
 
 def calibration_table(before: Bundle, probes: list[Probe], kept: dict[str, str]) -> Table:
-    """What each threshold stands on, slice by slice."""
+    """The evidence for each threshold, slice by slice."""
     table = Table("probe", "traffic", "requests", "fired (95% interval)", "its own threshold", "certified")
     for old, probe in zip(before.all_probes, probes, strict=True):
         if probe.name in kept:
@@ -282,7 +282,7 @@ def _load(path: Path, trust: Sequence[Path] | None) -> Bundle:
 
 
 def _report_directory(path: Path) -> Path:
-    """Where a report may be written, resolved.
+    """Resolve the directory of a report, and check that it can be written.
 
     Raises:
         PlumbobError: It is a bundle, no directory, or cannot be written.
@@ -297,7 +297,7 @@ def _report_directory(path: Path) -> Path:
 
 
 def _destination(path: Path, source: Path) -> Path:
-    """Where a file may be written, resolved.
+    """Resolve the path of a file, and check that it can be written.
 
     Raises:
         PlumbobError: It is the file that is read, no file, or in no directory that may be written to.

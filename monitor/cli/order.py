@@ -13,7 +13,7 @@ from monitor.service.config import GRPC_PORT
 from probes.errors import PlumbobError
 
 ANSWER_SECONDS: Final = 5.0
-"""How long to wait for a monitor to answer a call."""
+"""Seconds to wait for a monitor to answer a call."""
 
 order = typer.Typer(
     help="Order engines to steer, for a while; the monitor must run with --allow-control.", no_args_is_help=True
@@ -154,7 +154,7 @@ def trace(
 
 
 def _act(vector: str, dose: float | None, ablate: bool, low: float | None, high: float | None) -> Any:
-    """What is to be done, as a message.
+    """The steering to be done, as a message.
 
     Raises:
         PlumbobError: It is not exactly one thing.

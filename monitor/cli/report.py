@@ -7,7 +7,7 @@ from probes.bundle import Bundle
 
 
 def bundle_table(bundle: Bundle) -> Table:
-    """What each probe of a bundle is worth."""
+    """The figures of each probe of a bundle."""
     table = Table(title=Text(f"probes of {bundle.manifest.model.name}"), title_justify="left")
     for column in (
         "probe",

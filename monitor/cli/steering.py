@@ -186,7 +186,7 @@ def _subject(
     data: Path | None,
     tokens: int,
 ) -> "tuple[Bundle, Subject]":
-    """What is evaluated, with all files read."""
+    """The evaluation to run, with all files read."""
     from probes.data.sources import load
     from probes.report import require_renderer
     from probes.steering.evaluation import Subject

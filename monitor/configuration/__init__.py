@@ -1,4 +1,4 @@
-"""How settings are read, whichever they are: a YAML file, the environment and flags, in that order of weight.
+"""Settings from a YAML file, the environment and flags, in that order of weight.
 
 ``yaml_mapping``   files that people write: duplicate keys refused, errors that name the place and the nearest known key
 ``settings``       the fields of a configuration, each with its place in a file, its variable and its flag

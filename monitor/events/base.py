@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 Mode = Literal["shadow", "alert", "enforce"]
-"""How far a rule goes.
+"""The mode of a rule: how far it goes.
 
 * ``shadow``: everything is computed and recorded as what would have happened; nothing is sent.
 * ``alert``: alerts are sent; nothing changes a generation.

@@ -53,7 +53,7 @@ def steering(
 
 
 def span(tokens: int | None) -> str:
-    """How long a request is steered."""
+    """The span over which a request is steered."""
     return "until the request ends" if tokens is None else f"for {tokens} tokens"
 
 

@@ -52,7 +52,7 @@ class Lease:
     ends: float
     """Of the monotonic clock, in seconds."""
     seconds: float
-    """How long it was given for."""
+    """Seconds that it was given for."""
     requests: list[Request] = field(default_factory=list[Request])
     """Of ``steer``: those in flight that it steers."""
     engines: list[str] = field(default_factory=list[str])

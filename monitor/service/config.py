@@ -53,7 +53,7 @@ def _absolute(path: Path | None) -> Path | None:
 
 
 class Limits(Section):
-    """How much the monitor keeps, and how long it waits."""
+    """Bounds on what the monitor keeps, and on how long it waits."""
 
     max_requests: Annotated[int, Field(ge=1)] = 65_536
     """Requests in flight, of all engines; those beyond are unscored."""
@@ -99,7 +99,7 @@ class MonitorConfig(Section):
     allow_control: Annotated[bool, Flag()] = False
     """Let everybody who reaches the gRPC server order engines to steer."""
     limits: Limits = Limits()
-    """How much it keeps, and how long it waits."""
+    """Bounds on what it keeps, and on how long it waits."""
 
     @property
     def metrics_url(self) -> str:

@@ -221,7 +221,7 @@ class Monitor:
                 self._answer(link, now)
 
     def _open_workers(self, pool: "WorkerPool | None") -> "ProbeWorkers | None":
-        """What reads the bundle's worker probes; ``None`` where it has none."""
+        """Open the reader of the bundle's worker probes; ``None`` where it has none."""
         if not (probes := self.bundle.manifest.worker_probes):
             return None
         from monitor.workers import ProbeWorkers, WorkerPool

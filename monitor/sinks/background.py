@@ -10,7 +10,7 @@ from monitor.sinks.base import Sink
 from monitor.telemetry.stats import Stats
 
 CLOSE_SECONDS: Final = 1.0
-"""How long the end of the process waits for what is still in the queue."""
+"""Seconds that the end of the process waits for what is still in the queue."""
 
 logger = logging.getLogger(__name__)
 

@@ -70,7 +70,7 @@ def settled_positions(sinks: Iterable[DurableSink], stats: Stats) -> dict[str, i
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Where the store and all durable sinks were after a frame."""
+    """The positions of the store and of all durable sinks after a frame."""
 
     positions: tuple[int, ...]
 
@@ -84,7 +84,7 @@ class _Watched:
     since: float
     """When it last made progress, or had nothing to do."""
     last: int = 0
-    """Where it was settled then."""
+    """Its settled position then."""
     stalled: bool = False
     silent: bool = False
     """It fails to tell its position."""
@@ -122,11 +122,11 @@ class Confirmations:
         ]
 
     def mark(self) -> Mark:
-        """Where everybody is now."""
+        """The present positions."""
         return Mark(tuple(self._read(watched, "accepted") for watched in self._watched))
 
     def settled(self, mark: Mark) -> bool:
-        """Whether everybody but those that have stalled is settled up to a mark."""
+        """True where everybody but those that have stalled is settled up to a mark."""
         return all(
             watched.stalled or self._read(watched, "settled") >= position
             for watched, position in zip(self._watched, mark.positions, strict=True)

@@ -22,7 +22,7 @@ class Store(Protocol):
 
     @property
     def state(self) -> State:
-        """What the entries come to. To be read, and used from the monitor's event loop only."""
+        """The state that the entries come to. To be read, and used from the monitor's event loop only."""
         ...
 
     @property
@@ -37,7 +37,7 @@ class Store(Protocol):
 
     @property
     def faults(self) -> Counter[StoreFault]:
-        """What went wrong, and how often."""
+        """Faults, and how often each occurred."""
         ...
 
     def note(self, entry: Entry) -> None:

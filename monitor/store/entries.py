@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 Channel = Literal["gate", "guard", "refusal"]
-"""What an engine numbers, and repeats until it is confirmed.
+"""A kind of report that an engine numbers, and repeats until it is confirmed.
 
 * ``gate``: decisions of its gates.
 * ``guard``: what its guard took back.
@@ -73,7 +73,7 @@ class EngineForgotten(msgspec.Struct, frozen=True, array_like=True, tag="forgott
 
 
 class Admitted(msgspec.Struct, frozen=True, array_like=True, tag="admitted"):
-    """What a request asked to be steered by is about to be recorded."""
+    """An admission that is about to be recorded."""
 
     engine: str
     engine_request_id: str

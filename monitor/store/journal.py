@@ -33,7 +33,7 @@ SEGMENT_BYTES: Final = 4 << 20
 """A segment that is larger is replaced, unless the state alone takes half of it."""
 COMPACT_SECONDS: Final = 3600.0
 CLOSE_SECONDS: Final = 3.0
-"""How long the end of the process waits for the disk."""
+"""Seconds that the end of the process waits for the disk."""
 WAITING: Final = 65_536
 """Entries that may wait for a disk that hangs; beyond it they are lost and counted."""
 

@@ -44,7 +44,7 @@ class MemoryStore:
 
     @property
     def faults(self) -> Counter[StoreFault]:
-        """What went wrong with the journal, and how often."""
+        """Faults of the journal, and how often each occurred."""
         return Counter() if self._journal is None else self._journal.faults
 
     def note(self, entry: Entry) -> None:

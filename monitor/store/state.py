@@ -193,7 +193,7 @@ class State:
 
 
 def lacking(at: dict[str, int], settled: dict[str, int]) -> bool:
-    """Whether a durable sink that is still there does not have what it was to have at a position."""
+    """True where a durable sink that is still there does not have what it was to have at a position."""
     return any(settled.get(sink, position) < position for sink, position in at.items())
 
 

@@ -32,7 +32,7 @@ class SteeredRequest:
 
     time: float
     admitted: bool = False
-    """What it asked to be steered by is recorded, or is about to be."""
+    """True where its admission is recorded, or is about to be."""
     at: dict[str, int] = field(default_factory=dict[str, int])
     """Positions of that in durable sinks."""
     partly: tuple[str, ...] = ()

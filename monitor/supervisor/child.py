@@ -16,7 +16,7 @@ _TAIL_BYTES: Final = 64 << 10
 """The end of its output that is kept to say why it ended: several tracebacks."""
 _PIPE_BYTES: Final = 64 << 10
 _DRAIN_SECONDS: Final = 2.0
-"""How long the rest of its output may take when it has ended: descendants may hold the pipe."""
+"""Seconds for the rest of its output when it has ended: descendants may hold the pipe."""
 _PR_SET_PDEATHSIG: Final = 1
 
 

@@ -108,7 +108,7 @@ def additional_config(config: ServeConfig) -> dict[str, Any]:
 
 
 def _gates(config: ServeConfig, bundle: Bundle) -> int:
-    """How many gates the engine is to have: those of the policy, and some for operators."""
+    """Gates that the engine is to have: those of the policy, and some for operators."""
     policy = config.monitor.policy
     armed = 0 if policy is None else len(load_policy(policy, bundle).gates)
     return min(MOST_GATES, armed + (OPERATOR_GATES if config.monitor.allow_control else 0))

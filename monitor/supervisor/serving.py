@@ -31,9 +31,9 @@ from monitor.supervisor.config import ServeConfig
 from monitor.supervisor.engine_command import engine_command, engine_environment
 
 STOP_SECONDS: Final = 20.0
-"""How long vLLM may take to end its requests."""
+"""Seconds for vLLM to end its requests."""
 START_SECONDS: Final = 900.0
-"""How long a server may take to be ready; compiling a large model takes minutes."""
+"""Seconds until a server is ready, at most; compiling a large model takes minutes."""
 _MONITOR_START_SECONDS: Final = 30.0
 _MONITOR_STOP_SECONDS: Final = 5.0
 

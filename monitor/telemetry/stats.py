@@ -246,7 +246,7 @@ Forgotten = Literal["request", "ended_request", "engine", "ended_id", "ended_ord
 """
 
 StoreFault = Literal["open", "write", "sync", "damaged", "lost"]
-"""What is wrong with the journal of the store.
+"""A fault of the store's journal.
 
 * ``open``: its folder cannot be used, or another monitor holds it: after a restart, nothing is known.
 * ``write``: it cannot be written, such as on a full disk; tried again each second.

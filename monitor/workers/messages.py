@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from monitor.wire.frames import StateBlock
 
 PACKET_BYTES: Final = 64 << 10
-"""What the arrays of a packet take at most. A packet has to fit into the kernel's buffer, 208 KiB where nobody has
+"""Bytes of a packet's arrays, at most. A packet has to fit into the kernel's buffer, 208 KiB where nobody has
 changed it, together with some that wait."""
 RECEIVE_BYTES: Final = 2 * PACKET_BYTES
 """Room for a packet with everything around its arrays: a path a layer, numbers of requests, names of probes."""

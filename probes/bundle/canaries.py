@@ -155,5 +155,5 @@ class Canaries:
         return np.where(np.isfinite(drift), drift, np.inf)
 
     def _spans(self) -> list[tuple[int, int]]:
-        """Where each prompt's tokens begin and end."""
+        """The span of each prompt's tokens."""
         return list(pairwise(np.cumsum([0, *map(len, self.prompts)]).tolist()))

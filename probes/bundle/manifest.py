@@ -69,7 +69,7 @@ class Probability(msgspec.Struct, frozen=True):
 
 
 class Provenance(msgspec.Struct, frozen=True):
-    """Where examples come from."""
+    """The origin of examples."""
 
     source: str
     """The set: the name of its folder, or ``shipped``."""

@@ -39,7 +39,7 @@ class Rows:
     roles: NDArray[np.uint8]
     """Shape ``(rows,)``."""
     last: NDArray[np.bool_]
-    """Whether a row belongs to the last message of its conversation, shape ``(rows,)``."""
+    """True where a row belongs to the last message of its conversation, shape ``(rows,)``."""
     offsets: NDArray[np.int64]
     """Conversation ``i`` has the rows ``offsets[i]`` to ``offsets[i + 1]``, shape ``(conversations + 1,)``."""
 
@@ -147,7 +147,7 @@ class Store:
 
 
 class Stored:
-    """What was read: rows by layer.
+    """Stored rows, by layer.
 
     Args:
         shards: In the order of the conversations.
@@ -176,7 +176,7 @@ class Stored:
 
 
 def last_message(roles: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Which tokens belong to the last message, shape ``(tokens,)``."""
+    """The mask of tokens of the last message, shape ``(tokens,)``."""
     content = np.flatnonzero(roles != Role.TEMPLATE)
     mask = np.zeros(len(roles), bool)
     if len(content):

@@ -33,7 +33,7 @@ ALIKE: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What was read of one conversation."""
+    """The activations of one conversation."""
 
     token_ids: NDArray[np.int64]
     """Shape ``(tokens,)``."""

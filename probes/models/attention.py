@@ -22,7 +22,7 @@ Lookup = Callable[[Any], Rewrites | None]
 NAME: Final = "plumbob"
 """Of the attention implementation."""
 EAGER: Final = "eager_attention_forward"
-"""What modelling files of transformers call their plain attention."""
+"""The name of plain attention in the modelling files of transformers."""
 
 _OPEN: ContextVar[tuple[Lookup, ...]] = ContextVar("open attention", default=())
 

@@ -63,7 +63,7 @@ def find_blocks(model: Any, layers: int) -> list[Any]:
 
 
 def adds_residual(block: Any) -> bool:
-    """Whether the state is the sum of what a block returns as ``(hidden, residual)``, rather than ``hidden`` alone.
+    """True where the state is the sum of what a block returns as ``(hidden, residual)``, rather than ``hidden`` alone.
 
     Blocks of vLLM leave their last addition to the next norm, which adds the residual in passing. Some families have
     the same signature, but do all additions themselves and overwrite the residual that they are given: what they

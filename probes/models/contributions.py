@@ -9,7 +9,7 @@ from probes.models.sites import Site
 
 
 def contributions(model: HookedModel, batch: Batch) -> dict[Site, Any]:
-    """What is written to the residual stream: the embedding, as ``resid_pre.0``, and the output of each writer.
+    """The writes to the residual stream: the embedding, as ``resid_pre.0``, and the output of each writer.
 
     Outputs are multiplied by what some families multiply them with before they add them; their sum is the last
     ``resid_post``.
@@ -34,7 +34,7 @@ def contributions(model: HookedModel, batch: Batch) -> dict[Site, Any]:
 
 
 def head_writes(model: HookedModel, layer: int, z: Any) -> Any:
-    """What each head of a layer writes, before a norm that some families put behind all heads together.
+    """The write of each head of a layer, before a norm that some families put behind all heads together.
 
     The layer's output projection may have a bias, which is no head's.
 

@@ -40,7 +40,7 @@ from probes.models.structure import caching, takes
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pass:
-    """What one forward pass has left."""
+    """The result of one forward pass."""
 
     logits: Any
     """Shape ``(texts, tokens, vocabulary)``, or ``(wanted, vocabulary)``; ``None`` where none were computed."""
@@ -70,7 +70,7 @@ class HookedModel:
         self.blocks: Sequence[Any] = find_blocks(model, self.layers)
         """Modules of torch, in order."""
         self.site_map = SiteMap(model, self.blocks)
-        """Which sites there are, and why not others."""
+        """The sites there are, and the reasons why others are not."""
         self.batch_tokens = batch_tokens
         self.pad_id = pad_id
         self._takes_positions = takes(model, "position_ids")

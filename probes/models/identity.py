@@ -19,7 +19,7 @@ _DIGEST: Final = re.compile("[0-9a-f]{64}")
 
 
 def cache_directory() -> Path:
-    """Where derived files live: ``PLUMBOB_CACHE``, else ``plumbob`` in the user's cache directory."""
+    """The directory of derived files: ``PLUMBOB_CACHE``, else ``plumbob`` in the user's cache directory."""
     if chosen := os.environ.get("PLUMBOB_CACHE"):
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -27,7 +27,7 @@ def cache_directory() -> Path:
 
 
 class ModelIdentity(msgspec.Struct, frozen=True):
-    """Which model a bundle belongs to."""
+    """The model that a bundle belongs to."""
 
     name: str
     """As the user named it when fitting; for people, not compared."""
@@ -40,7 +40,7 @@ class ModelIdentity(msgspec.Struct, frozen=True):
 
 
 def identify(path: Path, name: str) -> ModelIdentity:
-    """What a bundle is bound to: the SHA-256 of configuration, weights, tokenizer and chat template.
+    """Compute what a bundle is bound to: the SHA-256 of configuration, weights, tokenizer and chat template.
 
     Weights are hashed whole, once for each version of the files: their digests are kept in the cache directory by path,
     size and time of change.

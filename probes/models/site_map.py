@@ -1,4 +1,4 @@
-"""Which sites a model has, and why it lacks the others."""
+"""The sites of a model, and the reasons why it lacks others."""
 
 from collections.abc import Sequence
 from functools import cached_property

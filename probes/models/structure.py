@@ -1,4 +1,4 @@
-"""What a decoder is made of, seen in one pass over a few random tokens: its writers, and its heads.
+"""The structure of a decoder, seen in one pass over a few random tokens: its writers, and its heads.
 
 Nothing is known of families. Where something is not found, the reason is kept, for who asks for it.
 """
@@ -38,7 +38,7 @@ class Heads:
     heads: int
     kv_heads: int
     exact: bool
-    """Whether what the heads yield is the returned probabilities times the values."""
+    """True where what the heads yield is the returned probabilities times the values."""
     projection: Projection | None
     """``None`` where something happens to what the heads yield before it is projected."""
 
@@ -98,7 +98,7 @@ def caching(model: Any, wanted: bool) -> dict[str, bool]:
 
 
 def takes(model: Any, option: str) -> bool:
-    """Whether a model's forward pass has an option."""
+    """True where a model's forward pass has an option."""
     return option in inspect.signature(model.forward).parameters
 
 
@@ -129,7 +129,7 @@ class _Watched:
             yield
 
     def trace(self) -> BlockTrace:
-        """What was seen of the residual stream."""
+        """The residual stream as it was seen."""
 
         def replay(state: Any) -> Any:
             arguments, options = with_state(*self._arguments, state)
@@ -140,7 +140,7 @@ class _Watched:
 
     @property
     def has_state(self) -> bool:
-        """Whether one state leaves the block, of the shape of the one that enters it."""
+        """True where one state leaves the block, of the shape of the one that enters it."""
         return self._after is not None and self._after.shape == self.before.shape
 
     @property

@@ -1,4 +1,4 @@
-"""How likely a model finds given texts, with one of its blocks steered.
+"""Teacher forcing: the log-likelihood of given texts, with one of the model's blocks steered.
 
 1. A prompt's tokens are read once, and their keys and values kept; each of its texts goes on from a copy of them.
 2. The states that leave one block are edited, as the engine does when it steers: after the block, before any further
@@ -38,7 +38,7 @@ class Edit(Protocol):
 
     @property
     def everywhere(self) -> bool:
-        """Whether every row is changed, whichever are chosen."""
+        """True where every row is changed, whichever are chosen."""
         ...
 
     def __call__(self, states: Any, chosen: Any, /) -> Any:
@@ -51,7 +51,7 @@ class Prompt:
     """Texts that the model is made to say after the same tokens."""
 
     ids: Sequence[int]
-    """What they have in common; may be empty."""
+    """Their common prefix; may be empty."""
     texts: Sequence[Sequence[int]]
     """Each follows ``ids``; as many for every prompt of a run."""
     skipped: int
@@ -142,7 +142,7 @@ def _batch(
 
 
 def _pushed(prompts: Sequence[Prompt], positions: Any) -> Any:
-    """Which rows are pushed, by their positions, both of shape ``(rows, tokens)``; padding is nobody's matter."""
+    """The mask of rows that are pushed, by their positions, both of shape ``(rows, tokens)``; any for padding."""
     start, stop = positions.new_tensor([[prompt.pushed.start, prompt.pushed.stop] for prompt in prompts]).T[..., None]
     return (positions >= start) & (positions < stop)
 

@@ -32,12 +32,12 @@ class Writer:
     """In the block."""
     module: Any
     flat: bool
-    """Whether it returns ``(texts * tokens, hidden)``."""
+    """True where it returns ``(texts * tokens, hidden)``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Writers:
-    """What a block adds to the residual stream: ``scale`` times the sum of its writers' outputs."""
+    """The writers of a block, which adds ``scale`` times the sum of their outputs to the residual stream."""
 
     attention: Writer | None
     mlp: Writer | None
@@ -46,7 +46,7 @@ class Writers:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BlockTrace:
-    """What was seen of one block in the recorded pass."""
+    """One block as it was seen in the recorded pass."""
 
     before: Any
     """The residual stream that entered, shape ``(texts, tokens, hidden)``."""
@@ -102,7 +102,7 @@ def find_writers(trace: BlockTrace) -> Writers | None:
 
 
 def _mixes(trace: BlockTrace) -> bool:
-    """Whether what a block adds to the last token depends on the first."""
+    """True where what a block adds to the last token depends on the first."""
     other = trace.before.clone()
     other[:, 0] = other[:, 1]
     return not trace.replay(other)[:, -1].equal(trace.replay(trace.before)[:, -1])

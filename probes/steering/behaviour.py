@@ -1,4 +1,4 @@
-"""What answers show: by a probe that reads them without steering, by their words, and by a rule.
+"""Behaviour of answers: by a probe that reads them without steering, by their words, and by a rule.
 
 1. **Probe.** Prompt and answer are read again by the model as it is, and the probe's scores of the answer's tokens
    averaged. The scores of the steered pass itself would show little but the vector that was added. It is not
@@ -45,7 +45,7 @@ REFUSAL: Final = re.compile(
     r")",
     re.IGNORECASE,
 )
-"""How answers say that they refuse. Apologies for something else are none."""
+"""Phrases by which answers refuse. Apologies for something else are none."""
 OPENING: Final = 200
 """Characters of an answer in which a refusal is looked for: later, it is one of something else."""
 FOLDS: Final = 5
@@ -53,18 +53,18 @@ FOLDS: Final = 5
 
 
 def refuses(text: str) -> bool:
-    """Whether an answer refuses, by its opening's phrases."""
+    """True where an answer refuses, by its opening's phrases."""
     return REFUSAL.search(text.replace("’", "'")[:OPENING]) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What the answers of one arm show, ``(prompts,)`` each; NaN of an empty answer, where a number takes a text."""
+    """Measures of one arm's answers, ``(prompts,)`` each; NaN of an empty answer, where a number takes a text."""
 
     probe: NDArray[np.float64] | None
     """Mean score of the answer's tokens, in logits."""
     fired: NDArray[np.float64] | None
-    """Whether the probe fires on the answer alone, 0 or 1."""
+    """True where the probe fires on the answer alone, 0 or 1."""
     words: NDArray[np.float64] | None
     """Score of the words, in logits of its regression."""
     refused: NDArray[np.float64]
@@ -116,7 +116,7 @@ def show(
     words: Words | None,
     progress: Progress = no_progress,
 ) -> list[Shown]:
-    """What the answers of each arm show.
+    """Measure the answers of each arm.
 
     Args:
         source: The model, which reads them again unsteered.

@@ -38,9 +38,9 @@ from probes.scoring.roles import Role, RoleReader
 from probes.steering.edit import Edit
 
 REFUSALS: Final = ("I'm sorry", "I can't", "I cannot", "Sorry")
-"""How answers begin that refuse."""
+"""Beginnings of answers that refuse."""
 COMPLIANCES: Final = ("Sure", "Here is", "Of course", "Certainly")
-"""How answers begin that comply; as many."""
+"""Beginnings of answers that comply; as many."""
 RANDOM_DRAWS: Final = 2
 """Random directions whose effects are averaged."""
 
@@ -136,7 +136,7 @@ def check(
 
 
 def verdict(measure: str, *, added: Interval, random: Interval, beyond_random: Interval, ablated: Interval) -> str:
-    """What the effects amount to, in plain sentences.
+    """The conclusion from the effects, in plain sentences.
 
     Args:
         measure: The behaviour.
@@ -224,7 +224,7 @@ def answer_span(source: TransformersSource, name: str, conversation: Sequence[Me
 
 
 def _span(source: TransformersSource, ids: Sequence[int], name: str, role: str) -> range:
-    """Where the last message is, without what the template writes around it."""
+    """The span of the last message, without what the template writes around it."""
     roles = RoleReader(source.markers).prompt(ids)
     inside = np.flatnonzero(last_message(roles))
     if not len(inside) or roles[inside[0]] != Role[role.upper()]:

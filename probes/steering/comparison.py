@@ -26,7 +26,7 @@ class Question:
 
     id: str
     group: str
-    """What is resampled as one."""
+    """The group that is resampled as one."""
     token_ids: Sequence[int]
     """Up to where the answer begins."""
 
@@ -43,7 +43,7 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """What :func:`compare` found; arms are the unsteered one, and then the ways."""
+    """The result of :func:`compare`; arms are the unsteered one, and then the ways."""
 
     outcomes: list[Outcome]
     answers: list[list[Answer]]

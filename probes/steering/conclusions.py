@@ -1,4 +1,4 @@
-"""What a report's numbers amount to, in plain sentences that follow from them and from nothing else."""
+"""Conclusions of a steering report, in plain sentences that follow from its numbers and from nothing else."""
 
 import msgspec
 
@@ -24,7 +24,7 @@ def change(shift: Shift) -> str:
 
 
 def effect(outcome: Outcome, wanted: int) -> str:
-    """What one arm did to the behaviour.
+    """One arm's effect on the behaviour.
 
     Args:
         outcome: The arm.
@@ -44,7 +44,7 @@ def effect(outcome: Outcome, wanted: int) -> str:
 
 
 def harm(outcome: Outcome) -> str:
-    """What one arm did to ordinary text."""
+    """One arm's effect on ordinary text."""
     if outcome.perplexity is None:
         return "damage was not measured"
     low, high = outcome.perplexity.low, outcome.perplexity.high
@@ -85,7 +85,7 @@ def _trial(report: SteeringReport) -> list[str]:
 
 
 def _witness(report: SteeringReport) -> list[str]:
-    """How far the words are to be believed."""
+    """The reliability of the classifier of words."""
     if report.words_auroc is None:
         return []
     weak = " They are no witness." if report.words_auroc < 0.6 else ""

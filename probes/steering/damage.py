@@ -1,4 +1,4 @@
-"""What steering does to what it should leave alone: ordinary answers, and facts.
+"""Damage by steering: its effect on ordinary answers, and on facts.
 
 1. **Perplexity.** Of ordinary answers that people wrote, after their own prompts, by teacher forcing: every row that
    may be steered is, from the one on at which steering begins. Reported as the ratio to the same model unsteered, over
@@ -73,7 +73,7 @@ def facts(concept: Concept | None, count: int = TEXTS) -> list[Text]:
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """What one arm does to ordinary texts."""
+    """One arm's effect on ordinary texts."""
 
     before: NDArray[np.float64]
     """Nats a token, unsteered, of each text, shape ``(texts,)``."""

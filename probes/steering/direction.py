@@ -21,7 +21,7 @@ PARALLEL = 1e-6
 
 
 def fingerprint(model: ModelIdentity) -> str:
-    """What a direction is bound to: the SHA-256 of the model's parts, hexadecimal."""
+    """The model that a direction is bound to: the SHA-256 of its parts, hexadecimal."""
     return hashlib.sha256(msgspec.json.encode(sorted(model.parts.items()))).hexdigest()
 
 
@@ -77,7 +77,7 @@ class Direction:
         return float(np.clip(self.unit().values @ other.unit().values, -1.0, 1.0))
 
     def orthogonal_to(self, other: "Direction") -> Self:
-        """What is left of it when its projection on another is taken out; it has no more of the other.
+        """The rest of it when its projection on another is taken out.
 
         Raises:
             SteeringError: They do not belong together, the other has no length, or nothing is left.

@@ -20,7 +20,7 @@ from probes.steering.operation import Operation, ablate
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Edit:
-    """What is done to the states that leave one block."""
+    """An edit of the states that leave one block."""
 
     layer: int
     """The block, counted from 0."""
@@ -72,7 +72,7 @@ class Edit:
 
 
 def edits_of(bundle: Bundle, operations: Mapping[str, Operation]) -> list[Edit]:
-    """What operations on a bundle's vectors come to, one edit a layer, ascending.
+    """The edits that operations on a bundle's vectors come to, one a layer, ascending.
 
     Args:
         bundle: It has the vectors.

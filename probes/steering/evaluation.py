@@ -33,7 +33,7 @@ ANSWER_TOKENS: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is evaluated, and on what."""
+    """The evaluation to run, and its data."""
 
     bundle: Bundle
     vector: Vector
@@ -45,7 +45,7 @@ class Subject:
     """Ordinary conversations; ``None`` for those that ship."""
     max_tokens: int = ANSWER_TOKENS
     learnt: Sequence[Example] = ()
-    """What the classifier of words learns beside the concept's pairs."""
+    """Texts that the classifier of words learns beside the concept's pairs."""
 
     def __post_init__(self) -> None:
         if self.concept is None and self.prompts is None:
@@ -169,7 +169,7 @@ def trial(
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """What :func:`_run` found."""
+    """The result of :func:`_run`."""
 
     questions: list[Question]
     compared: Compared

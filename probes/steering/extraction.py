@@ -1,4 +1,4 @@
-"""Where directions come from: contrast pairs, a probe, or a file.
+"""Extraction of directions: from contrast pairs, a probe, or a file.
 
 1. Both sides of each pair are read, and the states of the last message averaged, as fitting does
    (:mod:`probes.fit`).
@@ -35,7 +35,7 @@ from probes.models.activations import TransformersSource
 from probes.steering.direction import Direction, fingerprint
 
 Method = Literal["mean", "pca", "probe", "file", "combination"]
-"""How a vector was made; ``combination`` is one of others."""
+"""The method by which a vector was made; ``combination`` is one of others."""
 
 MODEL_KEY: Final = "plumbob.model"
 """Of a file's metadata: the fingerprint of the model that its direction belongs to."""

@@ -1,4 +1,4 @@
-"""What a model answers while it is steered: always, or from the token on at which a probe fires.
+"""Steered generation: always, or from the token on at which a probe fires.
 
 Greedy, and with the semantics of the engine:
 
@@ -74,7 +74,7 @@ class Trigger:
         return made
 
     def reads(self, roles: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """Which tokens of these roles it reads, the same shape."""
+        """The mask of tokens that it reads, by role, the same shape."""
         return np.isin(roles, [role for role in Role if self.probe.reads(role)])
 
 
@@ -83,14 +83,14 @@ class Arm:
     """One way to answer."""
 
     edits: Sequence[Edit] = ()
-    """What is done; nothing if empty."""
+    """The edits; none if empty."""
     trigger: Trigger | None = None
-    """What must fire first; ``None`` to steer every row that may be."""
+    """The trigger that must fire first; ``None`` to steer every row that may be."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was generated."""
+    """A generated answer."""
 
     token_ids: list[int]
     """Without the token that ends it; may be empty."""
@@ -151,7 +151,7 @@ def _batches(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
 
 
 class _Run:
-    """What becomes of a batch in one arm. Arrays are ``(rows,)``.
+    """A batch under way in one arm. Arrays are ``(rows,)``.
 
     Args:
         arm: How it is answered.
@@ -164,7 +164,7 @@ class _Run:
         self._aggregates = arm.trigger.aggregates(len(first)) if arm.trigger else None
         self.fired = np.full(len(first), -1)
         self.steered = np.zeros(len(first), bool)
-        """Whether the last row of the forward pass under way is."""
+        """True where the last row of the forward pass under way is."""
 
     @property
     def layers(self) -> set[int]:
@@ -172,7 +172,7 @@ class _Run:
         return {edit.layer for edit in self.arm.edits} | ({self.arm.trigger.probe.layer} if self.arm.trigger else set())
 
     def rewrite(self, layer: int, states: Any, positions: NDArray[np.int64], reads: NDArray[np.bool_]) -> Any:
-        """What a layer's states become.
+        """Rewrite a layer's states.
 
         Args:
             layer: Whose they are.

@@ -1,4 +1,4 @@
-r"""What steering does to a row at one layer, and the numbers that the engine's table holds for it.
+r"""Steering of a row at one layer, and the numbers that the engine's table holds for it.
 
 With the projection :math:`p = u \cdot x` of a state on a unit vector, a row becomes
 
@@ -38,7 +38,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What is done to the projection of a row on a vector; as it stands, nothing.
+    """An operation on the projection of a row on a vector; by default, none.
 
     Raises:
         SteeringError: A number is none, or the range is empty.
@@ -47,7 +47,7 @@ class Operation:
     add: float = 0.0
     """Dose: added to the projection, in norms of the residual stream."""
     scale: float = 1.0
-    """What the projection is multiplied with."""
+    """Factor of the projection."""
     low: float = -math.inf
     """It is at least this, before anything is added, in norms of the residual stream."""
     high: float = math.inf
@@ -65,7 +65,7 @@ class Operation:
 
     @property
     def strength(self) -> float:
-        """What a cap is compared with: the dose, and the farther bound of the range, if it has one.
+        """The number that a cap is compared with: the dose, and the farther bound of the range, if it has one.
 
         To ablate has none: it takes away what is there, and no more.
         """

@@ -1,4 +1,4 @@
-"""What is asked of the model while it is steered: an operator's requests, or the contexts of a concept's pairs."""
+"""Questions to the model while it is steered: an operator's requests, or the contexts of a concept's pairs."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -35,7 +35,7 @@ def of_requests(source: TransformersSource, requests: Sequence[Request], max_tok
 
 
 def of_concept(source: TransformersSource, concept: Concept, max_tokens: int, count: int = COUNT) -> list[Question]:
-    """What precedes the answers of a concept's pairs; of pairs without answers, the side that shows the concept.
+    """The contexts of a concept's pairs; of pairs without answers, the side that shows the concept.
 
     Raises:
         SteeringError: There are too few short ones.

@@ -1,4 +1,4 @@
-"""How much a text repeats itself: what steering too hard makes of it."""
+"""Repetition in a text, which steering too hard makes."""
 
 from collections.abc import Sequence
 from typing import Final

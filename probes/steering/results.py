@@ -1,4 +1,4 @@
-"""What steering was measured to do: what ``steering.json`` holds, and what its page is drawn from.
+"""Results of a steering evaluation: what ``steering.json`` holds, and its page is drawn from.
 
 A figure that is not there is ``None``: not measured. Shares are between 0 and 1, scores in logits, doses in norms of
 the residual stream.
@@ -25,12 +25,12 @@ class Shift(msgspec.Struct, frozen=True):
 
     @property
     def rises(self) -> bool:
-        """Whether the whole interval of the change lies above 0."""
+        """True where the whole interval of the change lies above 0."""
         return self.change.low > 0
 
     @property
     def falls(self) -> bool:
-        """Whether it lies below."""
+        """True where it lies below."""
         return self.change.high < 0
 
 
@@ -86,9 +86,9 @@ class SteeringReport(msgspec.Struct, frozen=True):
     hidden_norm: float
     """The unit of dose."""
     method: str
-    """How the vector was made."""
+    """The method by which the vector was made."""
     concept: str | None
-    """What answers are judged by."""
+    """The judges of answers."""
     probe: str | None
     """That reads the answers."""
     trigger: str | None
@@ -111,5 +111,5 @@ class SteeringReport(msgspec.Struct, frozen=True):
     """The cap that follows; of a sweep."""
     notes: list[str] = []
     says: list[str] = []
-    """What the numbers amount to, in plain sentences."""
+    """Conclusions from the numbers, in plain sentences."""
     format: int = FORMAT

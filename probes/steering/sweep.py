@@ -50,7 +50,7 @@ def both_ways(sizes: Sequence[float]) -> list[float]:
 
 
 def is_working(outcome: Outcome) -> bool:
-    """Whether a dose leaves ordinary text unharmed."""
+    """True where a dose leaves ordinary text unharmed."""
     return (
         outcome.perplexity is not None
         and outcome.perplexity.high <= WORKING
@@ -59,7 +59,7 @@ def is_working(outcome: Outcome) -> bool:
 
 
 def is_allowed(outcome: Outcome) -> bool:
-    """Whether a dose is below the cap."""
+    """True where a dose is below the cap."""
     return (
         outcome.perplexity is not None
         and outcome.perplexity.point <= CAP

@@ -92,7 +92,7 @@ _type = msgspec.json.Decoder(_Type)
 
 
 class Break(Exception):
-    """Where lines do not join.
+    """A place where lines do not join.
 
     Args:
         line: Its number in what was read, from 1.

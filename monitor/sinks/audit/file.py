@@ -16,14 +16,14 @@ from monitor.errors import AuditError
 from monitor.sinks.audit.chain import Break, Chain, Head
 
 END_BYTES: Final = 4 << 20
-"""How much of the end of a file is checked before it is continued: about 6000 records, in a fraction of a second."""
+"""Bytes of the end of a file that are checked before it is continued: about 6000 records, in a fraction of a second."""
 LINE_BYTES: Final = 16 << 20
 """A longer line is no record; most take 600 bytes, and a policy of a thousand rules 200,000."""
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """Where a file ends."""
+    """The end of a file."""
 
     head: Head
     size: int

@@ -29,7 +29,7 @@ from monitor.store import Store
 from monitor.telemetry.stats import AuditFault
 
 CLOSE_SECONDS: Final = 3.0
-"""How long the end of the process waits for the disk; a supervisor allows for about five."""
+"""Seconds that the end of the process waits for the disk; a supervisor allows for about five."""
 
 logger = logging.getLogger(__name__)
 

@@ -119,7 +119,7 @@ class AuditSink:
         return Context(self._policy_name, self._policy.digest, self._orders(request), steered)
 
     def _orders(self, request: Request) -> int:
-        """How often the request was ordered to be steered."""
+        """The number of orders to steer the request."""
         return self._ordered.get(_identity(request), 0)
 
 
