@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from monitor.cli.listener import Listener
+from monitor.events import Intervention
 from tests.engine.conftest import bundle, model_path, random_bundle, source  # noqa: F401  (fixtures)
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
@@ -39,6 +40,10 @@ rules:
 """
 
 
+KEY = "s3cret"
+LITTLE_MEMORY = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -55,7 +60,7 @@ class Server:
 
     @property
     def client(self):
-        return openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none", max_retries=0, timeout=120)
+        return openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key=KEY, max_retries=0, timeout=120)
 
     @property
     def grpc_address(self) -> str:
@@ -97,12 +102,17 @@ def server(model_path, source, tmp_path_factory):  # noqa: F811
     folder = tmp_path_factory.mktemp("serve")
     firing = random_bundle(folder / "bundle", model_path, source.markers, threshold=-1e9)
     (folder / "policy.yaml").write_text(POLICY)
-    with running_server(folder, firing.path, "--policy", str(folder / "policy.yaml")) as running:
+    (folder / "key").write_text(f"{KEY}\n")
+    (folder / "plumbob.yaml").write_text("api_key_file: key\nmonitor: {policy: policy.yaml}\n")
+    # Nothing says how much memory: it is given a share that fits.
+    with running_server(folder, firing.path, "--config", str(folder / "plumbob.yaml"), environment={}) as running:
         yield running
 
 
 @contextmanager
-def running_server(folder: Path, bundle_path: Path, *options: str) -> Iterator[Server]:
+def running_server(
+    folder: Path, bundle_path: Path, *options: str, environment: Mapping[str, str] = LITTLE_MEMORY
+) -> Iterator[Server]:
     """``plumbob serve demo``, ready, until it has been stopped."""
     ports = [free_port() for _ in range(3)]
     command = [sys.executable, "-m", "monitor.cli", "serve", "demo", "--bundle", str(bundle_path), "--eager", *options]
@@ -111,8 +121,7 @@ def running_server(folder: Path, bundle_path: Path, *options: str) -> Iterator[S
     command += ["--max-model-len", "1024"]
     log = folder / "serve.log"
     with log.open("wb") as stream:
-        environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
-        process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, env={**os.environ, **environment})
     running = Server(process, *ports, log)
     try:
         wait_until(lambda: process.poll() is not None or healthy(ports[0]), 180)
@@ -179,9 +188,9 @@ def test_a_policy_that_enforces_steers_the_request(server):
         finished = listener.finished(request_id, 10)
         assert finished is not None
         interventions = [
-            event.intervention
-            for event in listener.events
-            if event.WhichOneof("payload") == "intervention" and event.intervention.request.request_id == request_id
+            recorded.event
+            for recorded in listener.events
+            if isinstance(recorded.event, Intervention) and recorded.event.request.request_id == request_id
         ]
     assert [(event.vector, event.sent) for event in interventions] == [("random-0", True)]
     assert finished.steered > 0
@@ -230,6 +239,30 @@ def test_a_killed_monitor_costs_no_request_and_its_successor_takes_them_over(ser
     assert all(verdict is not None and verdict.unscored > 0 for verdict in finished)
     assert server.sample("plumbob_frames_lost_total") > 0
     assert server.sample("plumbob_engine_frames_dropped_total") > 0
+
+
+def test_a_client_needs_the_key_that_no_process_list_shows(server):
+    with pytest.raises(openai.AuthenticationError):
+        server.client.copy(api_key="another").models.list()
+    assert server.client.models.list().data[0].id == "demo"
+    for pid in (server.process.pid, *descendants(server.process.pid)):
+        assert KEY.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    assert KEY.encode() not in Path(f"/proc/{server.monitor_pid()}/environ").read_bytes()
+
+
+def test_an_engine_that_does_not_start_is_told_by_its_own_reason(server, tmp_path):
+    """It is asked for more memory than there is."""
+    bundle_path = server.log.parent / "bundle"
+    command = [sys.executable, "-m", "monitor.cli", "serve", "demo", "--bundle", str(bundle_path), "--eager"]
+    command += ["--endpoint", f"ipc://{tmp_path}/engine.sock", "--audit", "none", "--state", "none"]
+    command += ["--gpu-memory-utilization", "1.0"]
+    ports = zip(("--port", "--metrics-port", "--grpc-port"), (free_port() for _ in range(3)), strict=True)
+    command += [str(part) for pair in ports for part in pair]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    last = ended.stderr.strip().splitlines()[-1]
+    assert ended.returncode == 2
+    assert last.startswith("error: vLLM did not start: ValueError: Available memory on node "), last
+    assert "--gpu-memory-utilization" in last and "output" not in last
 
 
 def test_ctrl_c_stops_everything(server):
