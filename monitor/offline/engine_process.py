@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import IO, Any, Final, Self, TypeVar
 
 import msgspec
 
@@ -38,13 +38,10 @@ class Arm:
         self._name, self._log = name, log
         wanted = {"kv_cache_memory_bytes": KV_CACHE_BYTES, **settings}
         with log.open("wb") as stream:
-            self._process = subprocess.Popen(
+            self._process = launch(
                 [sys.executable, "-m", "monitor.engine.offline", msgspec.json.encode(wanted).decode()],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stream,
-                env={"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", **os.environ, **(environment or {})},
-                start_new_session=True,
+                stream,
+                {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", **os.environ, **(environment or {})},
             )
         self.vocabulary = 0
         """Tokens of the model, once it is ready."""
@@ -141,6 +138,19 @@ class Arm:
         if not line:
             raise EngineError(f"The {self._name} engine ended before its time: {last_error(self._log)}")
         return msgspec.json.decode(line, type=kind)
+
+
+def launch(command: Sequence[str], log: IO[bytes], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a process in a session of its own, with pipes for its stdin and stdout.
+
+    Args:
+        command: The executable, and its arguments.
+        log: Where its stderr goes.
+        environment: All variables that it has.
+    """
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment, start_new_session=True
+    )
 
 
 def last_error(log: Path) -> str:

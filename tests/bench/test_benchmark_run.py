@@ -13,7 +13,7 @@ from monitor.bench.workload import DECODE_RATE, ITL_P50, ITL_P99, PREFILL_RATE, 
 from probes.errors import PlumbobError
 from probes.models import DEMO, no_progress, resolve_model
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+pytestmark = [pytest.mark.vllm, pytest.mark.long]
 
 ARMS = ("loaded-idle", "scoring", "monitor-off", "steering", "streaming", "monitor-killed")
 ROUNDS, BATCH, TOKENS, PREFILL = 2, 2, 24, 16

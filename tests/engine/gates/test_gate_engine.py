@@ -181,7 +181,7 @@ def _judging(probe: Probe, *, last: bool) -> Probe:
     return msgspec.structs.replace(probe, roles=roles, aggregate=AGGREGATE)
 
 
-@pytest.fixture(scope="module", params=["eager", pytest.param("compiled", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["eager", pytest.param("compiled", marks=pytest.mark.long)])
 def house(request, model_path, source, tmp_path_factory):
     folder = tmp_path_factory.mktemp("gate")
     bundle = gated_bundle(folder, model_path, source)

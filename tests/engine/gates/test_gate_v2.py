@@ -29,7 +29,7 @@ from tests.engine.gates.test_gate_engine import (
 from tests.engine.vllm import test_runner_v2
 from tests.engine.vllm.test_accounting import BLOCK, CHUNK
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.long]
 
 BLOCKS = 13
 """Of the KV cache: too few for what runs at once, so that some requests are preempted."""

@@ -5,7 +5,6 @@ be read. Tests send functions into the process (:meth:`Engine.do`), those at the
 """
 
 import itertools
-import multiprocessing
 import os
 import time
 import traceback
@@ -18,6 +17,7 @@ import numpy as np
 
 from monitor.wire.orders import Order
 from tests.engine.conftest import Seen, Wire
+from tests.harness import warm
 
 SECONDS = 120.0
 """Until what is waited for must have come, on a machine that does other things beside."""
@@ -61,7 +61,7 @@ class Engine:
     """
 
     def __init__(self, settings: dict[str, Any], endpoint: str) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = warm.context()
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, settings, endpoint))
         self._process.start()

@@ -5,7 +5,7 @@ import pytest
 
 from tests.engine.conftest import check_scores, settings, start
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+pytestmark = [pytest.mark.vllm, pytest.mark.long]
 
 TOKENS = 8
 

@@ -4,7 +4,6 @@ One process serves one tiny model after the other, in float32, so that differenc
 """
 
 import gc
-import multiprocessing
 import os
 import traceback
 from collections.abc import Iterator, Sequence
@@ -19,12 +18,15 @@ from probes.models import identify
 from probes.models.activations import TransformersSource
 from probes.scoring.aggregate import Aggregate
 from tests.engine.conftest import Wire
+from tests.harness import warm
 from tests.models import FAMILIES, LAYERS, tiny_model
 
 pytestmark = pytest.mark.vllm
 
 TAPPED = (0, LAYERS // 2, LAYERS - 1)
 """First, middle, and last."""
+USUAL = ("llama", "gemma3")
+"""Tested with every change: the plainest, and one with sliding windows and norms behind its blocks."""
 PROMPTS = (1, 2, 7, 33, 90)
 """Lengths; longer than a page of KV cache, and than the sliding window where there is one."""
 ANSWER = 6
@@ -43,7 +45,7 @@ class Engines:
     """A process of its own that serves one model after the other."""
 
     def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = warm.context()
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs,))
         self._process.start()
@@ -138,7 +140,9 @@ def random_bundle(path: Path, model: Path, source: TransformersSource) -> Bundle
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [family if family in USUAL else pytest.param(family, marks=pytest.mark.long) for family in FAMILIES]
+)
 def test_a_layer_is_the_output_of_its_block(family, engines, wire: Wire, tmp_path):
     model = tiny_model(tmp_path / family, family)
     source = TransformersSource(model, dtype="float32")

@@ -18,7 +18,7 @@ from probes.bundle import Bundle
 from tests import models
 from tests.engine.conftest import Seen, Wire, random_bundle
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.long]
 
 SHIM = Path(__file__).parent / "v2_shim"
 LAYERS = (0, 2, models.LAYERS - 1)

@@ -1,0 +1,23 @@
+"""Imported by the fork server of :mod:`tests.harness.warm` before anything is started: vLLM, as engines run it."""
+
+import multiprocessing
+import os
+
+# Read while vLLM is imported; what else an engine's environment says is read when it starts.
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+import vllm.utils.system_utils
+
+
+def _fork() -> multiprocessing.context.BaseContext:
+    """On CPU vLLM asks for processes that import everything again; elsewhere it forks, as these do."""
+    return multiprocessing.get_context("fork")
+
+
+vllm.utils.system_utils.get_mp_context = _fork
+
+import vllm.v1.engine.core  # noqa: E402
+import vllm.v1.executor.multiproc_executor  # noqa: E402
+import vllm.v1.worker.cpu_worker  # noqa: E402, F401
+from vllm import LLM  # noqa: E402, F401
