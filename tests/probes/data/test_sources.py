@@ -154,7 +154,7 @@ DAMAGED = [
 ]
 
 
-@pytest.mark.parametrize(("concept", "name", "content", "message"), DAMAGED)
+@pytest.mark.parametrize(("concept", "name", "content", "message"), DAMAGED, ids=range(len(DAMAGED)))
 def test_a_damaged_file_is_an_error_that_names_the_line(tmp_path, concept, name, content, message):
     path = tmp_path / name
     path.parent.mkdir()
