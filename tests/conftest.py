@@ -1,20 +1,21 @@
-"""Bundles and frames that every test can make in a line."""
+"""Fixtures of all tests, and which of them may be skipped."""
 
 import os
 import signal
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from monitor.offline import engine_process
-from monitor.wire.frames import ROW, VERSION, Frame, FrameHeader, Started
-from probes.bundle import Bundle, Calibration, Evaluation, ModelIdentity, Probe, Vector, save_bundle
-from probes.scoring.aggregate import Aggregate
-from probes.scoring.roles import Markers
+from monitor.wire.frames import Frame
+from probes.bundle import Bundle
+from probes.errors import PlumbobError
+from probes.models import DEMO, resolve_model
 from tests import skips
 from tests.harness import warm
+from tests.harness.bundles import make_bundle
+from tests.harness.frames import make_frame
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers that use several threads each wait for each other; read when torch and its like are imported.
@@ -22,44 +23,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 # Whoever runs the tests in the background has SIGINT ignored, and so would have every process that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-HIDDEN = 8
-PROBES = (
-    # name, layer, roles, threshold, in the order of the score columns
-    ("harmful_intent", 1, ["user"], 2.0),
-    ("toxicity", 1, ["user", "assistant"], 1.0),
-    ("sycophancy", 2, ["assistant"], 0.5),
-)
-VECTORS = (("harmful_intent", 1), ("sycophancy", 2))
-
-
-def make_bundle(path: Path, *, min_tokens: int = 1, half_life: float = 4.0, agree: int = 1, seed: int = 0) -> Bundle:
-    """A bundle of hidden width 8 and four layers, with three probes and two vectors."""
-    random = np.random.default_rng(seed)
-    return save_bundle(
-        path,
-        version="0",
-        created="2026-01-01T00:00:00Z",
-        model=ModelIdentity(name="tiny", hidden=HIDDEN, layers=4, parts={"config": "c", "weights": "w"}),
-        markers=Markers(headers={"user": [1, 2], "assistant": [1, 3]}, terminator=[4]),
-        probes=[
-            (
-                Probe(
-                    name=name,
-                    layer=layer,
-                    roles=roles,
-                    threshold=threshold,
-                    aggregate=Aggregate(half_life=half_life, min_tokens=min_tokens, agree=agree, agree_of=agree),
-                    calibration=Calibration(0.01, 100, 1, (0.0, 0.05)),
-                    evaluation=Evaluation(50, 60, 0.9, 0.6, 0.8),
-                ),
-                random.normal(size=HIDDEN),
-                0.25,
-            )
-            for name, layer, roles, threshold in PROBES
-        ],
-        vectors=[(Vector(name, layer, hidden_norm=10.0), random.normal(size=HIDDEN)) for name, layer in VECTORS],
-    )
 
 
 @pytest.fixture
@@ -70,41 +33,6 @@ def tiny_bundle(tmp_path: Path) -> Callable[..., Bundle]:
         return make_bundle(path or tmp_path / "bundle", **options)
 
     return make
-
-
-def make_frame(
-    sequence: int = 0,
-    rows: Sequence[tuple[int, int, int, int]] = (),
-    scores: float | Sequence[Sequence[float]] = 0.0,
-    *,
-    engine: str = "engine",
-    started: Sequence[Started] = (),
-    finished: Sequence[int] = (),
-    complete: bool = False,
-    probes: int = len(PROBES),
-    acked: int = -1,
-    dropped: int = 0,
-    unscored: int = 0,
-    monotonic_ns: int = 0,
-) -> Frame:
-    """A frame of rows ``(slot, position, role, steered)``; one number for ``scores`` stands for all."""
-    header = FrameHeader(
-        version=VERSION,
-        engine=engine,
-        rank=0,
-        sequence=sequence,
-        acked=acked,
-        dropped=dropped,
-        unscored=unscored,
-        monotonic_ns=monotonic_ns,
-        rows=len(rows),
-        probes=probes,
-        complete=complete,
-        finished=list(finished),
-        started=list(started),
-    )
-    values = np.full((len(rows), probes), scores) if isinstance(scores, int | float) else np.array(scores)
-    return Frame(header, np.array(list(rows), ROW), values.astype("<f4").reshape(len(rows), probes), np.empty(0, "<i4"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -133,6 +61,24 @@ def shared_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def frame() -> Callable[..., Frame]:
     """:func:`make_frame`."""
     return make_frame
+
+
+@pytest.fixture(scope="session")
+def model_path() -> Path:
+    """The demo model's directory."""
+    pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'plumbob[cpu]'")
+    try:
+        return resolve_model(DEMO)
+    except PlumbobError as error:
+        pytest.skip(f"the demo model is not installed: {error}")
+
+
+@pytest.fixture(scope="session")
+def source(model_path):
+    """The demo model in transformers, in float32."""
+    from probes.models.activations import TransformersSource
+
+    return TransformersSource(model_path, dtype="float32")
 
 
 @pytest.hookimpl(wrapper=True)

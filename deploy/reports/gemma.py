@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from tests.models import gemma3_path
+from tests.harness.models import gemma3_path
 
 TEMPLATE = Path(__file__).parent / "gemma.jinja"
 TURNS = ["<start_of_turn>", "<end_of_turn>"]

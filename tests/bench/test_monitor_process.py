@@ -16,7 +16,7 @@ from monitor.wire.orders import Steer, Stream
 from monitor.wire.ring import StateWriter
 from probes.bundle import ModelIdentity
 from probes.scoring.roles import Role
-from tests.conftest import make_frame
+from tests.harness.frames import make_frame
 
 PROBES, HIDDEN = 4, 8
 

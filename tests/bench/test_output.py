@@ -10,7 +10,7 @@ from monitor.bench.plot import plot, require_plot
 from monitor.bench.table import tables
 from monitor.errors import PrerequisiteError
 from probes.errors import PlumbobError
-from tests.bench.results import result
+from tests.harness.benchmark_results import result
 
 
 def shown(something) -> str:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from monitor.bench.result import STOCK, Ratio, Result, median_ratio, summarise
-from tests.bench.results import result
+from tests.harness.benchmark_results import result
 
 
 def test_the_ratio_is_taken_within_rounds():

@@ -11,7 +11,7 @@ from monitor.service.config import MonitorConfig
 from monitor.sinks.audit import AuditLog, verify
 from monitor.sinks.audit.records import StopRecord
 from monitor.supervisor.serving import Serving
-from tests.cli.conftest import Running, assert_one_error
+from tests.harness.command_line import Running, assert_one_error
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 
 from monitor.engine.vllm import versions as compat
-from tests.cli.conftest import assert_one_error, vllm_is
+from tests.harness.command_line import assert_one_error, vllm_is
 
 ENGINE = {
     "one pair": (["--pairs", "1"], "1 pairs have no spread", "--pairs"),

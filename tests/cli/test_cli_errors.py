@@ -11,7 +11,8 @@ import pytest
 from monitor.ingest import LocalSource
 from probes.bundle import MANIFEST, TENSORS
 from probes.models import resolve as models
-from tests.cli.conftest import Running, assert_one_error, free_port, vllm_is
+from tests.harness.command_line import Running, assert_one_error, vllm_is
+from tests.harness.ports import free_port
 
 POLICY = """\
 version: 1

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tests.cli.conftest import Running
+from tests.harness.command_line import Running
 
 HEAVY = ("torch", "vllm", "transformers", "sklearn", "scipy")
 

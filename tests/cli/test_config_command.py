@@ -13,7 +13,7 @@ from probes.bundle import load_bundle
 from probes.bundle.keys import generate_key, load_private_key
 from probes.bundle.shipped import DEMO_BUNDLE
 from probes.bundle.signing import sign_bundle
-from tests.cli.conftest import assert_one_error
+from tests.harness.command_line import assert_one_error
 
 WITH_FLAGS = {setting.flag: setting for setting in reversed(list(settings_of(ServeConfig))) if setting.flag}
 VALUES = {"--host": "h", "--on-drift": "shadow", "--port": "8001", "--metrics-port": "9", "--grpc-port": "8"}

@@ -8,7 +8,7 @@ from monitor.errors import EngineError
 from probes.bundle import load_bundle
 from probes.bundle.shipped import DEMO_BUNDLE
 from probes.models import cache_directory
-from tests.cli.conftest import assert_one_error
+from tests.harness.command_line import assert_one_error
 
 pytest.importorskip("openai")
 

@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from monitor.cli import doctor
-from tests.cli.conftest import free_port, vllm_is
+from tests.harness.command_line import vllm_is
+from tests.harness.ports import free_port
 
 
 @pytest.fixture(autouse=True)

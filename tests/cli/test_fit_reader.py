@@ -6,7 +6,7 @@ import pytest
 
 from monitor.engine.vllm import versions as compat
 from monitor.offline.source import VllmSource
-from tests.cli.conftest import assert_one_error, vllm_is
+from tests.harness.command_line import assert_one_error, vllm_is
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -20,8 +20,9 @@ from monitor.wire.codec import decode_order
 from monitor.wire.frames import VERSION, GateEvent, GuardEvent, Hello, Started
 from monitor.wire.orders import Release, Steer
 from probes.scoring.roles import Role
-from tests.cli.conftest import assert_one_error
-from tests.conftest import make_bundle, make_frame
+from tests.harness.bundles import make_bundle
+from tests.harness.command_line import assert_one_error
+from tests.harness.frames import make_frame
 
 POLICY = """
 version: 1

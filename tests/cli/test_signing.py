@@ -14,8 +14,8 @@ from monitor.supervisor.serving import Serving
 from probes.bundle import MANIFEST, TENSORS, load_bundle
 from probes.bundle.keys import generate_key, load_private_key
 from probes.bundle.signing import SIGNATURE, sign_bundle
-from tests.cli.conftest import Running, assert_one_error
-from tests.conftest import make_bundle
+from tests.harness.bundles import make_bundle
+from tests.harness.command_line import Running, assert_one_error
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from probes.bundle.signing import sign_bundle
 from probes.data.examples import Pair
 from probes.models.chat import Message
 from probes.report.steering_page import HTML, JSON, decode
-from tests.cli.conftest import assert_one_error
-from tests.models import tiny_model
+from tests.harness.command_line import assert_one_error
+from tests.harness.models import tiny_model
 from tests.probes.conftest import one_thread  # noqa: F401  (a fixture: so small a model is slower on several threads)
 from tests.probes.evaluation.test_offline_scores import bundle_for
 

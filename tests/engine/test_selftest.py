@@ -28,7 +28,7 @@ from monitor.wire.orders import Stream
 from probes.bundle import Bundle, WorkerProbe, save_bundle
 from probes.bundle.canaries import TOLERANCE, Canaries
 from probes.fit.bundle_fit import record_canaries
-from tests.workers.networks import random_worker_probe
+from tests.harness.networks import random_worker_probe
 
 # What is compared, and with what.
 

@@ -22,8 +22,8 @@ from monitor.errors import OrderError  # noqa: E402
 from monitor.wire.orders import Act, Release, Steer  # noqa: E402
 from probes.bundle import save_bundle  # noqa: E402
 from probes.scoring.roles import Role  # noqa: E402
-from tests.conftest import make_bundle  # noqa: E402
 from tests.engine.test_taps import Decoder  # noqa: E402
+from tests.harness.bundles import make_bundle  # noqa: E402
 
 PROMPT = [1, 2, 7, 7, 7, 4, 1, 3]
 """A user's message of three tokens, and the header of the answer."""

@@ -9,7 +9,7 @@ from monitor.offline.source import VllmSource
 from probes.errors import ModelError
 from probes.fit import concept_fit
 from probes.models.activations import TransformersSource
-from tests.models import tiny_model
+from tests.harness.models import tiny_model
 from tests.probes.fit.test_bundle_fit import Reads, concepts, few_benign, fit, quick  # noqa: F401  (fixtures)
 
 pytestmark = pytest.mark.vllm

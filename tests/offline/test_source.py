@@ -8,9 +8,9 @@ from monitor.offline import source as reading
 from monitor.offline.source import VllmSource
 from probes.data.concepts import load_benign
 from probes.errors import ModelError
-from tests.engine.conftest import LAYERS, model_path, source  # noqa: F401  (fixtures)
 from tests.engine.vllm.test_accounting import LARGEST
-from tests.models import tiny_model
+from tests.harness.engines import LAYERS
+from tests.harness.models import tiny_model
 
 pytestmark = pytest.mark.vllm
 
@@ -22,13 +22,13 @@ TOKENS = 24
 
 
 @pytest.fixture(scope="module")
-def engine(model_path):  # noqa: F811
+def engine(model_path):
     with VllmSource(model_path, LAYERS, "float32", step_tokens=STEP, context=CONTEXT) as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
-def conversations(source):  # noqa: F811
+def conversations(source):
     """Forty, in no order of length."""
     encoded = [source.encode(request.messages, respond=True) for request in load_benign()[:40]]
     encoded[7] = [token for ids in encoded for token in ids][: CONTEXT - 1]
@@ -38,7 +38,7 @@ def conversations(source):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def expected(source, conversations):  # noqa: F811
+def expected(source, conversations):
     return source.read(conversations, LAYERS)
 
 
@@ -82,7 +82,7 @@ def test_nothing_is_read_of_nothing(engine):
     assert engine.respond([], TOKENS) == []
 
 
-def test_answers_are_the_greedy_ones_of_transformers(engine, source, conversations):  # noqa: F811
+def test_answers_are_the_greedy_ones_of_transformers(engine, source, conversations):
     prompts = sorted(conversations, key=len)[:6]
     told = []
     answered = engine.respond(prompts, TOKENS, lambda *step: told.append(step))
@@ -92,7 +92,7 @@ def test_answers_are_the_greedy_ones_of_transformers(engine, source, conversatio
     assert TOKENS in lengths
 
 
-def test_an_answer_ends_before_the_token_that_ends_it(engine, source):  # noqa: F811
+def test_an_answer_ends_before_the_token_that_ends_it(engine, source):
     from probes.models.chat import Message
 
     prompt = source.encode([Message("user", "What is the capital of France? Answer with one word.")], respond=True)
@@ -102,7 +102,7 @@ def test_an_answer_ends_before_the_token_that_ends_it(engine, source):  # noqa: 
     assert [answered] == source.respond([prompt], 64)
 
 
-def test_it_encodes_as_transformers_does(engine, source):  # noqa: F811
+def test_it_encodes_as_transformers_does(engine, source):
     messages = load_benign()[0].messages
     assert engine.encode(messages) == source.encode(messages)
     assert engine.encode(messages, respond=True) == source.encode(messages, respond=True)

@@ -20,8 +20,9 @@ from monitor.sinks.audit import verify
 from monitor.wire.codec import decode_order, encode_frame, encode_hello
 from monitor.wire.frames import ROW, VERSION, FrameHeader, GateEvent, Hello, Refusal
 from monitor.wire.orders import Ack
-from tests.cli.conftest import MonitorProcess, free_port
-from tests.conftest import make_bundle
+from tests.harness.bundles import make_bundle
+from tests.harness.command_line import MonitorProcess
+from tests.harness.ports import free_port
 
 DEADLINE = 60.0
 KILLS = 5

@@ -12,7 +12,7 @@ from monitor.supervisor import engine_command as commands
 from monitor.supervisor.config import ServeConfig
 from monitor.supervisor.engine_command import engine_command, engine_environment
 from monitor.supervisor.vllm_arguments import gives, require_passable, secret_in
-from tests.conftest import make_bundle
+from tests.harness.bundles import make_bundle
 
 
 @pytest.fixture

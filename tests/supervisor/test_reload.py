@@ -11,7 +11,8 @@ import urllib.request
 
 import pytest
 
-from tests.cli.conftest import Running, free_port
+from tests.harness.command_line import Running
+from tests.harness.ports import free_port
 from tests.supervisor.test_serving import SCRIPT, STUBBORN, until
 
 POLICY = """

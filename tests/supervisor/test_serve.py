@@ -20,36 +20,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from monitor.cli.listener import Listener
 from monitor.events import Intervention
-from tests.engine.conftest import bundle, model_path, random_bundle, source  # noqa: F401  (fixtures)
-
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
-
-openai = pytest.importorskip("openai", reason="the openai client is not installed")
-
-ROOT = Path(__file__).parents[2]
-
-POLICY = """\
-version: 1
-rules:
-  - name: always
-    when: {probe: random-5-0}
-    mode: enforce
-    actions:
-      - alert: {severity: critical}
-      - steer: {vector: random-0, dose: 0.3, tokens: 3}
-"""
-
-
-KEY = "s3cret"
-LITTLE_MEMORY = {"VLLM_CPU_KVCACHE_SPACE": "1"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @dataclass
 class Server:
     process: subprocess.Popen
@@ -98,7 +68,7 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(model_path, source, tmp_path_factory):  # noqa: F811
+def server(model_path, source, tmp_path_factory):
     folder = tmp_path_factory.mktemp("serve")
     firing = random_bundle(folder / "bundle", model_path, source.markers, threshold=-1e9)
     (folder / "policy.yaml").write_text(POLICY)

@@ -20,7 +20,7 @@ from probes.evaluation.offline_scores import Encoded, Scorer, Scores
 from probes.models.chat import Message
 from probes.scoring.aggregate import Aggregate
 from probes.scoring.roles import Role, RoleReader
-from tests.engine.conftest import TYPICAL, model_path, random_bundle, source  # noqa: F401  (fixtures)
+from tests.harness.engines import TYPICAL, random_bundle
 from tests.supervisor.test_serve import running_server
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
@@ -55,12 +55,12 @@ class Turn:
 
 
 @pytest.fixture(scope="module")
-def bundle(model_path, source, tmp_path_factory):  # noqa: F811
+def bundle(model_path, source, tmp_path_factory):
     return random_bundle(tmp_path_factory.mktemp("bundle") / "random", model_path, source.markers, threshold=2.0)
 
 
 @pytest.fixture(scope="module")
-def scorer(bundle, source):  # noqa: F811
+def scorer(bundle, source):
     return Scorer(bundle, source, source.tokenizer)
 
 
@@ -105,7 +105,7 @@ def asked(turn: Turn) -> Encoded:
     return replace(turn.encoded, token_ids=turn.encoded.token_ids[: turn.live.request.prompt_tokens])
 
 
-def standard_errors(source, bundle, encoded) -> np.ndarray:  # noqa: F811
+def standard_errors(source, bundle, encoded) -> np.ndarray:
     """For each probe, that of the aggregate which errs most."""
     (reading,) = source.read([encoded.token_ids.tolist()], bundle.layers)
     read = np.isin(reading.roles, [Role.USER, Role.ASSISTANT])
@@ -147,7 +147,7 @@ def test_every_token_but_the_last_was_read_once(turns, scorer, bundle):
         assert roles[len(turn.tokens) - 1] == last
 
 
-def test_peaks_are_those_of_offline_scoring(turns, scorer, bundle, source):  # noqa: F811
+def test_peaks_are_those_of_offline_scoring(turns, scorer, bundle, source):
     differences, without, swapped = [], [], []
     wanted = [score(scorer, turn.encoded if turn.ended else before_the_last(turn)) for turn in turns]
     for number, turn in enumerate(turns):
@@ -165,7 +165,7 @@ def test_peaks_are_those_of_offline_scoring(turns, scorer, bundle, source):  # n
     assert min(without[:2]) > ERRORS
 
 
-def test_a_probe_fires_live_where_it_fires_offline(turns, scorer, bundle, source):  # noqa: F811
+def test_a_probe_fires_live_where_it_fires_offline(turns, scorer, bundle, source):
     fired = []
     for turn in turns:
         scores = score(scorer, turn.encoded if turn.ended else before_the_last(turn))

@@ -24,9 +24,9 @@ from probes.fit.bundle_fit import record_canaries
 from probes.models.chat import Message
 from probes.scoring.aggregate import Aggregate, running
 from probes.scoring.roles import Role
-from tests.engine.conftest import TYPICAL, model_path, random_bundle, source  # noqa: F401  (fixtures)
+from tests.harness.engines import TYPICAL, random_bundle
+from tests.harness.networks import random_worker_probe
 from tests.supervisor.test_serve import descendants, running_server, wait_until
-from tests.workers.networks import random_worker_probe
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -49,7 +49,7 @@ errors of any direction that are as large as bfloat16's (``TYPICAL``). A live on
 mean square of what is drawn."""
 
 
-def save_with_workers(bundle: Bundle, path: Path, source, workers: list[WorkerProbe]) -> Bundle:  # noqa: F811
+def save_with_workers(bundle: Bundle, path: Path, source, workers: list[WorkerProbe]) -> Bundle:
     probes = list(zip(bundle.probes, bundle.weight, bundle.bias.tolist(), strict=True))
     return save_bundle(
         path,
@@ -65,7 +65,7 @@ def save_with_workers(bundle: Bundle, path: Path, source, workers: list[WorkerPr
 
 
 @pytest.fixture(scope="module")
-def bundle(model_path, source, tmp_path_factory) -> Bundle:  # noqa: F811
+def bundle(model_path, source, tmp_path_factory) -> Bundle:
     """Linear probes that never fire, and two networks, tested by canaries."""
     folder = tmp_path_factory.mktemp("bundle")
     plain = random_bundle(folder / "plain", model_path, source.markers, threshold=NEVER)
@@ -160,7 +160,7 @@ def worker_pids(server) -> list[int]:
 class Offline:
     """What a worker probe makes of a turn, in float32: of what the prefix cache did not have."""
 
-    def __init__(self, source, worker: WorkerProbe, turn: Turn, layer: int | None = None) -> None:  # noqa: F811
+    def __init__(self, source, worker: WorkerProbe, turn: Turn, layer: int | None = None) -> None:
         (reading,) = source.read([turn.read], [worker.probe.layer if layer is None else layer])
         mine = np.array([worker.probe.reads(Role(role)) for role in reading.roles])
         self.cached = int(mine[: turn.cached].sum())
@@ -199,7 +199,7 @@ def test_a_state_that_is_streamed_is_part_of_the_self_test(bundle, listener, tur
     assert any("self-test drift 0.0" in detail for detail in details), details
 
 
-def test_the_first_turn_is_read_whole_and_the_second_from_where_the_cache_ends(turns, source, bundle):  # noqa: F811
+def test_the_first_turn_is_read_whole_and_the_second_from_where_the_cache_ends(turns, source, bundle):
     assert turns[0].cached == 0 and turns[1].cached >= 2 * BLOCK
     for turn in turns:
         for worker in bundle.worker_probes:
@@ -212,7 +212,7 @@ def test_the_first_turn_is_read_whole_and_the_second_from_where_the_cache_ends(t
     assert all(turns[1].reading(name).unscored > 0 for name, *_ in PROBES)
 
 
-def template_tokens(source, turn: Turn) -> int:  # noqa: F811
+def template_tokens(source, turn: Turn) -> int:
     (reading,) = source.read([turn.read], [0])
     return int((~np.isin(reading.roles, [Role.USER, Role.ASSISTANT])).sum())
 
@@ -222,7 +222,7 @@ def test_cached_tokens_are_counted_with_the_reason(turns):
     assert turns[1].counted == {(name, "no_states"): turns[1].reading(name).unscored for name, *_ in PROBES}
 
 
-def test_peaks_are_those_of_offline_scoring(turns, source, bundle):  # noqa: F811
+def test_peaks_are_those_of_offline_scoring(turns, source, bundle):
     differences, elsewhere = np.empty((2, len(turns), len(bundle.worker_probes)))
     for number, turn in enumerate(turns):
         for column, worker in enumerate(bundle.worker_probes):
@@ -236,7 +236,7 @@ def test_peaks_are_those_of_offline_scoring(turns, source, bundle):  # noqa: F81
     assert elsewhere.max(axis=0).min() > ERRORS
 
 
-def test_offline_scoring_says_so_too(turns, source, bundle):  # noqa: F811
+def test_offline_scoring_says_so_too(turns, source, bundle):
     """``plumbob score`` of the first turn, of which nothing was cached."""
     (turn, _), scorer = turns, Scorer(bundle, source, source.tokenizer)
     messages = (Message("user", TURNS[0][0]), Message("assistant", source.tokenizer.decode(answer_of(turn))))
@@ -254,7 +254,7 @@ def answer_of(turn: Turn) -> list[int]:
     return turn.tokens[turn.live.request.prompt_tokens :]
 
 
-def test_a_worker_probe_fires_where_it_fires_offline(turns, source, bundle, listener):  # noqa: F811
+def test_a_worker_probe_fires_where_it_fires_offline(turns, source, bundle, listener):
     worker = bundle.worker_probes[0]
     fired = {
         event.probe_fired.request.engine_request_id: event.probe_fired

@@ -13,7 +13,7 @@ from monitor.service.config import MonitorConfig
 from monitor.supervisor.child import Child
 from monitor.supervisor.config import ServeConfig
 from monitor.supervisor.serving import _listening
-from tests.cli.conftest import Running
+from tests.harness.command_line import Running
 
 SCRIPT = """\
 import os, sys

@@ -23,7 +23,8 @@ from monitor.workers import WorkerPool
 from probes.bundle import Bundle, Calibration, Evaluation, Probe, WorkerProbe, save_bundle
 from probes.scoring.aggregate import Aggregate
 from probes.scoring.multimax import MultiMax
-from tests.conftest import HIDDEN, PROBES, make_bundle, make_frame
+from tests.harness.bundles import HIDDEN, PROBES, make_bundle
+from tests.harness.frames import make_frame
 
 WORKER_PROBES = (
     # name, layer, roles, threshold, aggregate

@@ -18,7 +18,7 @@ from monitor.wire.frames import Hello, Started, StateBlock
 from monitor.wire.orders import Act, Steer, Stream
 from probes.scoring.aggregate import running
 from probes.scoring.roles import Role
-from tests.conftest import HIDDEN
+from tests.harness.bundles import HIDDEN
 from tests.workers.conftest import LAYERS, LINEAR, WORKER_PROBES, Engine, by_probe, rows_of
 
 USER, ASSISTANT, TEMPLATE = Role.USER, Role.ASSISTANT, Role.TEMPLATE
@@ -430,7 +430,7 @@ def test_nothing_of_it_is_imported_where_no_probe_needs_it(tmp_path):
     script = f"""
 import sys
 from pathlib import Path
-from tests.conftest import make_bundle
+from tests.harness.bundles import make_bundle
 from monitor.service import process
 from monitor.ingest import MemorySource
 from monitor.policy import default_policy

@@ -9,7 +9,7 @@ from monitor.engine.settings import ENVIRONMENT, Wanted, inherited, take_over
 from monitor.service.config import MonitorConfig
 from monitor.supervisor.config import ServeConfig
 from monitor.supervisor.engine_command import STREAM_BYTES, additional_config
-from tests.conftest import HIDDEN, make_bundle
+from tests.harness.bundles import HIDDEN, make_bundle
 from tests.workers.conftest import LAYERS
 
 

@@ -17,7 +17,7 @@ from monitor.workers import WorkerPool, queue
 from monitor.workers import pool as pools
 from probes.scoring.aggregate import running
 from probes.scoring.roles import Role
-from tests.conftest import HIDDEN
+from tests.harness.bundles import HIDDEN
 from tests.workers.conftest import LAYERS, WORKER_PROBES, by_probe, make_worker_bundle, rows_of
 from tests.workers.readers import EXIT, RAISE, SHAPE, SLEEP
 

@@ -11,7 +11,7 @@ from monitor.api.service import MonitorService
 from monitor.telemetry import MonitorCollector
 from monitor.v1.monitor_service_pb2 import ListProbesRequest
 from probes.scoring.roles import Role
-from tests.conftest import HIDDEN
+from tests.harness.bundles import HIDDEN
 from tests.workers.conftest import LAYERS, LINEAR, WORKER_PROBES, rows_of
 
 NAMES = [name for name, *_ in WORKER_PROBES]

@@ -26,7 +26,7 @@ from monitor.workers.messages import (
 )
 from monitor.workers.rings import Rings
 from monitor.workers.scoring import Scoring
-from tests.conftest import HIDDEN
+from tests.harness.bundles import HIDDEN
 from tests.workers.conftest import names
 from tests.workers.readers import Summing
 

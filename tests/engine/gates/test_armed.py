@@ -21,7 +21,7 @@ from monitor.service.monitor import Monitor
 from monitor.sinks import MemorySink
 from monitor.wire.frames import VERSION, Hello
 from monitor.wire.orders import Act, Arm, Disarm, Stream
-from tests.conftest import make_bundle
+from tests.harness.bundles import make_bundle
 
 STEER = SteerAction(Steering("sycophancy", dose=-0.2, gate=Gate()))
 OURS = Policy("policy.yaml", "b" * 64, (Rule("flattery", "sycophancy", (), "enforce", (STEER,)),))

@@ -11,8 +11,9 @@ from monitor.wire.frames import Frame
 from monitor.wire.orders import Act, Arm, Disarm
 from probes.bundle import Bundle, Probe, save_bundle
 from probes.scoring.aggregate import Aggregate, running
-from tests.engine.conftest import LAYERS, Seen, Wire, random_bundle, settings, start
 from tests.engine.vllm.test_accounting import BLOCK, CHUNK, LARGEST
+from tests.harness.engines import LAYERS, random_bundle, settings, start
+from tests.harness.wire import Seen, Wire
 
 pytest.importorskip("torch")
 

@@ -8,7 +8,6 @@ The tests are those of :mod:`tests.engine.gates.test_gate_engine`, run on anothe
 import pytest
 
 from probes.data.concepts import load_benign
-from tests import models
 from tests.engine.gates.test_gate_engine import (
     House,
     Listener,
@@ -28,6 +27,7 @@ from tests.engine.gates.test_gate_engine import (
 )
 from tests.engine.vllm import test_runner_v2
 from tests.engine.vllm.test_accounting import BLOCK, CHUNK
+from tests.harness import models
 
 pytestmark = [pytest.mark.vllm, pytest.mark.long]
 

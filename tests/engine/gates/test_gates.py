@@ -21,9 +21,9 @@ from monitor.wire.orders import Act, Arm, Steer  # noqa: E402
 from probes.errors import PlumbobError  # noqa: E402
 from probes.scoring.aggregate import Aggregate  # noqa: E402
 from probes.scoring.roles import Role  # noqa: E402
-from tests.conftest import make_bundle  # noqa: E402
 from tests.engine.ops.test_gate import Settings, clear, model  # noqa: E402
 from tests.engine.test_taps import HIDDEN, Decoder  # noqa: E402
+from tests.harness.bundles import make_bundle  # noqa: E402
 
 PROMPT = [1, 2, 7, 7, 7, 4, 1, 3]
 """A user's message of three tokens, and the header of the answer."""

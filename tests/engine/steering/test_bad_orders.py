@@ -32,8 +32,8 @@ from monitor.wire.codec import decode_order  # noqa: E402
 from monitor.wire.frames import VERSION, Hello, Refusal  # noqa: E402
 from monitor.wire.orders import Act, Steer, Stop, Stream  # noqa: E402
 from probes.scoring.roles import Role  # noqa: E402
-from tests.conftest import make_frame  # noqa: E402
 from tests.engine.steering.test_caps import CAP, ONE, OTHER, House, add, arm, bundle  # noqa: E402, F401
+from tests.harness.frames import make_frame  # noqa: E402
 
 RULE = "civil:sycophancy:-0.2"
 """What the policy's rule orders has this id."""

@@ -20,9 +20,9 @@ from monitor.engine.taps import Taps  # noqa: E402
 from monitor.errors import OrderError  # noqa: E402
 from monitor.wire.orders import Act, Admission, Arm, Release, Steer  # noqa: E402
 from probes.bundle import Bundle, save_bundle  # noqa: E402
-from tests.conftest import make_bundle  # noqa: E402
 from tests.engine.gates.test_gates import PROMPT, ROWS  # noqa: E402
 from tests.engine.test_taps import Decoder  # noqa: E402
+from tests.harness.bundles import make_bundle  # noqa: E402
 
 CAP = 0.5
 ONE, OTHER = "harmful_intent", "sycophancy"

@@ -13,7 +13,8 @@ from monitor.sinks.audit import AuditLog, verify
 from monitor.wire.codec import encode_ack
 from monitor.wire.frames import Frame
 from monitor.wire.orders import Act, Arm, Disarm, Steer
-from tests.engine.conftest import LAYERS, Seen, Wire, random_bundle, settings, start
+from tests.harness.engines import LAYERS, random_bundle, settings, start
+from tests.harness.wire import Seen, Wire
 
 pytest.importorskip("torch")
 

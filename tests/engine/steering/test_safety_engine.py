@@ -17,8 +17,9 @@ from monitor.sinks import MemorySink
 from monitor.wire.codec import encode_ack
 from monitor.wire.orders import Act, Arm, Disarm, Steer
 from probes.bundle import save_bundle
-from tests.engine.conftest import Wire, random_bundle, settings, start
-from tests.models import tiny_model
+from tests.harness.engines import random_bundle, settings, start
+from tests.harness.models import tiny_model
+from tests.harness.wire import Wire
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 

@@ -21,10 +21,10 @@ from probes.models.chat import Message
 from probes.scoring.aggregate import Aggregate, running
 from probes.scoring.roles import Role
 from probes.steering import NOTHING, Operation, steer
-from tests.engine.conftest import random_bundle, settings
-from tests.engine.steering.inside import Ask, Engine, Told, clear_slots, generate, left, order, protect
-from tests.models import tiny_model
-from tests.probes.conftest import CORPUS
+from tests.harness.engines import random_bundle, settings
+from tests.harness.models import tiny_model
+from tests.harness.stepped import Ask, Engine, Told, clear_slots, generate, left, order, protect
+from tests.harness.tokenizers import CORPUS
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 

@@ -18,9 +18,11 @@ from monitor.wire.codec import encode_ack
 from monitor.wire.frames import Refusal
 from monitor.wire.orders import Act, Admission, Arm, Disarm, Release, Steer, Stop, Stream
 from probes.bundle import save_bundle
-from tests.cli.conftest import Running, free_port
-from tests.engine.conftest import Seen, Wire, random_bundle
-from tests.models import tiny_model
+from tests.harness.command_line import Running
+from tests.harness.engines import random_bundle
+from tests.harness.models import tiny_model
+from tests.harness.ports import free_port
+from tests.harness.wire import Seen, Wire
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 

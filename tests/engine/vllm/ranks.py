@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from monitor.wire.orders import Act, Steer
-from tests.engine.conftest import Wire
+from tests.harness.wire import Wire
 
 TOKENS = 120
 

@@ -15,8 +15,9 @@ from monitor.wire.orders import Stream
 from monitor.wire.ring import StateReader
 from probes.data.concepts import load_benign
 from probes.models import DEMO, resolve_model
-from tests.engine.conftest import Seen, Wire, random_bundle, settings, start
-from tests.models import gemma3_path
+from tests.harness.engines import random_bundle, settings, start
+from tests.harness.models import gemma3_path
+from tests.harness.wire import Seen, Wire
 
 pytestmark = pytest.mark.vllm
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.engine.conftest import check_scores, settings, start
+from tests.harness.engines import check_scores, settings, start
 
 pytestmark = [pytest.mark.vllm, pytest.mark.long]
 

@@ -6,7 +6,8 @@ import pytest
 
 from monitor.wire.orders import Act, Release, Steer
 from probes.scoring.roles import Role
-from tests.engine.conftest import Seen, Wire, check_scores, settings, start
+from tests.harness.engines import check_scores, settings, start
+from tests.harness.wire import Seen, Wire
 
 pytestmark = pytest.mark.vllm
 

@@ -17,9 +17,9 @@ from probes.bundle import Bundle, Calibration, Evaluation, Probe, save_bundle
 from probes.models import identify
 from probes.models.activations import TransformersSource
 from probes.scoring.aggregate import Aggregate
-from tests.engine.conftest import Wire
 from tests.harness import warm
-from tests.models import FAMILIES, LAYERS, tiny_model
+from tests.harness.models import FAMILIES, LAYERS, tiny_model
+from tests.harness.wire import Wire
 
 pytestmark = pytest.mark.vllm
 

@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 
-from tests.engine.conftest import random_bundle, settings
 from tests.engine.test_selftest import with_canaries
 from tests.engine.vllm.ranks import TOKENS
-from tests.models import tiny_model
-from tests.workers.networks import random_worker_probe
+from tests.harness.engines import random_bundle, settings
+from tests.harness.models import tiny_model
+from tests.harness.networks import random_worker_probe
 
 pytestmark = pytest.mark.vllm
 

@@ -15,8 +15,9 @@ from monitor.offline.engine_process import Arm
 from monitor.wire.frames import Frame
 from monitor.wire.orders import Act, Steer, Stream
 from probes.bundle import Bundle
-from tests import models
-from tests.engine.conftest import Seen, Wire, random_bundle
+from tests.harness import models
+from tests.harness.engines import random_bundle
+from tests.harness.wire import Seen, Wire
 
 pytestmark = [pytest.mark.vllm, pytest.mark.long]
 

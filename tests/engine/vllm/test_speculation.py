@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tests.engine.conftest import random_bundle, settings, start
-from tests.models import tiny_model
+from tests.harness.engines import random_bundle, settings, start
+from tests.harness.models import tiny_model
 
 pytestmark = pytest.mark.vllm
 

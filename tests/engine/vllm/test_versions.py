@@ -8,7 +8,7 @@ import pytest
 
 from monitor.engine.vllm import versions
 from monitor.errors import EngineError, PrerequisiteError
-from tests.models import tiny_model
+from tests.harness.models import tiny_model
 
 NGRAM = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}
 READ = {

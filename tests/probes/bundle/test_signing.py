@@ -20,7 +20,7 @@ from probes.bundle import MANIFEST, TENSORS, load_bundle, signing
 from probes.bundle.keys import fingerprint, generate_key, load_private_key, load_public_key, public_path
 from probes.bundle.signing import CLOCK_SKEW, SIGNATURE, Signature, require_signature, sign_bundle
 from probes.errors import BundleError
-from tests.conftest import make_bundle
+from tests.harness.bundles import make_bundle
 
 MADE = datetime(2026, 1, 1, tzinfo=UTC)
 """When the bundles of these tests were made."""

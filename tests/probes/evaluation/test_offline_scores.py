@@ -24,7 +24,7 @@ from probes.models.chat import Message, find_markers
 from probes.scoring.aggregate import Aggregate, running
 from probes.scoring.multimax import MultiMax
 from probes.scoring.roles import Role, RoleReader
-from tests.conftest import make_frame
+from tests.harness.frames import make_frame
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -9,7 +9,7 @@ from probes.errors import ModelError
 from probes.models.activations import TransformersSource, _alike
 from probes.models.chat import Message
 from probes.scoring.roles import Role, RoleReader
-from tests.models import tiny_model
+from tests.harness.models import tiny_model
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -8,7 +8,7 @@ import pytest
 from probes.errors import ModelError, PlumbobError
 from probes.models.chat import Message, encode, find_markers
 from probes.scoring.roles import Role, RoleReader
-from tests.probes.conftest import CHATML, make_tokenizer
+from tests.harness.tokenizers import CHATML, make_tokenizer
 
 LLAMA_3 = """\
 {{ '<|begin|>' }}{% for message in messages %}\

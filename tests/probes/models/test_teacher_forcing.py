@@ -7,7 +7,7 @@ from probes.errors import ModelError
 from probes.models.activations import TransformersSource
 from probes.models.teacher_forcing import Prompt, log_likelihoods
 from probes.steering.edit import Edit
-from tests.models import tiny_model as model_of
+from tests.harness.models import tiny_model as model_of
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

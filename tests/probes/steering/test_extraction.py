@@ -30,7 +30,7 @@ from probes.steering.extraction import (
     to_file,
 )
 from probes.steering.rewrite import require_room, with_vector
-from tests.conftest import HIDDEN, make_bundle
+from tests.harness.bundles import HIDDEN, make_bundle
 from tests.probes.evaluation.test_offline_scores import bundle_for
 
 pytest.importorskip("torch")

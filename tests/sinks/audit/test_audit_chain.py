@@ -18,7 +18,7 @@ from monitor.sinks.audit import verification, verify
 from monitor.sinks.audit.chain import START, Head, is_torn, opening, seal, unseal
 from monitor.sinks.audit.records import TornRecord
 from monitor.sinks.audit.verification import _verify
-from tests.sinks.audit.conftest import about_engine, lines_of
+from tests.harness.audit_lines import about_engine, lines_of
 
 LATER = datetime(2026, 1, 3, tzinfo=UTC)
 LINES = lines_of(8)

@@ -20,7 +20,7 @@ from monitor.sinks.audit import AuditLog, require_log, verify
 from monitor.sinks.audit import file as log_file
 from monitor.sinks.audit import log as log_module
 from monitor.sinks.audit.records import EventRecord, StopRecord
-from tests.sinks.audit.conftest import about_engine, kinds, lines_of
+from tests.harness.audit_lines import about_engine, kinds, lines_of
 
 
 def record(number: int = 0) -> EventRecord:

@@ -16,8 +16,8 @@ import msgspec
 import numpy as np
 
 from monitor.wire.orders import Order
-from tests.engine.conftest import Seen, Wire
 from tests.harness import warm
+from tests.harness.wire import Seen, Wire
 
 SECONDS = 120.0
 """Until what is waited for must have come, on a machine that does other things beside."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from probes.models import cache_directory, unpack_gguf
-from tests.probes.conftest import CHATML, make_tokenizer
+from tests.harness.tokenizers import CHATML, make_tokenizer
 
 LAYERS = 4
 

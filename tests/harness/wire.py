@@ -1,0 +1,89 @@
+"""The monitor's end of an engine's sockets, by hand."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import zmq
+
+from monitor.offline.engine_process import Answer, Arm
+from monitor.wire.codec import decode, encode_order
+from monitor.wire.frames import Frame, Hello, Started
+from monitor.wire.orders import Order
+
+
+@dataclass
+class Seen:
+    """What frames told of one request."""
+
+    started: Started
+    positions: list[int] = field(default_factory=list)
+    scores: list[np.ndarray] = field(default_factory=list)
+    roles: list[int] = field(default_factory=list)
+    steered: list[int] = field(default_factory=list)
+    finished: bool = False
+
+
+class Wire:
+    """The monitor's end: collects what an engine sends, and orders it about."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._context = zmq.Context()
+        self._router = self._context.socket(zmq.ROUTER)
+        self._router.bind(endpoint)
+        self.endpoint = endpoint
+        self.engine = ""
+        self.hello: Hello | None = None
+        self.sequences: list[int] = []
+        self.slots: dict[int, Seen] = {}
+        self.requests: list[Seen] = []
+
+    def pump(self, seconds: float = 0.0) -> None:
+        """Read what has come, waiting for the first message."""
+        while self._router.poll(int(seconds * 1000)):
+            _, *parts = self._router.recv_multipart()
+            message = decode(parts)
+            if isinstance(message, Hello):
+                self.engine, self.hello = message.engine, message
+            else:
+                self._frame(message)
+            seconds = 0.0
+
+    def order(self, order: Order) -> None:
+        self._router.send_multipart([f"{self.engine}/core".encode(), *encode_order(order)])
+
+    def run(self, arm: Arm, prompts, tokens: int, act: Callable[["Wire", list[Seen]], None] | None = None, **options):
+        """Generate a batch, calling ``act`` after every read; the answer, and what was seen in the prompts' order."""
+        before = len(self.requests)
+        arm.ask(prompts, tokens, **options)
+        deadline = time.monotonic() + 120
+        while not (
+            len(self.requests) - before == len(prompts) and all(seen.finished for seen in self.requests[before:])
+        ):
+            assert time.monotonic() < deadline, "the engine did not finish"
+            self.pump(0.02)
+            if act is not None:
+                act(self, self.requests[before:])
+        answer: Answer = arm.answer()
+        seen = sorted(self.requests[before:], key=lambda seen: int(seen.started.request_id))
+        return answer, seen
+
+    def _frame(self, frame: Frame) -> None:
+        self.sequences.append(frame.header.sequence)
+        for slot in frame.header.finished:
+            self.slots.pop(slot).finished = True
+        for started in frame.header.started:
+            if started.slot not in self.slots:
+                self.slots[started.slot] = Seen(started)
+                self.requests.append(self.slots[started.slot])
+        for row, scores in zip(frame.rows, frame.scores, strict=True):
+            seen = self.slots[int(row["slot"])]
+            seen.positions.append(int(row["position"]))
+            seen.roles.append(int(row["role"]))
+            seen.steered.append(int(row["steered"]))
+            seen.scores.append(scores)
+
+    def close(self) -> None:
+        self._router.close(linger=0)
+        self._context.term()
