@@ -10,12 +10,19 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from monitor.wire.orders import Order
+from monitor.ingest import Arrival, MemorySource, read_arrival
+from monitor.policy import Policy
+from monitor.service.monitor import Monitor
+from monitor.sinks import MemorySink
+from monitor.wire.frames import Refusal
+from monitor.wire.orders import Disarm, Order
+from probes.bundle import load_bundle
 from tests.harness import warm
 from tests.harness.wire import Seen, Wire
 
@@ -49,6 +56,19 @@ class Told:
     """Of the whole vocabulary, ``(tokens, vocabulary)``."""
     cached: int
     """Tokens of the prompt that came from the prefix cache."""
+    seen: Seen
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A request's answer as its client gets it, and what was told of it."""
+
+    ids: list[int]
+    text: str
+    logprobs: list[float]
+    """Of each token."""
+    ended: tuple[str | None, int | str | None]
+    """Reasons to finish and to stop."""
     seen: Seen
 
 
@@ -98,12 +118,17 @@ class Inside:
         (runner,) = self.llm.llm_engine.collective_rpc(lambda worker: worker.model_runner)
         self.tap = runner.plumbob_tap
         self.names = map(str, itertools.count())
+        self.relayed = 0
+        """Orders of a monitor that this step has led to."""
         self.until(lambda: self.wire.engine and not self.tap.exporter._away)
 
     def step(self) -> list[Any]:
-        """One step, and the monitor's end has read of it."""
-        outputs, exporter = self.llm.llm_engine.step(), self.tap.exporter
+        """One step; the monitor's end has read of it, and what it orders then rides with the next."""
+        waiting, exporter = self.scheduler.plumbob_inbox._orders, self.tap.exporter
+        outputs = self.llm.llm_engine.step()
+        expected, self.relayed = waiting.qsize(), 0
         self.until(lambda: [*self.wire.sequences[-1:], -1][0] == exporter._sequence - 1)
+        self.until(lambda: waiting.qsize() == expected + self.relayed)
         return outputs
 
     def order(self, *orders: Order) -> None:
@@ -126,6 +151,10 @@ def _serve(pipe: Any, settings: dict[str, Any], endpoint: str) -> None:
     # The engine core and the worker in this process as well; so small a model is slower on several threads.
     os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="WARNING", OMP_NUM_THREADS="1")
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    import torch
+
+    # The fork server has read OMP_NUM_THREADS long ago.
+    torch.set_num_threads(1)
     inside = None
     while True:
         try:
@@ -177,6 +206,93 @@ def generate(inside: Inside, asks: Sequence[Ask], fresh: bool = False) -> list[T
     inside.step()
     seen = _seen(inside, asked)
     return [_told(ask, outputs[name], seen[name]) for name, ask in asked.items()]
+
+
+def answers(
+    inside: Inside,
+    prompts: Sequence[list[int]],
+    tokens: int,
+    orders: Sequence[Order] = (),
+    after: int = 10,
+) -> list[Answer]:
+    """Serve requests greedily and beyond the end of sequence.
+
+    Args:
+        inside: The engine.
+        prompts: Of all requests, which are served at once.
+        tokens: The most of each answer.
+        orders: Arrive between the step with which the last request has ``after`` tokens and the one behind it; those
+            that name no request are for that one.
+        after: See ``orders``.
+    """
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True, logprobs=1)
+    names = list(itertools.islice(inside.names, len(prompts)))
+    for name, prompt in zip(names, prompts, strict=True):
+        inside.llm.llm_engine.add_request(name, {"prompt_token_ids": prompt}, sampling)
+    outputs: dict[str, Any] = {}
+    while inside.llm.llm_engine.has_unfinished_requests():
+        outputs |= {output.request_id: output.outputs[0] for output in inside.step()}
+        if orders and names[-1] in outputs and len(outputs[names[-1]].token_ids) == after:
+            key = _seen(inside, names)[names[-1]].started.engine_request_id
+            inside.order(*(_about(order, key) for order in orders))
+            orders = ()
+    # Who has ended is told with the step after.
+    inside.step()
+    seen = _seen(inside, names)
+    return [
+        Answer(
+            list(output.token_ids),
+            output.text,
+            [step[token].logprob for token, step in zip(output.token_ids, output.logprobs, strict=True)],
+            (output.finish_reason, output.stop_reason),
+            seen[name],
+        )
+        for name, output in ((name, outputs[name]) for name in names)
+    ]
+
+
+def _about(order: Order, key: str) -> Order:
+    named = getattr(order, "engine_request_id", None)
+    return msgspec.structs.replace(order, engine_request_id=key) if named == "" else order
+
+
+def refusals(inside: Inside) -> list[Refusal]:
+    """What the engine has refused since its start."""
+    return [refusal for _, refusal in sorted(inside.wire.refused.items())]
+
+
+def begin_monitoring(inside: Inside, bundle: Path, policy: Policy) -> None:
+    """Have a monitor read each step's frame, and its orders ride with the next step."""
+    source, inside.sink = MemorySource(), MemorySink()
+    inside.monitor = Monitor(load_bundle(bundle), policy, source, sinks=[inside.sink])
+
+    def relay(identity: bytes, parts: list[bytes]) -> None:
+        inside.monitor.receive(read_arrival(identity, parts))
+        for receiver, message in source.sent:
+            inside.wire.send(receiver, message)
+            inside.relayed += receiver.endswith(b"/core")
+        source.sent.clear()
+
+    inside.wire.relay = relay
+    # The engine said HELLO before.
+    inside.monitor.receive(Arrival(f"{inside.wire.engine}/core".encode(), inside.wire.hello))
+    waiting, expected = inside.scheduler.plumbob_inbox._orders, len(source.sent)
+    for receiver, message in source.sent:
+        inside.wire.send(receiver, message)
+    source.sent.clear()
+    inside.until(lambda: waiting.qsize() == expected)
+
+
+def end_monitoring(inside: Inside) -> list[Any]:
+    """Disarm the monitor's gates, and let it go; its events."""
+    inside.wire.relay = lambda identity, parts: None
+    inside.monitor.close()
+    inside.order(*map(Disarm, inside.wire.hello.armed))
+    # Orders ride with a step.
+    answers(inside, [[1, 2]], 1)
+    return inside.sink.events
 
 
 def order(inside: Inside, *orders: Order) -> None:

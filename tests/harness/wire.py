@@ -4,12 +4,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 import zmq
 
 from monitor.offline.engine_process import Answer, Arm
-from monitor.wire.codec import decode, encode_order
-from monitor.wire.frames import Frame, Hello, Started
+from monitor.wire.codec import decode, encode_ack, encode_order
+from monitor.wire.frames import Frame, Hello, Refusal, Started
 from monitor.wire.orders import Order
 
 
@@ -38,20 +39,27 @@ class Wire:
         self.sequences: list[int] = []
         self.slots: dict[int, Seen] = {}
         self.requests: list[Seen] = []
+        self.refused: dict[int, Refusal] = {}
+        self.relay: Callable[[bytes, list[bytes]], None] = lambda identity, parts: None
+        """Called with each message, after it was read, with its sender's routing id."""
 
     def pump(self, seconds: float = 0.0) -> None:
         """Read what has come, waiting for the first message."""
         while self._router.poll(int(seconds * 1000)):
-            _, *parts = self._router.recv_multipart()
+            identity, *parts = self._router.recv_multipart()
             message = decode(parts)
             if isinstance(message, Hello):
                 self.engine, self.hello = message.engine, message
             else:
                 self._frame(message)
+            self.relay(identity, parts)
             seconds = 0.0
 
+    def send(self, identity: bytes, parts: list[bytes]) -> None:
+        self._router.send_multipart([identity, *parts])
+
     def order(self, order: Order) -> None:
-        self._router.send_multipart([f"{self.engine}/core".encode(), *encode_order(order)])
+        self.send(f"{self.engine}/core".encode(), encode_order(order))
 
     def run(self, arm: Arm, prompts, tokens: int, act: Callable[["Wire", list[Seen]], None] | None = None, **options):
         """Generate a batch, calling ``act`` after every read; the answer, and what was seen in the prompts' order."""
@@ -83,7 +91,29 @@ class Wire:
             seen.roles.append(int(row["role"]))
             seen.steered.append(int(row["steered"]))
             seen.scores.append(scores)
+        self.refused |= {refusal.number: refusal for refusal in frame.header.refused}
 
     def close(self) -> None:
         self._router.close(linger=0)
         self._context.term()
+
+
+class ConfirmingWire(Wire):
+    """Confirms what it has read, and makes do with frames that were lost on their way."""
+
+    act: Callable[[], None] = staticmethod(lambda: None)
+    """Called with each frame: an engine this small may make more of them before the last is read."""
+
+    def _frame(self, frame: Frame) -> None:
+        if frame.header.complete:
+            # What lost frames told of who had ended.
+            in_flight = {(started.slot, started.engine_request_id) for started in frame.header.started}
+            for slot, seen in list(self.slots.items()):
+                if (slot, seen.started.engine_request_id) not in in_flight:
+                    self.slots.pop(slot).finished = True
+        for refusal in frame.header.refused:
+            assert self.refused.get(refusal.number, refusal) == refusal
+        known = [slot for slot in frame.header.finished if slot in self.slots]
+        super()._frame(msgspec.structs.replace(frame, header=msgspec.structs.replace(frame.header, finished=known)))
+        self.send(f"{self.engine}/rank0".encode(), encode_ack(frame.header.sequence))
+        self.act()

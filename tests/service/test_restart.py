@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import zmq
 
-from monitor.engine.outbox import Unconfirmed
+from monitor.engine.outbox import Outbox
 from monitor.sinks.audit import verify
 from monitor.wire.codec import decode_order, encode_frame, encode_hello
 from monitor.wire.frames import ROW, VERSION, FrameHeader, GateEvent, Hello, Refusal
@@ -33,7 +33,7 @@ class Engine:
 
     def __init__(self, endpoint: str, digest: str, probes: int) -> None:
         self.hello, self.probes = Hello(VERSION, "engine", "tiny", digest, "0.32.0", gates=1, armed=[]), probes
-        self.gates, self.refusals = Unconfirmed[GateEvent](4096, 64, 256), Unconfirmed[Refusal](4096, 64, 256)
+        self.gates, self.refusals = Outbox[GateEvent](4096, 64, 256), Outbox[Refusal](4096, 64, 256)
         self.decided = self.waiting = 0
         self.deciding = threading.Event()
         self._stop = threading.Event()

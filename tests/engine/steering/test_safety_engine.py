@@ -1,7 +1,5 @@
 """A real engine and a real monitor: leases that outlive the monitor, doses that come together, and failing closed."""
 
-import asyncio
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,17 +7,11 @@ from contextlib import contextmanager
 import msgspec
 import pytest
 
-from monitor.events import EngineChanged, Intervention, Ordered
-from monitor.ingest import LocalSource
-from monitor.policy import Gate, Policy, Rule, SteerAction, Steering, StopAction
-from monitor.service.monitor import Monitor
-from monitor.sinks import MemorySink
-from monitor.wire.codec import encode_ack
 from monitor.wire.orders import Act, Arm, Disarm, Steer
 from probes.bundle import save_bundle
 from tests.harness.engines import random_bundle, settings, start
 from tests.harness.models import tiny_model
-from tests.harness.wire import Wire
+from tests.harness.wire import ConfirmingWire
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 
@@ -36,25 +28,7 @@ PATIENCE = 150.0
 """Seconds that anything may take on a machine that does other things beside."""
 
 
-class Listener(Wire):
-    """Collects refusals as well, and confirms what it has read."""
-
-    def __init__(self, endpoint: str) -> None:
-        super().__init__(endpoint)
-        self.refused: dict[int, object] = {}
-
-    def _frame(self, frame) -> None:
-        if frame.header.complete:
-            # Frames were lost on their way, and what they told of who had ended.
-            in_flight = {(started.slot, started.engine_request_id) for started in frame.header.started}
-            for slot, seen in list(self.slots.items()):
-                if (slot, seen.started.engine_request_id) not in in_flight:
-                    self.slots.pop(slot).finished = True
-        known = [slot for slot in frame.header.finished if slot in self.slots]
-        super()._frame(msgspec.structs.replace(frame, header=msgspec.structs.replace(frame.header, finished=known)))
-        self.refused |= {refusal.number: refusal for refusal in frame.header.refused}
-        self._router.send_multipart([f"{self.engine}/rank0".encode(), *encode_ack(frame.header.sequence)])
-
+class Listener(ConfirmingWire):
     def answering(self, prompt: list[int]) -> str:
         """The key of the request of that prompt, once it has answered five tokens; empty before."""
         for seen in self.requests:
@@ -173,70 +147,3 @@ def test_an_order_and_a_gate_come_together_to_no_more_than_the_cap(house):
         assert "comes to a dose of 1.6, over the cap of 1.2" in told.reason
         wire.order(Disarm("g"))
         house.step(wire)
-
-
-def test_a_rule_that_fails_closed_stops_the_generation_that_the_engine_does_not_steer(house):
-    """One rule's gate leaves no room for what another orders."""
-    gate = SteerAction(Steering("random-0", dose=DOSE, gate=Gate(threshold=1e9)))
-    order = SteerAction(Steering("random-0", dose=DOSE), StopAction(MESSAGE))
-    rules = (
-        Rule("gated", house.bundle.probes[0].name, (), "enforce", (gate,)),
-        Rule("ordered", house.bundle.probes[1].name, (), "enforce", (order,)),
-    )
-    sink = MemorySink()
-    with monitoring(house, Policy("policy.yaml", "a" * 64, rules), sink):
-        house.until(lambda: time.sleep(0.05) or any(isinstance(event, EngineChanged) for event in sink.events))
-        for _ in range(5):
-            told = len(stops(sink))
-            tokens = house.arm.generate([house.prompt], LONG).tokens[0]
-            # Where the answer was over before the refusal was read, nothing is stopped.
-            deadline = time.monotonic() + 10
-            while len(stops(sink)) == told and time.monotonic() < deadline:
-                time.sleep(0.05)
-            if len(stops(sink)) > told and len(tokens) < LONG:
-                break
-        else:
-            # Frames of the first answer may be lost while the engine connects to this monitor; not those of five.
-            assert stops(sink), "none of five generations was stopped"
-            pytest.skip("this machine generates faster than it tells: no order came before the answer's end")
-    assert house.tokenizer.decode(tokens, skip_special_tokens=True).endswith(MESSAGE)
-    assert {event.rule for event in stops(sink)} == {"ordered"}
-    assert all(event.sent and "fails closed" in event.reason for event in stops(sink))
-    refused = [event for event in sink.events if isinstance(event, Ordered) and event.result == "refused"]
-    steered = [event for event in refused if event.kind == "steer"]
-    ended = [event for event in steered if event.reason.endswith("has ended.")]
-    # Orders that came too late stopped nothing; every other was refused for the cap.
-    assert not {event.request.engine_request_id for event in ended} & {
-        event.request.engine_request_id for event in stops(sink)
-    }
-    capped = [event.reason for event in steered if event not in ended]
-    assert capped and all("over the cap of 1.2" in reason for reason in capped)
-
-
-def stops(sink: MemorySink) -> list[Intervention]:
-    return [event for event in sink.events if isinstance(event, Intervention) and event.operation == "stop"]
-
-
-@contextmanager
-def monitoring(house: House, policy: Policy, sink: MemorySink) -> Iterator[None]:
-    """A monitor on the engine's socket, on a thread of its own."""
-    done = threading.Event()
-
-    async def serve() -> None:
-        monitor = Monitor(house.bundle, policy, LocalSource(house.endpoint), sinks=[sink])
-        running = asyncio.create_task(monitor.run())
-        try:
-            while not done.is_set():
-                assert not running.done()
-                await asyncio.sleep(0.02)
-        finally:
-            running.cancel()
-            monitor.close()
-
-    thread = threading.Thread(target=asyncio.run, args=(serve(),))
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join(PATIENCE)

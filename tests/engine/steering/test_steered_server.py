@@ -1,4 +1,4 @@
-"""A real server over HTTP: requests that ask to be steered, orders that are refused, generations that are stopped."""
+"""A real server over HTTP: requests that ask to be steered, and gates that outlive their monitor."""
 
 import json
 import signal
@@ -14,15 +14,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from monitor.wire.codec import encode_ack
-from monitor.wire.frames import Refusal
-from monitor.wire.orders import Act, Admission, Arm, Disarm, Release, Steer, Stop, Stream
+from monitor.wire.orders import Act, Admission, Arm, Disarm
 from probes.bundle import save_bundle
 from tests.harness.command_line import Running
 from tests.harness.engines import random_bundle
 from tests.harness.models import tiny_model
 from tests.harness.ports import free_port
-from tests.harness.wire import Seen, Wire
+from tests.harness.wire import ConfirmingWire, Seen
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 
@@ -38,35 +36,10 @@ DEADLINE = 300.0
 """Seconds until what was asked for must have come, on a machine that does other things beside."""
 
 
-class Monitor(Wire):
-    """Collects refusals as well, and confirms what it has read."""
-
-    def __init__(self, endpoint: str) -> None:
-        super().__init__(endpoint)
-        self.refused: dict[int, object] = {}
-        self.act = lambda: None
-        """Called with each frame: an engine this small may make more of them before the last is read."""
-
-    def _frame(self, frame) -> None:
-        header = frame.header
-        if header.complete:
-            # Frames were lost on their way, and what they told of who had ended.
-            in_flight = {(started.slot, started.engine_request_id) for started in header.started}
-            for slot, seen in list(self.slots.items()):
-                if (slot, seen.started.engine_request_id) not in in_flight:
-                    self.slots.pop(slot).finished = True
-        known = [slot for slot in header.finished if slot in self.slots]
-        super()._frame(msgspec.structs.replace(frame, header=msgspec.structs.replace(header, finished=known)))
-        for refusal in frame.header.refused:
-            assert self.refused.setdefault(refusal.number, refusal) == refusal
-        self._router.send_multipart([f"{self.engine}/rank0".encode(), *encode_ack(frame.header.sequence)])
-        self.act()
-
-
 class House:
     """The server, a client, and the monitor's end."""
 
-    def __init__(self, client, monitor: Monitor, tokenizer, bundle: Path) -> None:
+    def __init__(self, client, monitor: ConfirmingWire, tokenizer, bundle: Path) -> None:
         self.client, self.monitor, self.end, self.bundle = client, monitor, tokenizer.eos_token_id, bundle
         self._random, self._vocabulary = np.random.default_rng(3), len(tokenizer)
         self._pool = ThreadPoolExecutor(8)
@@ -110,14 +83,6 @@ class House:
             self.client.completions.create(model="tiny", prompt=[1, 2], max_tokens=1)
             self.monitor.pump(0.1)
 
-    @staticmethod
-    def answering(requests: list[Seen], prompt: list[int]) -> str | None:
-        """The key of the request of that many tokens, once it has answered ten."""
-        for seen in requests:
-            if seen.started.prompt_tokens == len(prompt) and len(seen.positions) >= len(prompt) + 10:
-                return seen.started.engine_request_id
-        return None
-
     def one(self, prompt: list[int], tokens: int, asked: dict | None = None, **more):
         """Token ids and log-probabilities of an answer, and what was seen."""
         (answer,), (seen,) = self.answers(self.ask(prompt, tokens, asked, logprobs=1, **more))
@@ -147,7 +112,7 @@ def house(tmp_path_factory):
             for row, vector in enumerate(manifest.vectors)
         ],
     )
-    monitor = Monitor(f"ipc://{folder}/engine.sock")
+    monitor = ConfirmingWire(f"ipc://{folder}/engine.sock")
     port = free_port()
     tap = {"bundle": str(bundle.path), "endpoint": monitor.endpoint, "admission": ["random-0"], "gates": 1}
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(path), "--port", str(port)]
@@ -256,86 +221,6 @@ def test_whoever_continues_a_steered_conversation_unsteered_reads_nothing_of_it(
     # And the other way round: a steered prompt does not find the unsteered one's blocks.
     again = house.one(prompt, 3 * BLOCK, steered(UP, prompt=prompt_too))
     assert again.ids == steered_answer.ids
-
-
-@pytest.mark.parametrize("message", [MESSAGE, ""])
-def test_a_generation_is_stopped_with_a_message_and_its_batchmate_is_not(house, message):
-    prompt = house.prompt(12)
-    tokens, longer = 300, 3500
-    (plain,), _ = house.answers(house.ask(prompt, tokens))
-    other = house.prompt(13)
-    # The tiny model may have ended before the order comes: then once more.
-    for _ in range(5):
-        stopped: list[str] = []
-
-        def act(requests: list[Seen], stopped: list[str] = stopped) -> None:
-            if not stopped and (key := house.answering(requests, other)) is not None:
-                stopped.append(key)
-                house.monitor.order(Stop(key, message, "rule:stop"))
-
-        answers, seen = house.answers(house.ask(prompt, tokens), house.ask(other, longer, logprobs=1), act=act)
-        if answers[1].choices[0].finish_reason != "length":
-            break
-    else:
-        pytest.skip("this machine generates faster than it tells: no order came before the answer's end")
-    assert stopped == [seen[1].started.engine_request_id]
-    whole, cut = (answer.choices[0] for answer in answers)
-    assert whole.token_ids == plain.choices[0].token_ids
-    assert cut.text.endswith(message)
-    assert (cut.finish_reason, cut.stop_reason) == ("stop", "plumbob")
-    # What the model said, then the message and the end, of which nothing was read and everything was certain.
-    certainty = cut.logprobs.token_logprobs
-    assert len(certainty) == len(cut.token_ids) and cut.token_ids[-1] == house.end
-    forced = next(count for count, value in enumerate(reversed(certainty)) if value != 0.0)
-    assert forced >= 1 + bool(message) and 10 < len(cut.token_ids) - forced < longer - forced
-    assert max(seen[1].positions) < len(other) + len(cut.token_ids) - forced
-
-
-def test_what_an_engine_refuses_it_says_with_the_reason(house):
-    prompt = house.prompt(15)
-    (plain,), _ = house.answers(house.ask(prompt, 2500))
-    orders = [
-        Steer("gone-1", [Act("random-0", add=0.1)], id="late"),
-        Stop("gone-2", "Enough.", "late:stop"),
-        Release("gone-3"),
-        Stream(2, "all"),
-        Arm("g", "hope", [Act("random-0", add=0.1)]),
-    ]
-
-    def refused() -> tuple[list[Refusal], str]:
-        """What is refused of orders to a request that is under way, as far as the machine lets them come in time."""
-        told, sent = len(house.monitor.refused), []
-
-        def act(requests: list[Seen]) -> None:
-            if not sent and (key := house.answering(requests, prompt)) is not None:
-                sent.append(key)
-                for order in [*orders, Steer(key, [Act("hope")]), Steer(key, [Act("random-1", add=9.0)], id="high")]:
-                    house.monitor.order(order)
-
-        (answer,), (seen,) = house.answers(house.ask(prompt, 2500), act=act)
-        house.until(lambda: len(house.monitor.refused) >= told + 7)
-        assert answer.choices[0].token_ids == plain.choices[0].token_ids
-        return [house.monitor.refused[number] for number in range(told, told + 7)], seen.started.engine_request_id
-
-    for _ in range(5):
-        found, key = refused()
-        if not any(one.engine_request_id == key and one.cause == "request" for one in found):
-            break
-    else:
-        pytest.skip("this machine generates faster than it tells: no order came before the answer's end")
-    assert sorted((one.order, one.id, one.engine_request_id, one.cause) for one in found) == sorted(
-        [
-            ("steer", "late", "gone-1", "request"),
-            ("stop", "late:stop", "gone-2", "request"),
-            ("release", "", "gone-3", "request"),
-            ("stream", "", "", "layer"),
-            ("arm", "g", "", "gate"),
-            ("steer", "", key, "vector"),
-            ("steer", "high", key, "dose"),
-        ]
-    )
-    assert all(one.reason for one in found)
-    assert "over the bundle's cap of 2" in next(one.reason for one in found if one.id == "high")
 
 
 def test_the_engine_says_which_gates_are_armed(house):

@@ -83,8 +83,10 @@ class Engines:
 def _serve(pipe: Any) -> None:
     # The engine core in this process as well: a process for each would spend most of its time importing.
     os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", VLLM_LOGGING_LEVEL="WARNING")
+    import torch
     from vllm.distributed import cleanup_dist_env_and_memory
 
+    torch.set_num_threads(1)
     while (order := pipe.recv()) is not None:
         try:
             pipe.send(_generate(*order))

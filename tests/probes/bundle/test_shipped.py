@@ -124,7 +124,7 @@ def test_the_public_data_are_those_that_it_was_made_of(shipped):
         assert msgspec.to_builtins(provenance(name, DATA)) == msgspec.to_builtins(recorded)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_transformers_reads_in_the_canaries_what_is_recorded(shipped, source):
     from probes.fit.bundle_fit import record_canaries
 
@@ -135,7 +135,7 @@ def test_transformers_reads_in_the_canaries_what_is_recorded(shipped, source):
     assert shipped.canaries.drift(again.reference).max() < 0.01
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(not DATA.is_dir(), reason="the public data sets are not beside the checkout")
 def test_a_probe_is_made_again_of_the_data_with_its_choices(shipped, source, tmp_path, monkeypatch):
