@@ -20,6 +20,31 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from monitor.cli.listener import Listener
 from monitor.events import Intervention
+from tests.harness.engines import random_bundle
+from tests.harness.ports import free_port
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
+
+openai = pytest.importorskip("openai", reason="the openai client is not installed")
+
+ROOT = Path(__file__).parents[2]
+
+POLICY = """\
+version: 1
+rules:
+  - name: always
+    when: {probe: random-5-0}
+    mode: enforce
+    actions:
+      - alert: {severity: critical}
+      - steer: {vector: random-0, dose: 0.3, tokens: 3}
+"""
+
+
+KEY = "s3cret"
+LITTLE_MEMORY = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+
+
 @dataclass
 class Server:
     process: subprocess.Popen
