@@ -173,6 +173,6 @@ def test_a_probe_fires_live_where_it_fires_offline(turns, scorer, bundle, source
         for column, (reading, probe) in enumerate(zip(turn.live.readings, bundle.probes, strict=True)):
             peak = scores.peak[0, column]
             if abs(peak - probe.threshold) > allowed[column]:
-                assert reading.HasField("fired_at") == (scores.fired_at[0, column] >= 0) == (peak >= probe.threshold)
-                fired.append(reading.HasField("fired_at"))
+                assert reading.fired == (scores.fired_at[0, column] >= 0) == (peak >= probe.threshold)
+                fired.append(reading.fired)
     assert {*fired} == {True, False}

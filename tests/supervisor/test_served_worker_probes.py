@@ -17,6 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from monitor.cli.listener import Listener
+from monitor.events import EngineChanged, ProbeFired
 from probes.bundle import Bundle, WorkerProbe, save_bundle
 from probes.data.requests import Request
 from probes.evaluation.offline_scores import Encoded, Scorer
@@ -193,9 +194,7 @@ class Offline:
 def test_a_state_that_is_streamed_is_part_of_the_self_test(bundle, listener, turns):
     """The engine has compared what both networks make of streamed states before it served."""
     assert np.isfinite(bundle.canaries.reference).sum(axis=0).min() > 100
-    details = [
-        event.engine_changed.detail for event in listener.events if event.WhichOneof("payload") == "engine_changed"
-    ]
+    details = [recorded.event.detail for recorded in listener.events if isinstance(recorded.event, EngineChanged)]
     assert any("self-test drift 0.0" in detail for detail in details), details
 
 
@@ -247,7 +246,7 @@ def test_offline_scoring_says_so_too(turns, source, bundle):
         offline, live = Offline(source, worker, turn), turn.reading(worker.probe.name)
         assert scores.peak[0, column] == pytest.approx(offline.peak, rel=1e-4, abs=1e-4)
         assert scores.tokens[0, column] == live.tokens
-        assert (scores.fired_at[0, column] >= 0) == live.HasField("fired_at") == (worker.probe.threshold < NEVER)
+        assert (scores.fired_at[0, column] >= 0) == live.fired == (worker.probe.threshold < NEVER)
 
 
 def answer_of(turn: Turn) -> list[int]:
@@ -257,9 +256,9 @@ def answer_of(turn: Turn) -> list[int]:
 def test_a_worker_probe_fires_where_it_fires_offline(turns, source, bundle, listener):
     worker = bundle.worker_probes[0]
     fired = {
-        event.probe_fired.request.engine_request_id: event.probe_fired
-        for event in listener.events
-        if event.WhichOneof("payload") == "probe_fired"
+        recorded.event.request.engine_request_id: recorded.event
+        for recorded in listener.events
+        if isinstance(recorded.event, ProbeFired)
     }
     checked = 0
     for turn in turns:
