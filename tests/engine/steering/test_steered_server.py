@@ -16,7 +16,7 @@ import pytest
 
 from monitor.wire.orders import Act, Admission, Arm, Disarm
 from probes.bundle import save_bundle
-from tests.harness.command_line import Running
+from tests.harness.command_line import MonitorProcess, Running
 from tests.harness.engines import random_bundle
 from tests.harness.models import tiny_model
 from tests.harness.ports import free_port
@@ -249,19 +249,28 @@ rules:
 """
 
 
-def test_a_gate_outlives_its_monitor_and_the_next_one_records_what_it_decided(house, tmp_path):
-    """With ``plumbob monitor`` itself, killed and started again; the last test here, since it takes the endpoint."""
-    policy, audit = tmp_path / "policy.yaml", tmp_path / "audit.jsonl"
-    policy.write_text(POLICY)
+@pytest.fixture(scope="module")
+def plain(house):
+    """A prompt and its unsteered answer; from here on, monitors of their own take the endpoint."""
     prompt = house.prompt(20)
-    plain = house.one(prompt, 16)
+    answer = house.one(prompt, 16)
     house.monitor.close()
-    monitors: list[Running] = []
+    return prompt, answer.ids
 
-    def start() -> Running:
-        options = ["--bundle", house.bundle, "--policy", policy, "--endpoint", house.monitor.endpoint, "--audit", audit]
+
+@pytest.mark.parametrize("audited", [True, False], ids=["audited", "--audit none"])
+def test_a_gate_outlives_its_monitor_and_the_next_one_records_what_it_decided(house, plain, tmp_path, audited):
+    """With ``plumbob monitor`` itself, killed while answers stream, and started again."""
+    policy, audit, state = tmp_path / "policy.yaml", tmp_path / "audit.jsonl", tmp_path / "state"
+    policy.write_text(POLICY)
+    prompt, unsteered = plain
+    monitors: list[MonitorProcess] = []
+
+    def start() -> MonitorProcess:
+        options = ["--bundle", house.bundle, "--policy", policy, "--endpoint", house.monitor.endpoint]
+        options += ["--audit", audit if audited else "none", "--state", state]
         ports = ["--metrics-port", free_port(), "--grpc-port", free_port()]
-        monitors.append(Running("monitor", *options, *ports))
+        monitors.append(MonitorProcess(*options, *ports))
         return monitors[-1]
 
     def answer():
@@ -274,48 +283,59 @@ def test_a_gate_outlives_its_monitor_and_the_next_one_records_what_it_decided(ho
             time.sleep(0.2)
 
     def records() -> list[dict]:
+        """Of the audit log, or events of the monitors' own logs where there is none."""
+        if not audited:
+            return [event for monitor in monitors for event in monitor.events]
         # The last line may be one that is just being written.
         return [json.loads(line)["record"] for line in audit.read_text().rpartition("\n")[0].splitlines()]
 
-    def told(request: str) -> list[dict]:
-        # What gates decided is told with the frames of other requests.
+    def decisions() -> list[dict]:
+        return [record for record in records() if record["type"] in ("intervention", "intervention_ended")]
+
+    def about(request: str) -> list[dict]:
+        # What gates decided comes with the frames of other requests.
         answer()
-        return [
-            record
-            for record in records()
-            if (record.get("request") or {}).get("request_id") == request and "number" in record
-        ]
+        return [record for record in decisions() if record["request"]["request_id"] == request]
 
     try:
         first = start()
         # Orders ride with a step.
-        until(lambda: answer().choices[0].token_ids != plain.ids)
-        first.kill()
-        assert first.process.wait(20) == -signal.SIGKILL
-        written = audit.read_text()
+        until(lambda: answer().choices[0].token_ids != unsteered)
+        # Asked again and again: a gate that is armed already may have decided before this monitor was heard.
+        until(lambda: answer() and decisions())
+        streaming = [house.ask(prompt, 600) for _ in range(4)]
+        seen = len(decisions())
+        until(lambda: len(decisions()) > seen or all(future.done() for future in streaming))
+        assert first.end(signal.SIGKILL) == -signal.SIGKILL
+        for future in streaming:
+            future.result()
+        before = decisions()
 
         alone = answer()
-        assert alone.choices[0].token_ids != plain.ids
-        assert audit.read_text() == written
-        assert alone.id not in written
+        assert alone.choices[0].token_ids != unsteered
+        assert decisions() == before and alone.id not in json.dumps(before)
 
         second = start()
-        until(lambda: len(told(alone.id)) == 2)
-        second.process.send_signal(signal.SIGTERM)
-        assert second.process.wait(20) == 0
+        until(lambda: len(about(alone.id)) == 2)
+        assert second.end(signal.SIGTERM) == 0
     finally:
         for monitor in monitors:
-            monitor.kill()
-    opened, closed = told(alone.id)
+            monitor.running.kill()
+    opened, closed = about(alone.id)
     assert (opened["type"], closed["type"]) == ("intervention", "intervention_ended")
     decided = [opened[name] for name in ("rule", "vector", "dose", "sent")]
     assert decided == ["at-once", "random-0", 1.0, True]
     assert opened["gate"].startswith("policy:") and opened["gate"] == closed["gate"]
     assert closed["steered"] > 0
-    # Every decision since the engine's start is on record, once: of requests that are followed first.
-    numbers = [record["number"] for record in records() if record.get("number") is not None]
-    assert sorted(numbers) == list(range(len(numbers)))
-    kinds = [record["type"] for record in records()]
-    assert (kinds.count("monitor_started"), kinds.count("monitor_stopped")) == (2, 1)
-    verified = Running("audit", "verify", audit).finish()
-    assert (verified.code, verified.err) == (0, "")
+    # Every decision is on record, once: of requests that are followed first.
+    numbers = sorted(record["number"] for record in decisions())
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    assert [path.stat().st_mode & 0o777 for path in (state / "journal").iterdir()] == [0o600, 0o600]
+    if audited:
+        assert numbers[0] == 0, "since the engine's start"
+        kinds = [record["type"] for record in records()]
+        assert (kinds.count("monitor_started"), kinds.count("monitor_stopped")) == (2, 1)
+        verified = Running("audit", "verify", audit).finish()
+        assert (verified.code, verified.err) == (0, "")
+    else:
+        assert not audit.exists()
