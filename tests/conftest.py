@@ -13,6 +13,9 @@ from probes.bundle import Bundle
 from probes.errors import PlumbobError
 from probes.models import DEMO, resolve_model
 from tests import skips
+
+pytest.register_assert_rewrite("tests.harness")
+
 from tests.harness import warm
 from tests.harness.bundles import make_bundle
 from tests.harness.frames import make_frame

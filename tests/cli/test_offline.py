@@ -22,8 +22,8 @@ from probes.evaluation.offline_scores import Scorer, open_scorer, score_requests
 from probes.report import HTML, JSON, read, require_renderer
 from tests.harness.command_line import assert_one_error
 from tests.harness.models import tiny_model
+from tests.harness.offline_bundles import bundle_for, with_workers
 from tests.probes.conftest import one_thread  # noqa: F401  (a fixture: so small a model is slower on several threads)
-from tests.probes.evaluation.test_offline_scores import bundle_for, with_workers
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -15,8 +15,8 @@ from probes.models.chat import Message
 from probes.report.steering_page import HTML, JSON, decode
 from tests.harness.command_line import assert_one_error
 from tests.harness.models import tiny_model
+from tests.harness.offline_bundles import bundle_for
 from tests.probes.conftest import one_thread  # noqa: F401  (a fixture: so small a model is slower on several threads)
-from tests.probes.evaluation.test_offline_scores import bundle_for
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")

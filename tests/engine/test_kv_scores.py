@@ -7,8 +7,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from monitor.engine.kv_scores import KvScores, find_group, share_of_kv_memory  # noqa: E402
-from monitor.engine.rows import commit  # noqa: E402
+from monitor.engine.kv_scores import KvScores, find_group, share_of_kv_memory
+from monitor.engine.rows import commit
 
 
 def test_a_position_is_found_in_the_block_that_holds_it():

@@ -9,13 +9,13 @@ import zmq
 
 torch = pytest.importorskip("torch")
 
-from monitor.engine.exporter import EVENTS, FRAME_EVENTS, Exporter, OrderInbox, Step  # noqa: E402
-from monitor.engine.staging import DEPTH, Staging  # noqa: E402
-from monitor.engine.steering.refusals import refusal  # noqa: E402
-from monitor.errors import OrderError  # noqa: E402
-from monitor.wire.codec import RESYNC, decode, encode_ack, encode_order  # noqa: E402
-from monitor.wire.frames import ROW, VERSION, Frame, GateEvent, GuardEvent, Hello, Started, StateBlock  # noqa: E402
-from monitor.wire.orders import Act, Steer, Stream  # noqa: E402
+from monitor.engine.exporter import EVENTS, FRAME_EVENTS, Exporter, OrderInbox, Step
+from monitor.engine.staging import DEPTH, Staging
+from monitor.engine.steering.refusals import refusal
+from monitor.errors import OrderError
+from monitor.wire.codec import RESYNC, decode, encode_ack, encode_order
+from monitor.wire.frames import ROW, VERSION, Frame, GateEvent, GuardEvent, Hello, Started, StateBlock
+from monitor.wire.orders import Act, Steer, Stream
 
 IN_FLIGHT = [Started(3, "a-1", "a", 5)]
 

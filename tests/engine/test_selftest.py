@@ -25,27 +25,13 @@ from monitor.errors import EngineError
 from monitor.wire.codec import decode, encode_order
 from monitor.wire.frames import VERSION, Hello
 from monitor.wire.orders import Stream
-from probes.bundle import Bundle, WorkerProbe, save_bundle
+from probes.bundle import Bundle, WorkerProbe
 from probes.bundle.canaries import TOLERANCE, Canaries
 from probes.fit.bundle_fit import record_canaries
+from tests.harness.canaries import with_canaries
 from tests.harness.networks import random_worker_probe
 
 # What is compared, and with what.
-
-
-def with_canaries(bundle: Bundle, path, canaries: Canaries, workers=()) -> Bundle:
-    manifest = bundle.manifest
-    return save_bundle(
-        path,
-        version="0",
-        created=manifest.created,
-        model=manifest.model,
-        markers=manifest.markers,
-        probes=list(zip(bundle.probes, bundle.weight, bundle.bias.tolist(), strict=True)),
-        vectors=list(zip(manifest.vectors, bundle.vectors, strict=True)),
-        canaries=canaries,
-        worker_probes=workers or bundle.worker_probes,
-    )
 
 
 @pytest.fixture

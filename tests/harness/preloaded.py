@@ -17,7 +17,7 @@ def _fork() -> multiprocessing.context.BaseContext:
 
 vllm.utils.system_utils.get_mp_context = _fork
 
-import vllm.v1.engine.core  # noqa: E402
-import vllm.v1.executor.multiproc_executor  # noqa: E402
-import vllm.v1.worker.cpu_worker  # noqa: E402
-from vllm import LLM  # noqa: E402, F401
+import vllm.v1.engine.core
+import vllm.v1.executor.multiproc_executor
+import vllm.v1.worker.cpu_worker
+from vllm import LLM  # noqa: F401

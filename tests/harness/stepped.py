@@ -289,16 +289,15 @@ def end_monitoring(inside: Inside) -> list[Any]:
     """Disarm the monitor's gates, and let it go; its events."""
     inside.wire.relay = lambda identity, parts: None
     inside.monitor.close()
-    inside.order(*map(Disarm, inside.wire.hello.armed))
-    # Orders ride with a step.
-    answers(inside, [[1, 2]], 1)
+    order(inside, *map(Disarm, inside.wire.hello.armed))
     return inside.sink.events
 
 
 def order(inside: Inside, *orders: Order) -> None:
     """Give orders that are about no request, and have them carried out."""
     inside.order(*orders)
-    generate(inside, [Ask([1, 2], 1)])
+    # They ride with a step.
+    answers(inside, [[1, 2]], 1)
 
 
 def left(inside: Inside) -> dict[str, int]:

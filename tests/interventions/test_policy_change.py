@@ -9,7 +9,7 @@ from monitor.policy import AlertAction, Gate, Policy, Rule, SteerAction, Steerin
 from monitor.wire.frames import GateEvent, Refusal, Started
 from monitor.wire.orders import Act, Arm, Disarm, Steer
 from probes.scoring.roles import Role
-from tests.interventions.test_fail_closed import Desk
+from tests.harness.desk import Desk
 
 CLAMP = SteerAction(Steering("sycophancy", "clamp", high=0.1, gate=Gate(hold=8)))
 FIRST = Policy("policy.yaml", "a" * 64, (Rule("flattery", "sycophancy", (), "enforce", (CLAMP,)),))

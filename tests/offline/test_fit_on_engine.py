@@ -10,7 +10,7 @@ from probes.errors import ModelError
 from probes.fit import concept_fit
 from probes.models.activations import TransformersSource
 from tests.harness.models import tiny_model
-from tests.probes.fit.test_bundle_fit import Reads, concepts, few_benign, fit, quick  # noqa: F401  (fixtures)
+from tests.harness.small_fit import Reads, concepts, few_benign, fit, quick  # noqa: F401  (fixtures)
 
 pytestmark = pytest.mark.vllm
 
@@ -61,7 +61,7 @@ class Counting(VllmSource):
         return super().respond(prompts, *rest)
 
 
-def test_probes_fitted_on_the_engine_are_those_fitted_on_transformers(model, quick, tmp_path, monkeypatch):  # noqa: F811
+def test_probes_fitted_on_the_engine_are_those_fitted_on_transformers(model, quick, tmp_path, monkeypatch):
     theirs = fit(model, tmp_path / "theirs", quick)
     by_transformers, opened = Reads(monkeypatch), Opened()
     ours = fit(model, tmp_path / "ours", quick, reader=opened)
@@ -76,7 +76,7 @@ def test_probes_fitted_on_the_engine_are_those_fitted_on_transformers(model, qui
     assert 0 < len(by_transformers.read) < 20 and by_transformers.answered == []
 
 
-def test_what_another_reader_has_read_is_not_gone_on_with(model, quick, tmp_path, monkeypatch):  # noqa: F811
+def test_what_another_reader_has_read_is_not_gone_on_with(model, quick, tmp_path, monkeypatch):
     class Another(TransformersSource):
         """Enough to be told apart."""
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.harness.command_line import Running
 from tests.harness.ports import free_port
-from tests.supervisor.test_serving import SCRIPT, STUBBORN, until
+from tests.harness.pretended_server import SCRIPT, STUBBORN, until
 
 POLICY = """
 version: 1

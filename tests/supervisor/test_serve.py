@@ -9,23 +9,18 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from monitor.cli.listener import Listener
 from monitor.events import Intervention
 from tests.harness.engines import random_bundle
 from tests.harness.ports import free_port
+from tests.harness.server import KEY, descendants, openai, running_server, wait_until
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 
-openai = pytest.importorskip("openai", reason="the openai client is not installed")
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,57 +36,6 @@ rules:
 """
 
 
-KEY = "s3cret"
-LITTLE_MEMORY = {"VLLM_CPU_KVCACHE_SPACE": "1"}
-
-
-@dataclass
-class Server:
-    process: subprocess.Popen
-    port: int
-    metrics_port: int
-    grpc_port: int
-    log: Path
-
-    @property
-    def client(self):
-        return openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key=KEY, max_retries=0, timeout=120)
-
-    @property
-    def grpc_address(self) -> str:
-        return f"127.0.0.1:{self.grpc_port}"
-
-    def monitor_pid(self) -> int:
-        """The child that runs the monitor."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        for child in children:
-            if b"\0monitor\0" in Path(f"/proc/{child}/cmdline").read_bytes():
-                return int(child)
-        raise AssertionError("no monitor is running")
-
-    def scrape(self) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=5) as answer:
-            return answer.read().decode()
-
-    def sample(self, name: str) -> float:
-        """The sum of a family's samples of that name."""
-        families = text_string_to_metric_families(self.scrape())
-        return sum(sample.value for family in families for sample in family.samples if sample.name == name)
-
-    def chat(self, text: str, tokens: int) -> tuple[str, int]:
-        """Hold a conversation, streaming; its id and how many pieces came."""
-        stream = self.client.chat.completions.create(
-            model="demo",
-            messages=[{"role": "user", "content": text}],
-            stream=True,
-            max_tokens=tokens,
-            temperature=0.0,
-            extra_body={"ignore_eos": True},
-        )
-        chunks = list(stream)
-        return chunks[0].id, sum(1 for chunk in chunks if chunk.choices and chunk.choices[0].delta.content)
-
-
 @pytest.fixture(scope="module")
 def server(model_path, source, tmp_path_factory):
     folder = tmp_path_factory.mktemp("serve")
@@ -102,44 +46,6 @@ def server(model_path, source, tmp_path_factory):
     # Nothing says how much memory: it is given a share that fits.
     with running_server(folder, firing.path, "--config", str(folder / "plumbob.yaml"), environment={}) as running:
         yield running
-
-
-@contextmanager
-def running_server(
-    folder: Path, bundle_path: Path, *options: str, environment: Mapping[str, str] = LITTLE_MEMORY
-) -> Iterator[Server]:
-    """``plumbob serve demo``, ready, until it has been stopped."""
-    ports = [free_port() for _ in range(3)]
-    command = [sys.executable, "-m", "monitor.cli", "serve", "demo", "--bundle", str(bundle_path), "--eager", *options]
-    command += ["--endpoint", f"ipc://{folder}/engine.sock"]
-    command += ["--port", str(ports[0]), "--metrics-port", str(ports[1]), "--grpc-port", str(ports[2])]
-    command += ["--max-model-len", "1024"]
-    log = folder / "serve.log"
-    with log.open("wb") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=stream, env={**os.environ, **environment})
-    running = Server(process, *ports, log)
-    try:
-        wait_until(lambda: process.poll() is not None or healthy(ports[0]), 180)
-        assert process.poll() is None, log.read_text()[-2000:]
-        yield running
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(60)
-
-
-def healthy(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as answer:
-            return answer.status == 200
-    except OSError:
-        return False
-
-
-def wait_until(condition, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
 
 
 def test_an_alert_reaches_a_client_written_from_the_proto_alone(server, tmp_path):
@@ -270,14 +176,6 @@ def test_ctrl_c_stops_everything(server):
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", port)) != 0
     assert "Traceback" not in server.log.read_text().split("plumbob stopped")[-1]
-
-
-def descendants(pid: int) -> set[int]:
-    found: set[int] = set()
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            found |= {int(child), *descendants(int(child))}
-    return found
 
 
 def alive(pid: int) -> bool:

@@ -21,7 +21,7 @@ from probes.models.chat import Message
 from probes.scoring.aggregate import Aggregate
 from probes.scoring.roles import Role, RoleReader
 from tests.harness.engines import TYPICAL, random_bundle
-from tests.supervisor.test_serve import running_server
+from tests.harness.server import running_server
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 

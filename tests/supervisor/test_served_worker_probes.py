@@ -27,7 +27,7 @@ from probes.scoring.aggregate import Aggregate, running
 from probes.scoring.roles import Role
 from tests.harness.engines import TYPICAL, random_bundle
 from tests.harness.networks import random_worker_probe
-from tests.supervisor.test_serve import descendants, running_server, wait_until
+from tests.harness.server import descendants, running_server, wait_until
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 

@@ -14,25 +14,9 @@ from monitor.supervisor.child import Child
 from monitor.supervisor.config import ServeConfig
 from monitor.supervisor.serving import _listening
 from tests.harness.command_line import Running
-
-SCRIPT = """\
-import os, sys
-from monitor.supervisor import serving
-from monitor.cli.app import main
-from monitor.engine.vllm import versions as compat
-
-def start(self, model):
-    # A child of its own, as the engine core is one.
-    self.server = self._spawn([sys.executable, "-c", {server!r}], os.environ)
-
-serving.Serving._start_server = start
-serving._healthy = lambda url: True
-compat.version = lambda name: compat.TESTED["cpu"][0] + "+cpu"
-main()
-"""
+from tests.harness.pretended_server import SCRIPT, STUBBORN, until
 
 OBEDIENT = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(100)'])"
-STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(100)"
 
 
 @pytest.fixture
@@ -55,13 +39,6 @@ def serve(world, tmp_path):
     yield start
     for run in running:
         run.kill()
-
-
-def until(condition, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

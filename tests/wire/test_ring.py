@@ -28,6 +28,7 @@ from monitor.wire.ring import (
     ring_path,
     sweep,
 )
+from tests.harness.ring_rows import fill, patterns, write
 
 engines = (f"test-{os.getpid()}-{number}" for number in itertools.count())
 
@@ -35,26 +36,6 @@ engines = (f"test-{os.getpid()}-{number}" for number in itertools.count())
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     return tmp_path_factory.mktemp("rings")
-
-
-def patterns(start, rows, hidden):
-    """What row ``n`` holds in these tests: bit patterns that say which row and which element they are of."""
-    number = np.arange(start, start + rows, dtype=np.uint64)[:, None]
-    return (number * 40_503 + np.arange(hidden, dtype=np.uint64)).astype(np.uint16)
-
-
-def fill(writer, view, values):
-    """Reserve and write rows, as an engine does; returns their description."""
-    start, done = writer.reserved, 0
-    for position, count in writer.reserve(len(values)):
-        view[position : position + count] = values[done : done + count]
-        done += count
-    return start, len(values)
-
-
-def write(writer, rows):
-    """Rows of patterns; returns their description."""
-    return fill(writer, writer.view, patterns(writer.reserved, rows, writer.view.shape[1]))
 
 
 def bits(values):
@@ -203,7 +184,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from monitor.wire.ring import StateWriter
-from tests.wire.test_ring import write
+from tests.harness.ring_rows import write
 
 writer = StateWriter(sys.argv[1], 3, 2048, "bfloat16", 256, Path(sys.argv[2]))
 print(flush=True)

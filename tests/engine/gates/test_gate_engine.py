@@ -17,7 +17,7 @@ from tests.harness.wire import Seen, Wire
 
 pytest.importorskip("torch")
 
-from tests.engine.ops.test_gate import Settings, model
+from tests.harness.gate_model import Settings, model
 
 pytestmark = pytest.mark.vllm
 

@@ -17,12 +17,12 @@ import pytest
 torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton")
 
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from monitor.engine.ops import gate as op  # noqa: E402
-from monitor.engine.ops import tap as tapped  # noqa: E402
-from monitor.engine.ops.gate_layout import FOREVER, Counter, Flag, Rule  # noqa: E402
+from monitor.engine.ops import gate as op
+from monitor.engine.ops import tap as tapped
+from monitor.engine.ops.gate_layout import FOREVER, Counter, Flag, Rule
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"

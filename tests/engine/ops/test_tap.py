@@ -2,35 +2,10 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-torch = pytest.importorskip("torch")
-
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-
-from monitor.engine.ops import tap as op  # noqa: E402
-
-
-def make(seed: int, tokens: int, hidden: int, probes: int, vectors: int, slots: int, dtype, *, split: bool):
-    generator = torch.Generator().manual_seed(seed)
-
-    def random(*shape):
-        return torch.randn(*shape, generator=generator)
-
-    table = torch.tensor(op.NEUTRAL).repeat(slots, vectors, 1)
-    return {
-        "hidden": random(tokens, hidden).to(dtype),
-        "residual": random(tokens, hidden).to(dtype) if split else None,
-        "weights": random(probes + vectors, hidden),
-        "bias": random(probes + vectors),
-        "row_entry": torch.full((tokens + 3,), -1, dtype=torch.int32),
-        "table": table,
-        "vectors": random(vectors, hidden),
-        "scores": torch.full((tokens + 3, probes + 2), np.nan),
-        "column": 1,
-        "states": torch.full((tokens + 3, hidden), np.nan),
-        "stream": torch.zeros(1, dtype=torch.int32),
-    }
+from tests.harness.tap_arguments import make, torch
 
 
 def expected(arguments):

@@ -12,28 +12,28 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import grpc.aio  # noqa: E402
-from prometheus_client import CollectorRegistry, generate_latest  # noqa: E402
+import grpc.aio
+from prometheus_client import CollectorRegistry, generate_latest
 
-from monitor.api import ApiServer  # noqa: E402
-from monitor.engine.slots import ACTS  # noqa: E402
-from monitor.engine.steering.leases import Arrived, Leases  # noqa: E402
-from monitor.engine.steering.refusals import refusal  # noqa: E402
-from monitor.engine.streams import Streams  # noqa: E402
-from monitor.errors import OrderError  # noqa: E402
-from monitor.ingest import Arrival, MemorySource  # noqa: E402
-from monitor.policy import Policy, Rule, SteerAction, Steering, StopAction  # noqa: E402
-from monitor.service.monitor import Monitor  # noqa: E402
-from monitor.telemetry import MonitorCollector  # noqa: E402
-from monitor.v1 import event_pb2  # noqa: E402
-from monitor.v1.monitor_service_pb2 import WatchEventsRequest  # noqa: E402
-from monitor.v1.monitor_service_pb2_grpc import MonitorServiceStub  # noqa: E402
-from monitor.wire.codec import decode_order  # noqa: E402
-from monitor.wire.frames import VERSION, Hello, Refusal  # noqa: E402
-from monitor.wire.orders import Act, Steer, Stop, Stream  # noqa: E402
-from probes.scoring.roles import Role  # noqa: E402
-from tests.engine.steering.test_caps import CAP, ONE, OTHER, House, add, arm, bundle  # noqa: E402, F401
-from tests.harness.frames import make_frame  # noqa: E402
+from monitor.api import ApiServer
+from monitor.engine.slots import ACTS
+from monitor.engine.steering.leases import Arrived, Leases
+from monitor.engine.steering.refusals import refusal
+from monitor.engine.streams import Streams
+from monitor.errors import OrderError
+from monitor.ingest import Arrival, MemorySource
+from monitor.policy import Policy, Rule, SteerAction, Steering, StopAction
+from monitor.service.monitor import Monitor
+from monitor.telemetry import MonitorCollector
+from monitor.v1 import event_pb2
+from monitor.v1.monitor_service_pb2 import WatchEventsRequest
+from monitor.v1.monitor_service_pb2_grpc import MonitorServiceStub
+from monitor.wire.codec import decode_order
+from monitor.wire.frames import VERSION, Hello, Refusal
+from monitor.wire.orders import Act, Steer, Stop, Stream
+from probes.scoring.roles import Role
+from tests.harness.capped_runner import CAP, ONE, OTHER, House, add, arm, bundle  # noqa: F401
+from tests.harness.frames import make_frame
 
 RULE = "civil:sycophancy:-0.2"
 """What the policy's rule orders has this id."""
@@ -117,7 +117,7 @@ BAD = {
 class Desk:
     """A monitor whose rule has ordered request ``a`` to be steered."""
 
-    def __init__(self, bundle, policy: Policy = POLICY) -> None:  # noqa: F811
+    def __init__(self, bundle, policy: Policy = POLICY) -> None:
         self.source, self.frames = MemorySource(), 0
         self.monitor = Monitor(bundle, policy, self.source)
         message = Hello(VERSION, "engine", "tiny", bundle.digest, "0.32.0")
@@ -157,7 +157,7 @@ async def watch(monitor: Monitor) -> event_pb2.Ordered:
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_it_is_refused_with_the_reason_told_counted_and_nothing_is_steered(bundle, name):  # noqa: F811
+def test_it_is_refused_with_the_reason_told_counted_and_nothing_is_steered(bundle, name):
     order, ask, cause, said = BAD[name]
     house = House(bundle)
     slot = house.start("a")
@@ -185,7 +185,7 @@ def test_it_is_refused_with_the_reason_told_counted_and_nothing_is_steered(bundl
         assert desk.stops() == ([Stop("a", "I stop here.", "civil:closed")] if closes else [])
 
 
-def test_with_fail_open_the_same_refusals_stop_nothing(bundle):  # noqa: F811
+def test_with_fail_open_the_same_refusals_stop_nothing(bundle):
     rule = Rule("civil", "toxicity", (), "enforce", (replace(CLOSED, on_refusal=None),))
     desk = Desk(bundle, Policy("policy.yaml", "d" * 64, (rule,)))
     with closing(desk.monitor):

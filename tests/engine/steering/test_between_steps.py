@@ -8,11 +8,11 @@ import pytest
 
 from monitor.events import Intervention, Ordered
 from monitor.policy import Gate, Policy, Rule, SteerAction, Steering, StopAction
-from monitor.wire.orders import Act, Arm, Release, Steer, Stop, Stream
+from monitor.wire.orders import Act, Arm, Disarm, Release, Steer, Stop, Stream
 from probes.bundle import save_bundle
 from tests.harness.engines import random_bundle, settings
 from tests.harness.models import tiny_model
-from tests.harness.stepped import Engine, answers, begin_monitoring, end_monitoring, refusals
+from tests.harness.stepped import Engine, answers, begin_monitoring, end_monitoring, order, refusals
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 
@@ -114,13 +114,29 @@ def test_an_engine_refuses_with_the_reason_and_the_answer_is_as_it_was(engine):
     assert f"over the bundle's cap of {CAP}" in next(one.reason for one in found if one.id == "high")
 
 
+def test_an_order_and_a_gate_come_together_to_no_more_than_the_cap(engine, bundle):
+    engine.do(order, Arm("g", bundle.probes[0].name, [Act("random-0", add=DOSE)]))
+    before = len(engine.do(refusals))
+    orders = [
+        Steer("", [Act("random-0", add=DOSE)], id="over"),
+        Steer("", [Act("random-0", add=CAP - DOSE)], id="fits"),
+        Steer("", [Act("random-1", add=DOSE)], id="another"),
+    ]
+    (answer,) = engine.do(answers, [PROMPT], TOKENS, orders, AFTER)
+    engine.do(order, Disarm("g"))
+    (refused,) = engine.do(refusals)[before:]
+    assert refused.engine_request_id == answer.seen.started.engine_request_id
+    assert (refused.id, refused.cause) == ("over", "dose")
+    assert f"comes to a dose of {2 * DOSE}, over the cap of {CAP}" in refused.reason
+
+
 def test_a_rule_that_fails_closed_stops_the_generation_that_the_engine_does_not_steer(engine, bundle, source):
     """One rule's gate leaves no room for what another orders."""
     gate = SteerAction(Steering("random-0", dose=DOSE, gate=Gate(threshold=1e9)))
-    order = SteerAction(Steering("random-0", dose=DOSE), StopAction(MESSAGE))
+    ordered = SteerAction(Steering("random-0", dose=DOSE), StopAction(MESSAGE))
     rules = (
         Rule("gated", bundle.probes[0].name, (), "enforce", (gate,)),
-        Rule("ordered", bundle.probes[1].name, (), "enforce", (order,)),
+        Rule("ordered", bundle.probes[1].name, (), "enforce", (ordered,)),
     )
     (plain,) = engine.do(answers, [PROMPT], TOKENS)
     engine.do(begin_monitoring, bundle.path, Policy("policy.yaml", "a" * 64, rules))

@@ -2,64 +2,26 @@
 
 import math
 
-import msgspec
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from hypothesis import given  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
+from hypothesis import given
+from hypothesis import strategies as st
 
-from monitor.engine.gates.host import Gates  # noqa: E402
-from monitor.engine.slots import Slots  # noqa: E402
-from monitor.engine.steering.acts import compose, entry_of  # noqa: E402
-from monitor.engine.steering.caps import require_together  # noqa: E402
-from monitor.engine.steering.table import ENTRIES_PER_SLOT, Steering  # noqa: E402
-from monitor.engine.taps import Taps  # noqa: E402
-from monitor.errors import OrderError  # noqa: E402
-from monitor.wire.orders import Act, Admission, Arm, Release, Steer  # noqa: E402
-from probes.bundle import Bundle, save_bundle  # noqa: E402
-from tests.engine.gates.test_gates import PROMPT, ROWS  # noqa: E402
-from tests.engine.test_taps import Decoder  # noqa: E402
-from tests.harness.bundles import make_bundle  # noqa: E402
-
-CAP = 0.5
-ONE, OTHER = "harmful_intent", "sycophancy"
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> Bundle:
-    """Vector ``harmful_intent`` has a cap, ``sycophancy`` has none."""
-    plain = make_bundle(tmp_path_factory.mktemp("caps") / "plain")
-    manifest = plain.manifest
-    caps = {ONE: CAP, OTHER: None}
-    return save_bundle(
-        tmp_path_factory.mktemp("caps") / "bundle",
-        version="0",
-        created=manifest.created,
-        model=manifest.model,
-        markers=manifest.markers,
-        probes=[(probe, plain.weight[i], float(plain.bias[i])) for i, probe in enumerate(plain.probes)],
-        vectors=[
-            (msgspec.structs.replace(vector, max_dose=caps[vector.name]), plain.vectors[row])
-            for row, vector in enumerate(manifest.vectors)
-        ],
-    )
-
-
-def arm(id: str, *acts: Act, **more) -> Arm:
-    return Arm(id, "toxicity", list(acts), threshold=5.0, **more)
+from monitor.engine.steering.acts import compose, entry_of
+from monitor.engine.steering.caps import require_together
+from monitor.errors import OrderError
+from monitor.wire.orders import Act, Admission, Release, Steer
+from probes.bundle import Bundle
+from tests.harness.capped_runner import CAP, ONE, OTHER, House, add, arm, bundle  # noqa: F401
+from tests.harness.gated_runner import PROMPT
 
 
 def ordered(bundle: Bundle, *acts: Act):
     """What acts on one vector come to."""
     entries = [entry_of(bundle, act) for act in acts]
     return {row: compose(entry for at, entry in entries if at == row) for row in {row for row, _ in entries}}
-
-
-def add(dose: float, vector: str = ONE) -> Act:
-    return Act(vector, add=dose)
 
 
 @pytest.mark.parametrize(
@@ -119,34 +81,6 @@ def test_no_choice_of_open_gates_is_over_the_cap_of_what_was_allowed(bundle, ord
         assert max(map(abs, sums)) > CAP * (1 - 1e-6)
     else:
         assert max(map(abs, sums)) <= CAP * (1 + 1e-6)
-
-
-class House:
-    """Slots and gates that know of each other, as an engine process has them."""
-
-    def __init__(self, bundle, gates: int = 3, slots: int = 4) -> None:
-        taps = Taps(Decoder(), bundle, max_tokens=ROWS, entries=ENTRIES_PER_SLOT * slots, gates=gates, slots=slots)
-        self.taps = taps
-        self.slots = Slots(Steering(taps, bundle, slots), bundle, slots, lambda key: self.gates.armed_for(key))
-        self.gates = Gates(taps, bundle, self.slots.gated)
-
-    def start(self, key: str, admission: Admission | None = None) -> int:
-        started = self.slots.start(key, key, PROMPT, scored=True)
-        if admission is not None:
-            started = self.slots.admit(key, admission)
-        self.gates.start(started)
-        return started.slot
-
-    def arm(self, order: Arm) -> dict[str, OrderError]:
-        return self.gates.arm(order, self.slots.upcoming, self.slots.require_beside)
-
-    def step(self, *keys: str, first: int = 0, rows: int = 8) -> None:
-        count = np.full(len(keys), rows)
-        self.slots.batch(list(keys), count, np.full(len(keys), first), suspended=False)
-
-    def applies(self, slot: int) -> list[bool]:
-        """Whether each place's gate judges a slot's request, on the device."""
-        return self.taps.gates.counters[slot, :, 0].bool().tolist()
 
 
 @pytest.fixture

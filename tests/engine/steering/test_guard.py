@@ -10,12 +10,12 @@ from probes.steering.repetition import repetition
 
 torch = pytest.importorskip("torch")
 
-from monitor.engine.settings import ENVIRONMENT, KEY, inherited, read_wanted, take_over  # noqa: E402
-from monitor.engine.steering.guard import STRIDE, THRESHOLD, WINDOW, Guard, Repeats, blamed, release  # noqa: E402
-from monitor.errors import OrderError  # noqa: E402
-from monitor.wire.orders import Act, Steer  # noqa: E402
-from tests.engine.gates.test_gates import House as Gated  # noqa: E402
-from tests.engine.test_slots import PROMPT, House  # noqa: E402
+from monitor.engine.settings import ENVIRONMENT, KEY, inherited, read_wanted, take_over
+from monitor.engine.steering.guard import STRIDE, THRESHOLD, WINDOW, Guard, Repeats, blamed, release
+from monitor.errors import OrderError
+from monitor.wire.orders import Act, Steer
+from tests.harness.gated_runner import House as Gated
+from tests.harness.tapped_runner import PROMPT, House
 
 BEGIN = len(PROMPT) - 1
 """The first response row."""

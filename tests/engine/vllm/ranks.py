@@ -3,9 +3,9 @@
 Runs one batch, orders its last request to be steered once it has begun to answer, and writes what each rank saw.
 """
 
+import itertools
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,17 @@ def main() -> None:
 
     llm = LLM(**settings, worker_extension_cls="tests.engine.vllm.ranks.Watch")
     wire = Wire(endpoint)
-    llm.collective_rpc("watch")
-    wire.pump(10.0)
-    # The core says HELLO; the exporter, in another process, has to find the monitor too before all is told.
-    time.sleep(0.5)
     sampling = SamplingParams(temperature=0.0, max_tokens=TOKENS, ignore_eos=True)
+    # The core says HELLO; the exporter, in another process, has to find the monitor too before all is told.
+    wire.pump(10.0)
+    for number in itertools.count():
+        llm.llm_engine.add_request(f"first-{number}", {"prompt_token_ids": [1]}, SamplingParams(max_tokens=1))
+        while llm.llm_engine.has_unfinished_requests():
+            llm.llm_engine.step()
+        wire.pump(0.5)
+        if wire.sequences:
+            break
+    llm.collective_rpc("watch")
     for index, prompt in enumerate(prompts):
         llm.llm_engine.add_request(str(index), {"prompt_token_ids": prompt}, sampling)
     ordered, tokens = False, {}
@@ -69,6 +75,7 @@ def main() -> None:
             "steered": seen.steered,
         }
         for seen in wire.requests
+        if not seen.started.request_id.startswith("first-")
     }
     ranks = llm.collective_rpc("watched")
     seen = {"ranks": ranks, "frames": frames, "tokens": tokens, "sequences": wire.sequences, "drift": wire.hello.drift}

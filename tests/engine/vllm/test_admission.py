@@ -8,19 +8,19 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from monitor.engine.settings import Wanted, inherited, take_over  # noqa: E402
-from monitor.engine.vllm.admission import CHARACTERS, parse_admission  # noqa: E402
-from monitor.errors import OrderError  # noqa: E402
-from monitor.wire.orders import Act, Admission, Release, Steer  # noqa: E402
-from probes.errors import BundleError  # noqa: E402
-from tests.engine.test_slots import NEUTRAL, ONE, OTHER, PROMPT, House, capped, house  # noqa: E402, F401
+from monitor.engine.settings import Wanted, inherited, take_over
+from monitor.engine.vllm.admission import CHARACTERS, parse_admission
+from monitor.errors import OrderError
+from monitor.wire.orders import Act, Admission, Release, Steer
+from probes.errors import BundleError
+from tests.harness.tapped_runner import NEUTRAL, ONE, OTHER, PROMPT, House, capped, house  # noqa: F401
 
 
 def ask(**asked: object) -> str:
     return json.dumps({"acts": [{"vector": ONE, "add": 0.2}], **asked})
 
 
-def test_what_is_allowed_is_read(capped):  # noqa: F811
+def test_what_is_allowed_is_read(capped):
     written = ask(acts=[{"vector": ONE, "add": 0.5}, {"vector": ONE, "scale": 0}], tokens=3, prompt=True)
     assert parse_admission(written, [ONE], capped.bundle) == Admission(
         [Act(ONE, add=0.5), Act(ONE, scale=0)], tokens=3, prompt=True
@@ -46,18 +46,18 @@ def test_what_is_allowed_is_read(capped):  # noqa: F811
         (ask(acts=[{"vector": ONE, "low": 0.3, "high": 0.1}]), "operation", "holds no number"),
     ],
 )
-def test_what_is_not_is_refused_by_name(capped, written, cause, named):  # noqa: F811
+def test_what_is_not_is_refused_by_name(capped, written, cause, named):
     with pytest.raises(OrderError, match=named) as refused:
         parse_admission(written, [ONE], capped.bundle)
     assert refused.value.cause == cause
 
 
-def test_nothing_may_be_asked_for_unless_the_operator_says_so(capped):  # noqa: F811
+def test_nothing_may_be_asked_for_unless_the_operator_says_so(capped):
     with pytest.raises(OrderError, match="--allow-steering VECTOR"):
         parse_admission(ask(), [], capped.bundle)
 
 
-def test_only_vectors_with_a_cap_can_be_allowed(capped, house, monkeypatch):  # noqa: F811
+def test_only_vectors_with_a_cap_can_be_allowed(capped, house, monkeypatch):
     monkeypatch.setenv("PLUMBOB_ENGINE", "")
     take_over(Wanted("b", admission=[ONE]), capped.bundle)
     assert inherited().admission == [ONE]
@@ -67,7 +67,7 @@ def test_only_vectors_with_a_cap_can_be_allowed(capped, house, monkeypatch):  # 
         take_over(Wanted("b", admission=["hope"]), capped.bundle)
 
 
-def test_a_request_is_steered_from_its_first_token(capped):  # noqa: F811
+def test_a_request_is_steered_from_its_first_token(capped):
     capped.slots.start("a-1", "a", PROMPT, scored=True)
     asked = Admission([Act(ONE, add=0.2), Act(OTHER, scale=0.0)], tokens=2)
     assert capped.slots.admit("a-1", asked).admitted == asked
@@ -79,7 +79,7 @@ def test_a_request_is_steered_from_its_first_token(capped):  # noqa: F811
     assert capped.entries(7) == [(2.0, 1.0, -math.inf, math.inf), (0.0, 0.0, -math.inf, math.inf)]
 
 
-def test_the_prompt_is_steered_only_where_that_is_said(capped):  # noqa: F811
+def test_the_prompt_is_steered_only_where_that_is_said(capped):
     capped.slots.start("a-1", "a", PROMPT, scored=True)
     capped.slots.admit("a-1", Admission([Act(ONE, add=0.2)], tokens=1, prompt=True))
     rows = capped.step(**{"a-1": (0, 9)})
@@ -87,7 +87,7 @@ def test_the_prompt_is_steered_only_where_that_is_said(capped):  # noqa: F811
     assert rows["steered"].all()
 
 
-def test_orders_compose_with_what_was_asked_for_and_the_cap_holds_for_both(capped):  # noqa: F811
+def test_orders_compose_with_what_was_asked_for_and_the_cap_holds_for_both(capped):
     capped.slots.start("a-1", "a", PROMPT, scored=True)
     capped.slots.admit("a-1", Admission([Act(ONE, add=0.4)]))
     capped.step(**{"a-1": (0, 8)})
@@ -101,7 +101,7 @@ def test_orders_compose_with_what_was_asked_for_and_the_cap_holds_for_both(cappe
     assert capped.entries(0) == [NEUTRAL, NEUTRAL]
 
 
-def test_a_request_that_cannot_be_steered_is_served_unsteered(capped):  # noqa: F811
+def test_a_request_that_cannot_be_steered_is_served_unsteered(capped):
     assert capped.slots.start("a-1", "a", PROMPT, scored=False) is None
     with pytest.raises(OrderError, match="no slot"):
         capped.slots.admit("a-1", Admission([Act(ONE, add=0.2)]))

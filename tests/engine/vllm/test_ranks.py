@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from tests.engine.test_selftest import with_canaries
 from tests.engine.vllm.ranks import TOKENS
+from tests.harness.canaries import with_canaries
 from tests.harness.engines import random_bundle, settings
 from tests.harness.models import tiny_model
 from tests.harness.networks import random_worker_probe

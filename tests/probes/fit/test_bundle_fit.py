@@ -12,8 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from probes.bundle import MANIFEST, TENSORS, load_bundle
 from probes.bundle.canaries import CONVERSATIONS, TOLERANCE, Canaries
-from probes.data.concepts import CONCEPTS, Concept, benign_path
-from probes.data.examples import Benign
+from probes.data.concepts import CONCEPTS, benign_path
 from probes.errors import BundleError, ConceptError, ModelError
 from probes.evaluation.metrics import Interval
 from probes.fit import bundle_fit as fitting
@@ -21,73 +20,29 @@ from probes.fit import concept_fit
 from probes.fit import material as gathering
 from probes.models import identify
 from probes.models.activations import TransformersSource
-from probes.models.chat import Message
 from probes.report import files as reporting
 from probes.scoring.aggregate import Aggregate, running
 from probes.scoring.roles import Role
+from tests.harness.small_fit import (  # noqa: F401
+    AGGREGATE,
+    BENIGN,
+    RATE,
+    REQUESTS,
+    THINGS,
+    Reads,
+    concepts,
+    fit,
+    pair,
+    quick,
+    write_concept,
+)
 
 pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
-THINGS = ("boat", "house", "bird", "door", "car", "hat", "cup", "box", "bell", "kite", "tent", "ring")
-AGGREGATE = Aggregate(half_life=4.0, min_tokens=2)
 LAYERS = tuple(sorted({round(5 * depth) for depth in fitting.DEPTHS}))
 """At the depths that are tried."""
-BENIGN = 80
-RATE = 0.1
-REQUESTS = [
-    Benign(
-        f"b-{number}",
-        "t",
-        [Message("user", f"Is it warm in {'the ' * (number % 5)}house number {number} today?")],
-        "streets" if number % 2 else "shipped",
-    )
-    for number in range(BENIGN)
-]
-
-
-def pair(index, thing, name, role):
-    before = [] if role == "user" else [{"role": "user", "content": f"What colour is the {thing}?"}]
-    red, blue = (
-        [*before, {"role": role, "content": f"The {colour} {colour} {thing} and the {colour} {colour} hat."}]
-        for colour in ("red", "blue")
-    )
-    return {"id": f"{name}-{index}", "topic": thing, "positive": red, "negative": blue}
-
-
-def write_concept(folder, name, role, family="", rows=None):
-    """Pairs that tell red from blue, in the last message."""
-    path = folder / f"{name}.jsonl"
-    rows = [pair(index, thing, name, role.name.lower()) for index, thing in enumerate(THINGS)] if rows is None else rows
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return Concept(name, "it is red", (role,), path, aggregates=(AGGREGATE,), family=family)
-
-
-@pytest.fixture(scope="module")
-def concepts(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("concepts")
-    return (
-        write_concept(folder, "asked", Role.USER),
-        write_concept(folder, "said", Role.ASSISTANT, "colours"),
-        write_concept(folder, "answered", Role.ASSISTANT, "colours"),
-    )
-
-
-@pytest.fixture(scope="module")
-def quick(concepts):
-    """One concept with one way to fit it."""
-    return (replace(concepts[0], kinds=("mean_difference",)),)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_benign():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fitting, "load_benign", lambda: REQUESTS)
-        patch.setattr(gathering, "load_benign", lambda: REQUESTS)
-        patch.setattr(gathering, "ANSWER_TOKENS", 6)
-        patch.setattr(concept_fit, "PENALTIES", (1e-2,))
-        yield
 
 
 @pytest.fixture
@@ -100,34 +55,9 @@ def no_model(monkeypatch):
     monkeypatch.setattr(fitting, "resolve_model", touched)
 
 
-class Reads:
-    """What a model was asked to do."""
-
-    def __init__(self, patch):
-        self.read, self.answered = [], []
-        read, respond = TransformersSource.read, TransformersSource.respond
-
-        def reading(source, conversations, *rest):
-            self.read += [list(ids) for ids in conversations]
-            return read(source, conversations, *rest)
-
-        def responding(source, prompts, *rest):
-            self.answered += [list(ids) for ids in prompts]
-            return respond(source, prompts, *rest)
-
-        patch.setattr(TransformersSource, "read", reading)
-        patch.setattr(TransformersSource, "respond", responding)
-
-
 @pytest.fixture
 def reads(monkeypatch):
     return Reads(monkeypatch)
-
-
-def fit(model, out, concepts, **options):
-    return fitting.fit_bundle(
-        str(model), out, **{"version": "1.2.3", "false_positive_rate": RATE, "concepts": concepts} | options
-    )
 
 
 class Made:
@@ -269,7 +199,7 @@ def test_vectors_point_to_more_of_the_concept(made, tiny_model, concepts):
         concept = next(concept for concept in concepts if concept.name == vector.name)
         assert vector.layer == made.probe(vector.name)[0].layer and vector.hidden_norm > 0
         sides = []
-        for conversations in zip(*((pair.positive, pair.negative) for pair in concept.pairs), strict=True):
+        for conversations in zip(*((one.positive, one.negative) for one in concept.pairs), strict=True):
             readings = source.read([source.encode(side) for side in conversations], [vector.layer])
             sides.append(np.mean([r.states[0, r.roles == concept.roles[0]].mean(axis=0) for r in readings], axis=0))
         difference = sides[0] - sides[1]

@@ -9,7 +9,7 @@ from probes.models.blocks import adds_residual, find_blocks
 
 torch = pytest.importorskip("torch")
 
-from torch import nn  # noqa: E402
+from torch import nn
 
 LAYERS = 3
 

@@ -31,7 +31,7 @@ from probes.steering.extraction import (
 )
 from probes.steering.rewrite import require_room, with_vector
 from tests.harness.bundles import HIDDEN, make_bundle
-from tests.probes.evaluation.test_offline_scores import bundle_for
+from tests.harness.offline_bundles import bundle_for
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")

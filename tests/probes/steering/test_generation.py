@@ -3,22 +3,21 @@
 import numpy as np
 import pytest
 
-from probes.bundle import Calibration, Evaluation, Probe
 from probes.errors import BundleError, SteeringError
 from probes.models.activations import TransformersSource
 from probes.models.chat import Message
-from probes.scoring.aggregate import Aggregate, running
+from probes.scoring.aggregate import running
 from probes.scoring.roles import Role, RoleReader
 from probes.steering import Operation, add, clamp
 from probes.steering.edit import Edit
 from probes.steering.generation import NEVER, Answer, Arm, Trigger, generate
+from tests.harness.steered_generation import edit, trigger
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 RANDOM = np.random.default_rng(5)
 TOKENS = 9
-NORM = 8.0
 
 
 @pytest.fixture(scope="module")
@@ -32,24 +31,6 @@ def prompts(source):
     talks = [[Message("user", text)] for text in asked]
     talks.append([Message("user", "Thank you!"), Message("assistant", "They eat nectar."), Message("user", "Is it?")])
     return [*(source.encode(talk, respond=True) for talk in talks), [40], RANDOM.integers(5, 290, 30).tolist()]
-
-
-def edit(layer, seed, operation):
-    unit = np.random.default_rng(seed).normal(size=32)
-    return Edit(layer, unit[None] / np.linalg.norm(unit), np.array([operation.entry(NORM)]))
-
-
-def trigger(layer, threshold=0.5, roles=("assistant",), **aggregate):
-    probe = Probe(
-        name="p",
-        layer=layer,
-        roles=list(roles),
-        threshold=threshold,
-        aggregate=Aggregate(**{"half_life": 2.0, "min_tokens": 2, **aggregate}),
-        calibration=Calibration(0.01, 100, 1, (0.0, 0.05)),
-        evaluation=Evaluation(50, 50, 0.9, 0.6, 0.8),
-    )
-    return Trigger(probe, np.random.default_rng(11).normal(size=32) / 5, 0.1)
 
 
 def one_pass(source, ids, edits, start, layer=None):

@@ -28,7 +28,7 @@ from probes.steering.questions import of_concept, of_requests, ordinary_of
 from probes.steering.repetition import repetition
 from probes.steering.results import Outcome, Shift, SteeringReport
 from probes.steering.sweep import both_ways, cap, parse_doses, working_range
-from tests.probes.steering.test_generation import edit, trigger
+from tests.harness.steered_generation import edit, trigger
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
