@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from monitor.offline import engine_process
@@ -23,6 +24,10 @@ from tests.harness.frames import make_frame
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers that use several threads each wait for each other; read when torch and its like are imported.
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
 
 # Whoever runs the tests in the background has SIGINT ignored, and so would have every process that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
