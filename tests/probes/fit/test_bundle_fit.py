@@ -31,6 +31,7 @@ from tests.harness.small_fit import (  # noqa: F401
     THINGS,
     Reads,
     concepts,
+    few_benign,
     fit,
     pair,
     quick,
