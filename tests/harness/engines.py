@@ -26,6 +26,16 @@ LARGEST = 0.04
 TYPICAL = 0.04 / np.sqrt(576)
 """Root mean square of the difference allowed, relative to the norm of the state."""
 
+CHUNK = 64
+"""Rows of a step at most: most prompts take several."""
+BLOCK = 32
+
+# float32 keeps 24 bits of mantissa. Sums over the hidden width and the context in another order, through up to thirty
+# blocks, leave some hundreds of roundings: 2**-24 * 500 = 3e-5 of the state's norm; ten times that is allowed to the
+# worst token, whose norm may be much smaller than those it attends to.
+FLOAT32_LARGEST = 3e-4
+"""Largest difference allowed of engines in float32, relative to the norm of the state."""
+
 
 def random_bundle(
     path: Path, model_path: Path, markers: Markers, *, threshold: float, layers: Sequence[int] = LAYERS

@@ -6,6 +6,8 @@ import os
 # Read while vLLM is imported; what else an engine's environment says is read when it starts.
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+# Threads that spin while they wait take the core from those that they wait for, of the same engine or of another.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import vllm.utils.system_utils
 

@@ -8,7 +8,7 @@ from monitor.offline import source as reading
 from monitor.offline.source import VllmSource
 from probes.data.concepts import load_benign
 from probes.errors import ModelError
-from tests.engine.vllm.test_accounting import LARGEST
+from tests.harness.engines import FLOAT32_LARGEST as LARGEST
 from tests.harness.engines import LAYERS
 from tests.harness.models import tiny_model
 

@@ -19,7 +19,7 @@ from tests.harness.wire import Seen, Wire
 pytest.importorskip("torch")
 
 from monitor.engine.steering.guard import Guard, Repeats, blamed
-from tests.engine.vllm.test_accounting import LARGEST
+from tests.harness.engines import FLOAT32_LARGEST as LARGEST
 
 pytestmark = pytest.mark.vllm
 

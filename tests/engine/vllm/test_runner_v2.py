@@ -4,7 +4,6 @@ The runner's kernels are Triton's and run in Triton's interpreter; ``v2_shim`` l
 float32: the interpreter is slow, and scores can be compared closely.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,11 +16,11 @@ from monitor.wire.orders import Act, Steer, Stream
 from probes.bundle import Bundle
 from tests.harness import models
 from tests.harness.engines import random_bundle
+from tests.harness.runner_v2 import start
 from tests.harness.wire import Seen, Wire
 
 pytestmark = [pytest.mark.vllm, pytest.mark.long]
 
-SHIM = Path(__file__).parent / "v2_shim"
 LAYERS = (0, 2, models.LAYERS - 1)
 BATCH_TOKENS = 64
 """The most rows of a step: longer prompts are prefilled in chunks."""
@@ -74,17 +73,6 @@ class Counter(Wire):
     def _frame(self, frame: Frame) -> None:
         super()._frame(frame)
         self.computed += sum(block.rows for block in frame.header.states)
-
-
-def start(name: str, folder: Path, settings: dict[str, object]) -> Arm:
-    """An engine on Model Runner V2."""
-    path = os.pathsep.join(filter(None, [str(SHIM), os.environ.get("PYTHONPATH")]))
-    return Arm(
-        name,
-        folder / f"{name}.log",
-        {**settings, "async_scheduling": True},
-        {"PYTHONPATH": path, "TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"},
-    )
 
 
 class Tapped:
