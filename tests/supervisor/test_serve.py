@@ -159,7 +159,7 @@ def test_an_engine_that_does_not_start_is_told_by_its_own_reason(server, tmp_pat
     command += ["--gpu-memory-utilization", "1.0"]
     ports = zip(("--port", "--metrics-port", "--grpc-port"), (free_port() for _ in range(3)), strict=True)
     command += [str(part) for pair in ports for part in pair]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
     last = ended.stderr.strip().splitlines()[-1]
     assert ended.returncode == 2
     assert last.startswith("error: vLLM did not start: ValueError: Available memory on node "), last
