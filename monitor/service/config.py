@@ -92,6 +92,8 @@ class MonitorConfig(Section):
         default_factory=default_audit
     )
     """File in which interventions are recorded, else plumbob/audit.jsonl of $XDG_STATE_HOME; none: no file."""
+    sinks: Annotated[tuple[str, ...], Flag(metavar="NAME")] = ("log",)
+    """Sink that takes events, beside watchers and the audit log: log, and what other packages install."""
     state: Annotated[OptionalPath, AfterValidator(_absolute), Flag()] = Field(default_factory=default_state)
     """Folder of what a monitor that is started again has to know, else plumbob of $XDG_STATE_HOME; none: nowhere."""
     probe_workers: Annotated[int, Field(ge=1, le=64), Flag()] = 1

@@ -26,7 +26,7 @@ from monitor.ingest import Arrival, Link, Malformed, Source, core_identity
 from monitor.interventions import Interventions
 from monitor.policy import Policy
 from monitor.service.config import Limits
-from monitor.sinks import Confirmations, DurableSink, Mark, Recorder, Sink, StateSink
+from monitor.sinks import BackgroundSink, Confirmations, DurableSink, Mark, Recorder, Sink, StateSink
 from monitor.sinks.audit import AuditLog, AuditSink
 from monitor.sinks.durable import settled_positions
 from monitor.store import Confirmed, EngineForgotten, MemoryStore, Resumed, Store
@@ -54,6 +54,7 @@ class Monitor:
         policy: What to do when a probe fires.
         source: Where messages come from; closed with the monitor.
         sinks: Where events go, beside :attr:`events`; they return at once.
+        slow_sinks: The same, each on a thread of its own.
         durable: Sinks that confirmations to engines wait for, beside the audit log.
         audit: Where interventions, engines and the policy are recorded; closed with the monitor. ``None``: nowhere.
         store: What a monitor before this one knew, and the next one will; closed with the monitor. ``None``: nothing
@@ -72,6 +73,7 @@ class Monitor:
         source: Source,
         *,
         sinks: Sequence[Sink] = (),
+        slow_sinks: Sequence[Sink] = (),
         durable: Sequence[DurableSink] = (),
         audit: AuditLog | None = None,
         store: Store | None = None,
@@ -114,7 +116,9 @@ class Monitor:
         self.traces = Traces(
             self.events, self._verdicts.averages, tuple(probe.name for probe in bundle.manifest.probes)
         )
-        self._recorder = Recorder(self.events, [state_sink, self.traces, *sinks], self.stats, self.store, durable)
+        self._background = [BackgroundSink(sink, self.stats) for sink in slow_sinks]
+        own = [state_sink, self.traces]
+        self._recorder = Recorder(self.events, [*own, *sinks, *self._background], self.stats, self.store, durable)
         self.interventions = Interventions(
             bundle,
             policy,
@@ -151,6 +155,8 @@ class Monitor:
         self.events.close()
         if self._audit is not None:
             self._audit.close()
+        for sink in self._background:
+            sink.close()
         self.store.close()
         self._count_faults()
 

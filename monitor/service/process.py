@@ -21,7 +21,7 @@ from monitor.service.config import MonitorConfig
 from monitor.service.hangup import Terminal
 from monitor.service.inputs import read_bundle, read_policy
 from monitor.service.monitor import Monitor
-from monitor.sinks import LogSink
+from monitor.sinks import open_sinks
 from monitor.sinks.audit import AuditLog
 from monitor.store import MemoryStore
 from monitor.telemetry import MetricsExporter, MonitorCollector
@@ -48,6 +48,7 @@ async def _monitor(config: MonitorConfig, bundle: Bundle, policy: Policy) -> Non
     # First of all, since a socket file outlives the one who bound it.
     require_free("The metrics exporter", config.host, config.metrics_port)
     require_free("The gRPC server", config.host, config.grpc_port)
+    sinks = open_sinks(config.sinks)
     with ExitStack() as stack:
         # The log waits for the store, and is closed before it.
         store = stack.enter_context(closing(MemoryStore(None if config.state is None else config.state / JOURNAL)))
@@ -56,7 +57,8 @@ async def _monitor(config: MonitorConfig, bundle: Bundle, policy: Policy) -> Non
             bundle,
             policy,
             LocalSource(config.endpoint),
-            sinks=[LogSink()],
+            sinks=[sink for sink in sinks if getattr(sink, "returns_at_once", False)],
+            slow_sinks=[sink for sink in sinks if not getattr(sink, "returns_at_once", False)],
             audit=log,
             store=store,
             limits=config.limits,

@@ -1,6 +1,7 @@
 """Sinks: where events go, beside the log that subscribers read.
 
 ``base``        the seam
+``installed``   sinks by name, those of other packages included
 ``log``         the log of the process, a line of JSON an event
 ``memory``      the last events, in memory
 ``background``  a sink on a thread of its own
@@ -13,6 +14,7 @@
 from monitor.sinks.background import BackgroundSink
 from monitor.sinks.base import Sink
 from monitor.sinks.durable import Confirmations, DurableSink, Mark
+from monitor.sinks.installed import open_sinks, require_sinks
 from monitor.sinks.log import LogSink
 from monitor.sinks.memory import MemorySink
 from monitor.sinks.recorder import Recorder
@@ -28,4 +30,6 @@ __all__ = [
     "Recorder",
     "Sink",
     "StateSink",
+    "open_sinks",
+    "require_sinks",
 ]

@@ -2,7 +2,7 @@
 
 import logging
 from datetime import datetime
-from typing import Final
+from typing import ClassVar, Final
 
 import msgspec
 
@@ -35,6 +35,9 @@ class LogSink:
     Args:
         logger: Where to.
     """
+
+    returns_at_once: ClassVar[bool] = True
+    """No thread of its own: whoever reads the log of a monitor that was killed finds in it what was confirmed."""
 
     def __init__(self, logger: logging.Logger | None = None) -> None:
         self._logger = logger or logging.getLogger(EVENT_LOGGER)

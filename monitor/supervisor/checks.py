@@ -10,6 +10,7 @@ from monitor.configuration import Effective
 from monitor.errors import PortError, PrerequisiteError
 from monitor.ingest import LocalSource
 from monitor.service.inputs import read_bundle, read_policy
+from monitor.sinks import require_sinks
 from monitor.sinks.audit import require_log
 from monitor.supervisor.config import ServeConfig
 from monitor.supervisor.engine_command import read_api_key
@@ -38,6 +39,7 @@ def check_serve(config: ServeConfig, progress: Progress = no_progress) -> Path:
     path = resolve_model(config.model, progress)
     bundle.require_model(identify(path, config.model))
     read_policy(monitor.policy, bundle)
+    require_sinks(monitor.sinks)
     require_ports(config.host, config.port, monitor.host, monitor.metrics_port, monitor.grpc_port)
     asyncio.run(_require_endpoint(monitor.endpoint))
     if monitor.audit is not None:
@@ -62,6 +64,7 @@ def check_files(effective: Effective) -> list[str]:
     for name in config.allow_steering:
         bundle.vector(name).require_cap()
     policy = read_policy(config.monitor.policy, bundle)
+    require_sinks(config.monitor.sinks)
     signed = f", signed by one of {len(config.monitor.trust)} trusted keys" if config.monitor.trust else ""
     return [
         f"model {'not set: for plumbob monitor alone' if assumed else config.model}",

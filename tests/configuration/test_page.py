@@ -19,6 +19,8 @@ def row(setting) -> str:
         shown = "depends on the user"
     elif default in (None, ()):
         shown = "none"
+    elif isinstance(default, tuple):
+        shown = f"`{', '.join(default)}`"
     else:
         shown = f"`{str(default.value if isinstance(default, Enum) else default).lower()}`"
     flag = setting.flag or setting.argument
