@@ -4,7 +4,7 @@ All of it is bounded: so many requests, of each so many events and so many point
 second point and goes on at half the rate, so that it spans the whole request.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,7 +13,10 @@ from typing import Final
 from monitor.events import Escalated, EventLog, Recorded, Request, RequestFinished, request_of
 
 MAX_TRACES: Final = 256
-"""Requests whose trace is kept; beyond it the oldest is forgotten."""
+"""Requests whose trace is kept; beyond it one is forgotten."""
+SHARE: Final = 16
+"""Traces that the parts of one request of a user may have among them: beyond it, when one is to be forgotten, it is the
+oldest of the user's request that has the most. Otherwise it is the oldest."""
 MAX_POINTS: Final = 512
 """Of one trace; with three probes, 512 points are about 50 kB."""
 MAX_EVENTS: Final = 128
@@ -96,12 +99,22 @@ class Traces:
     def _begin(self, identity: tuple[str, str], request: Request, recorded: Recorded) -> None:
         trace = self._traces[identity] = self._open[identity] = Trace(request, recorded.time)
         if len(self._traces) > MAX_TRACES:
-            oldest, _ = self._traces.popitem(last=False)
-            self._open.pop(oldest, None)
+            self._forget_one()
         # The log has this event as well.
         for before in self._events.about(request):
             self._add(trace, before)
         self._observe(trace)
+
+    def _forget_one(self) -> None:
+        held = Counter((trace.request.engine, trace.request.request_id) for trace in self._traces.values())
+        most, count = held.most_common(1)[0]
+        goes = next(
+            identity
+            for identity, trace in self._traces.items()
+            if count <= SHARE or (trace.request.engine, trace.request.request_id) == most
+        )
+        del self._traces[goes]
+        self._open.pop(goes, None)
 
     def _add(self, trace: Trace, recorded: Recorded) -> None:
         if len(trace.events) >= MAX_EVENTS:

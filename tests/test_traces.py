@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from monitor.events import Alert, Escalated, EventLog, FramesLost, ProbeFired, Recorded, Request, RequestFinished
-from monitor.traces import MAX_EVENTS, MAX_POINTS, MAX_TRACES, Traces
+from monitor.traces import MAX_EVENTS, MAX_POINTS, MAX_TRACES, SHARE, Traces
 
 
 def request(key="a"):
@@ -97,6 +97,21 @@ def test_events_and_traces_are_bounded(house):
     # What was forgotten is not observed any more, nor begun again by what is said of it.
     house.record(ProbeFired(request(), "probe", 2.0, 1.0, 7, "user"))
     assert house.traces.find("user-a") == []
+
+
+def test_a_request_of_many_parts_pushes_out_no_trace_of_another(house):
+    house.record(escalated("small"))
+    for part in range(2 * MAX_TRACES):
+        parts = Request("engine", "tiny", "user-large", f"{part}_large", 4)
+        house.record(Escalated(parts, "rule", "alert", "probe", 2.0, 1.0, 7, "why"))
+    assert len(house.traces.find()) == MAX_TRACES
+    assert len(house.traces.find("user-small")) == 1
+    # Among themselves, the oldest go.
+    assert house.traces.find("user-large")[-1].request.engine_request_id == f"{2 * MAX_TRACES - 1}_large"
+    # As it is without such a one.
+    for number in range(MAX_TRACES):
+        house.record(escalated(f"k{number}"))
+    assert len(house.traces.find("user-large")) <= SHARE
 
 
 def test_an_event_that_the_log_no_longer_has_is_not_needed(house):

@@ -19,6 +19,7 @@ from monitor.errors import PrerequisiteError
 from monitor.v1.event_pb2 import Event, EventKind
 from monitor.v1.monitor_service_pb2 import GetStatusRequest, WatchEventsRequest
 from monitor.v1.monitor_service_pb2_grpc import MonitorServiceStub
+from monitor.wire.bounds import bounded_id
 
 ANSWER_SECONDS: Final = 5.0
 """Seconds to wait for a monitor to answer a call."""
@@ -76,7 +77,8 @@ async def follow(
     Raises:
         PrerequisiteError: No monitor answers, or it refuses the call.
     """
-    request = WatchEventsRequest(kinds=kinds, request_id=request_id)
+    wanted = None if request_id is None else bounded_id(request_id)
+    request = WatchEventsRequest(kinds=kinds, request_id=wanted)
     request.after_sequence, request.log_id = await _place(address, after)
     failures = 0
     while True:

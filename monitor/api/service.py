@@ -1,14 +1,16 @@
 """The calls of ``monitor.v1.MonitorService``."""
 
+import logging
 import secrets
 from collections.abc import Callable
+from typing import Final
 
 import grpc
 import grpc.aio
 
 from monitor import __version__
 from monitor.api.convert import event_message, kind_of, probe_message, status_message, trace_message, vector_message
-from monitor.events import Event, EventLog, request_of
+from monitor.events import Event, EventLog, Recorded, request_of, type_name
 from monitor.telemetry.stats import Status
 from monitor.traces import Traces
 from monitor.v1 import event_pb2, trace_pb2
@@ -25,9 +27,17 @@ from monitor.v1.monitor_service_pb2 import (
     WatchEventsResponse,
 )
 from monitor.v1.monitor_service_pb2_grpc import MonitorServiceServicer
+from monitor.wire.bounds import bounded_id
 from probes.bundle import Bundle
 
 TraceContext = grpc.aio.ServicerContext[GetTraceRequest, GetTraceResponse]
+TRACE_BYTES: Final = 1 << 20
+"""The largest trace that is told; of a larger one, the first events."""
+TRACES_BYTES: Final = 2 << 20
+"""Of traces told together, so that no answer is larger than gRPC takes; those beyond come without points and events."""
+
+logger = logging.getLogger(__name__)
+
 WatchContext = grpc.aio.ServicerContext[WatchEventsRequest, WatchEventsResponse]
 
 
@@ -83,10 +93,13 @@ class MonitorService(MonitorServiceServicer):
             async for recorded in subscription:
                 dropped += recorded.sequence - previous - 1
                 previous = recorded.sequence
-                if wanted(recorded.event):
-                    await context.write(
-                        WatchEventsResponse(event=event_message(recorded), dropped=dropped, log_id=self._log_id)
-                    )
+                if not wanted(recorded.event):
+                    continue
+                if (message := _tellable(recorded)) is None:
+                    # One that cannot be told is missed; whoever asked for it again would never come past it.
+                    dropped += 1
+                    continue
+                await context.write(WatchEventsResponse(event=message, dropped=dropped, log_id=self._log_id))
         finally:
             self._events.unsubscribe(subscription)
             self._watchers -= 1
@@ -117,7 +130,7 @@ class MonitorService(MonitorServiceServicer):
 
     async def GetTrace(self, request: GetTraceRequest, context: TraceContext) -> GetTraceResponse:
         """One of them, or the few that share an id."""
-        if not (found := self._found(request.request_id, whole=True)):
+        if not (found := self._found(bounded_id(request.request_id), whole=True)):
             await context.abort(
                 grpc.StatusCode.NOT_FOUND,
                 f"No trace of request '{request.request_id[:100]}' is kept: no rule escalated it, or it was long ago.",
@@ -127,8 +140,17 @@ class MonitorService(MonitorServiceServicer):
     def _found(self, request_id: str | None, *, whole: bool) -> list[trace_pb2.Trace]:
         if self._traces is None:
             return []
-        probes = self._traces.probes
-        return [trace_message(trace, probes, whole=whole) for trace in self._traces.find(request_id)]
+        probes, room = self._traces.probes, TRACES_BYTES
+        found: list[trace_pb2.Trace] = []
+        for trace in self._traces.find(request_id):
+            message = trace_message(trace, probes, whole=whole and room > 0)
+            while message.events and message.ByteSize() > TRACE_BYTES:
+                # The first ones say why it was escalated.
+                del message.events[len(message.events) // 2 :]
+                message.events_dropped = trace.events_dropped + len(trace.events) - len(message.events)
+            room -= message.ByteSize()
+            found.append(message)
+        return found
 
     def _resume_after(self, request: WatchEventsRequest) -> int | None:
         """The sequence to begin after, or ``None`` for the next event."""
@@ -139,6 +161,15 @@ class MonitorService(MonitorServiceServicer):
         return 0 if other_log else after
 
 
+def _tellable(recorded: Recorded) -> event_pb2.Event | None:
+    """An event as a message; ``None`` for one that has no such form, as with a number that the protocol cannot have."""
+    try:
+        return event_message(recorded)
+    except (ValueError, TypeError, OverflowError):
+        logger.exception("Event %d (%s) cannot be told to watchers.", recorded.sequence, type_name(recorded.event))
+        return None
+
+
 async def _filter(request: WatchEventsRequest, context: WatchContext) -> Callable[[Event], bool]:
     """The request's filter, as a predicate."""
     kinds = frozenset(request.kinds)
@@ -147,7 +178,7 @@ async def _filter(request: WatchEventsRequest, context: WatchContext) -> Callabl
             grpc.StatusCode.INVALID_ARGUMENT,
             f"kinds: {min(unknown)} is no kind of event; leave it empty for all.",
         )
-    request_id = request.request_id if request.HasField("request_id") else None
+    request_id = bounded_id(request.request_id) if request.HasField("request_id") else None
 
     def wanted(event: Event) -> bool:
         if kinds and kind_of(event) not in kinds:

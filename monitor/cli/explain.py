@@ -57,7 +57,7 @@ def chain(found: Found) -> Chain:
     event = found.event
     if isinstance(event, Guarded):
         return [
-            ("request", event.request.request_id),
+            ("request", event.request.name),
             (
                 "repetition",
                 f"{event.repetition:.0%} of the answer's last tokens, by sequences of three, at token {event.position}",
@@ -83,7 +83,7 @@ def chain(found: Found) -> Chain:
 
 
 def _reading(event: ProbeFired | Alert | Intervention | Escalated) -> Chain:
-    lines = [("request", event.request.request_id)]
+    lines = [("request", event.request.name)]
     if not event.probe:
         return [*lines, ("score", "a gate that this monitor did not arm")]
     return [

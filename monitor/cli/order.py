@@ -144,7 +144,10 @@ def trace(
             continue
         state = "finished" if found.finished else "in flight"
         when = f"{found.escalated.ToDatetime():%Y-%m-%d %H:%M:%S} UTC"
-        out.print(Text(_printable(f"{found.request.request_id} escalated {when}, {state}, {found.request.model}")))
+        part = f" ({found.request.part})" if found.request.part else ""
+        out.print(
+            Text(_printable(f"{found.request.request_id}{part} escalated {when}, {state}, {found.request.model}"))
+        )
         for event in found.events:
             out.print(format_event(event), soft_wrap=True)
         for point in found.points:

@@ -24,6 +24,8 @@ class Tracked:
     engine_request_id: str
     request_id: str
     prompt_roles: NDArray[np.uint8]
+    part: str = ""
+    """Which part of the user's request it is; empty: all of it."""
     pushes: list[Push] = field(default_factory=list[Push])
     admitted: Admission | None = None
     gated_from: int = NEVER

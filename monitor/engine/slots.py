@@ -65,8 +65,24 @@ class Slots:
         """Return True from a request's first step to its end."""
         return engine_request_id in self._requests
 
-    def start(self, engine_request_id: str, request_id: str, prompt: Sequence[int], *, scored: bool) -> Started | None:
-        """Take in a request; ``None`` where it is not scored."""
+    def start(
+        self,
+        engine_request_id: str,
+        request_id: str,
+        prompt: Sequence[int],
+        *,
+        scored: bool,
+        part: str = "",
+    ) -> Started | None:
+        """Take in a request; ``None`` where it is not scored.
+
+        Args:
+            engine_request_id: The engine's own id.
+            request_id: The user's.
+            prompt: Its tokens.
+            scored: It is to have a slot.
+            part: Which part of the user's request it is; empty: all of it.
+        """
         self._batch_keys = []
         roles = self._roles.prompt(prompt)
         if (known := self._requests.get(engine_request_id)) is not None:
@@ -76,7 +92,7 @@ class Slots:
                 self._prompt_tokens[known.slot] = len(roles)
             return None
         slot = self._free.pop() if scored and self._free else -1
-        request = self._requests[engine_request_id] = Tracked(slot, engine_request_id, request_id, roles)
+        request = self._requests[engine_request_id] = Tracked(slot, engine_request_id, request_id, roles, part)
         if slot < 0:
             return None
         self._by_slot[slot] = request
@@ -268,5 +284,10 @@ class Slots:
 
 def _started(request: Tracked) -> Started:
     return Started(
-        request.slot, request.engine_request_id, request.request_id, len(request.prompt_roles), request.admitted
+        request.slot,
+        request.engine_request_id,
+        request.request_id,
+        len(request.prompt_roles),
+        request.admitted,
+        request.part,
     )

@@ -33,6 +33,7 @@ from monitor.engine.steering.table import ENTRIES_PER_SLOT, Steering, to_device
 from monitor.engine.streams import Streams
 from monitor.engine.taps import Taps
 from monitor.errors import OrderError
+from monitor.wire.bounds import bounded_id
 from monitor.wire.frames import GuardEvent, Refusal, Started
 from monitor.wire.orders import Admission, Arm, Order, Release, Steer, Stop, Stream
 from probes.bundle import load_bundle
@@ -41,6 +42,8 @@ ORDERS_FIELD: Final = "plumbob_orders"
 """Attribute of ``SchedulerOutput`` under which orders reach the workers, so that all ranks apply them at one step."""
 REQUEST_FIELD: Final = "plumbob"
 """Key of ``SamplingParams.extra_args`` under which the user's request id reaches the workers."""
+PART_FIELD: Final = "plumbob_part"
+"""The same for which part of the user's request it is."""
 ADMISSION_FIELD: Final = "plumbob_admission"
 """The same for what a request itself asked for, an ``Admission``; always written by the core."""
 REFUSALS_FIELD: Final = "plumbob_refusals"
@@ -151,15 +154,20 @@ class RunnerTap:
                 if self._gates is not None:
                     self._gates.finish(slot)
         for new in scheduler_output.scheduled_new_reqs:
-            arguments = new.sampling_params.extra_args if new.sampling_params else None
-            request_id = (arguments or {}).get(REQUEST_FIELD) or new.req_id
-            admission: Admission | None = (arguments or {}).get(ADMISSION_FIELD)
+            arguments: dict[str, Any] = (new.sampling_params.extra_args if new.sampling_params else None) or {}
+            admission: Admission | None = arguments.get(ADMISSION_FIELD)
             if new.req_id in self.slots:
                 # It was preempted and is steered as before, or is a session that goes on.
                 admission = None
             # LoRA makes another model of it, and a prompt of embeddings has no tokens whose roles could be read.
             scored = new.lora_request is None and new.prompt_token_ids is not None
-            started = self.slots.start(new.req_id, request_id, new.prompt_token_ids or [], scored=scored)
+            started = self.slots.start(
+                new.req_id,
+                arguments.get(REQUEST_FIELD) or bounded_id(new.req_id),
+                new.prompt_token_ids or [],
+                scored=scored,
+                part=arguments.get(PART_FIELD, ""),
+            )
             if admission is not None:
                 started = self._admit(new.req_id, admission) or started
             if started is not None:

@@ -75,6 +75,14 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     """The engine's own, unique id; orders are addressed to it."""
     prompt_tokens: int
     """Length of the prompt; 0 where an engine tells of a request that the monitor does not follow."""
+    part: str = ""
+    """Which part of the user's request it is: ``choice 3`` of ``n``, ``prompt 1`` of a batch, ``beam 2`` of a beam
+    search, which has a new request for each token. Empty: all of it."""
+
+    @property
+    def name(self) -> str:
+        """The user's id and the part, in words."""
+        return f"{self.request_id} ({self.part})" if self.part else self.request_id
 
 
 class Reading(msgspec.Struct, frozen=True, gc=False):
@@ -105,6 +113,8 @@ class EventBase(msgspec.Struct, frozen=True, tag_field="type", tag=_tag):
     """Written to the log of the process, which leaves out kinds that come with every request."""
     audited: ClassVar[bool] = True
     """Recorded in the audit log, each one; of requests that end, those that were steered are."""
+    routine: ClassVar[bool] = False
+    """It comes with every request, whatever was read in it: where room is short, it goes before others."""
 
 
 def type_name(event: EventBase | type[EventBase]) -> str:

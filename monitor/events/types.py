@@ -189,6 +189,7 @@ class RequestFinished(RequestEvent, frozen=True):
 
     logged: ClassVar[bool] = False
     audited: ClassVar[bool] = False
+    routine: ClassVar[bool] = True
 
     tokens: int
     """Positions read, each counted once."""

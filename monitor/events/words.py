@@ -127,12 +127,12 @@ def wording(event: Event) -> Wording:
     match event:
         case ProbeFired(request):
             read = f"{event.aggregate:.2f} ≥ {event.threshold:.2f} at token {event.position} ({event.role})"
-            return Wording("FIRED", request.request_id, f"{event.probe} {read}", "warning", event.probe)
+            return Wording("FIRED", request.name, f"{event.probe} {read}", "warning", event.probe)
         case Alert(request):
             shadow = event.mode == "shadow"
             return Wording(
                 "ALERT",
-                request.request_id,
+                request.name,
                 f"{event.rule} {event.severity}: {event.reason}",
                 "info" if shadow else event.severity,
                 event.rule,
@@ -143,16 +143,16 @@ def wording(event: Event) -> Wording:
         case InterventionEnded(request):
             by = event.rule or event.gate
             text = f"{by} ended at token {event.position}, {event.steered} steered"
-            return Wording("STEER", request.request_id, text, strong=by)
+            return Wording("STEER", request.name, text, strong=by)
         case InterventionsLost(engine, model):
             return Wording("LOST", model or engine, f"{event.decisions} decisions of gates", "critical")
         case Guarded(request):
-            return Wording("GUARD", request.request_id, f"released: {event.reason}", "warning", "released")
+            return Wording("GUARD", request.name, f"released: {event.reason}", "warning", "released")
         case Escalated(request):
             shadow = event.mode == "shadow"
             return Wording(
                 "REVIEW",
-                request.request_id,
+                request.name,
                 f"{event.rule} {event.reason}",
                 "info" if shadow else "warning",
                 event.rule,
@@ -182,11 +182,11 @@ def _intervention(event: Intervention) -> Wording:
     severity: Severity = "warning" if event.sent else "critical" if event.mode == "enforce" else "info"
     why = f", {event.refusal}" if event.refusal else ""
     note = "" if event.sent else f"{event.mode}: not sent{why}"
-    return Wording("STOP" if stopped else "STEER", event.request.request_id, text, severity, by, note)
+    return Wording("STOP" if stopped else "STEER", event.request.name, text, severity, by, note)
 
 
 def _ordered(event: Ordered) -> Wording:
-    about = event.model or event.engine if event.request is None else event.request.request_id
+    about = event.model or event.engine if event.request is None else event.request.name
     lease = "" if event.lease_seconds is None else f", for {event.lease_seconds:g} s at most"
     why = f": {event.reason}" if event.reason else ""
     severity: Severity = "info" if event.who == "policy" and event.result == "sent" else "warning"
@@ -209,4 +209,4 @@ def _finished(event: RequestFinished) -> Wording:
     elif peaks:
         _, peak, closest = max(peaks, key=lambda found: found[0])
         text += f"; closest: {closest.probe} {peak:.2f} of {closest.threshold:.2f}"
-    return Wording("DONE", event.request.request_id, text, "warning" if fired else "info")
+    return Wording("DONE", event.request.name, text, "warning" if fired else "info")

@@ -5,12 +5,14 @@ and ``<engine>/rank<n>`` sends frames and takes ACK and RESYNC.
 """
 
 import re
+from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from monitor.errors import FrameError, FrameVersionError
 from monitor.telemetry.stats import MalformedReason
+from monitor.wire.bounds import CutReason, bound
 from monitor.wire.codec import decode
 from monitor.wire.frames import Frame, Hello
 
@@ -32,6 +34,9 @@ class Arrival:
     identity: bytes
     """Routing id; answers go there."""
     message: Hello | Frame | Malformed
+    """With every text in it bounded (:mod:`monitor.wire.bounds`)."""
+    cut: Counter[CutReason] = field(default_factory=Counter[CutReason])
+    """Texts of the message that were not taken as they are, by reason."""
 
 
 class Source(Protocol):
@@ -56,7 +61,7 @@ def core_identity(engine: str) -> bytes:
 
 
 def read_arrival(identity: bytes, parts: list[bytes]) -> Arrival:
-    """Decode a message and check that its sender is who it says.
+    """Decode a message, check that its sender is who it says, and bound its texts.
 
     Args:
         identity: The sender's routing id.
@@ -66,14 +71,14 @@ def read_arrival(identity: bytes, parts: list[bytes]) -> Arrival:
         The message, or what is wrong with it.
     """
     try:
-        message = decode(parts)
+        message, cut = bound(decode(parts))
     except FrameVersionError as error:
         return Arrival(identity, Malformed("version", str(error)))
     except FrameError as error:
         return Arrival(identity, Malformed("malformed", str(error)))
     if not _is_sender(identity, message):
         return Arrival(identity, Malformed("identity", f"{identity!r} sent a message of another sender."))
-    return Arrival(identity, message)
+    return Arrival(identity, message, cut)
 
 
 def _is_sender(identity: bytes, message: Hello | Frame) -> bool:

@@ -21,6 +21,7 @@ from monitor.policy import Steering, require_valid
 from monitor.sinks.recorder import Recorder
 from monitor.telemetry.stats import Stats
 from monitor.verdicts import VerdictTable
+from monitor.wire.bounds import bounded_id
 from probes.bundle import Bundle, Probe
 
 
@@ -91,7 +92,7 @@ class Operator:
             self._check(seconds)
             self._require_valid(steering, "")
             attempt.detail = f"{steering}"
-            requests = self._targets.requests(request_id)
+            requests = self._targets.requests(bounded_id(request_id))
             attempt.request = requests[0]
             lease = self._lease("steer", who, attempt.detail, seconds)
             for request in requests:

@@ -73,7 +73,9 @@ class Reports:
             if new.admitted is None or (state := self._states.of(link.engine, new.engine_request_id)).admitted:
                 continue
             state.admitted = True
-            request = Request(link.engine, link.model, new.request_id, new.engine_request_id, new.prompt_tokens)
+            request = Request(
+                link.engine, link.model, new.request_id, new.engine_request_id, new.prompt_tokens, new.part
+            )
             acts = " and ".join(words.steering(**msgspec.structs.asdict(act)) for act in new.admitted.acts)
             where = " from the prompt on" if new.admitted.prompt else ""
             detail = f"{acts}{where} {words.span(new.admitted.tokens)}"

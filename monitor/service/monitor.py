@@ -193,6 +193,8 @@ class Monitor:
 
     def receive(self, arrival: Arrival) -> None:
         """Take one message."""
+        for reason, count in arrival.cut.items():
+            self.stats.texts_cut[reason,] += count
         match arrival.message:
             case Hello() as hello:
                 self._hello(hello)

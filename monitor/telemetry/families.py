@@ -21,6 +21,7 @@ from monitor.telemetry.stats import (
     UnscoredReason,
     WorkerFault,
 )
+from monitor.wire.bounds import CutReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,13 @@ COUNTERS: Final = (
         ("reason",),
         lambda s: s.frames_malformed,
         get_args(MalformedReason),
+    ),
+    Family(
+        "message_texts_cut",
+        "Texts of engines' messages, such as ids of requests, that were too long or could not be printed.",
+        ("reason",),
+        lambda s: s.texts_cut,
+        get_args(CutReason),
     ),
     Family(
         "engine_frames_dropped",

@@ -78,6 +78,9 @@ class Stats:
         """``(model, reason)``: decoded, but not read; reasons are :data:`SkipReason`."""
         self.frames_malformed: Counter[tuple[str]] = Counter()
         """``(reason,)``: messages that are none of this protocol; reasons are :data:`MalformedReason`."""
+        self.texts_cut: Counter[tuple[str]] = Counter()
+        """``(reason,)``: texts of messages that were not taken as they are; reasons are
+        :data:`monitor.wire.bounds.CutReason`."""
         self.engine_frames_dropped: Counter[tuple[str]] = Counter()
         """``(model,)``: frames that engines say they dropped since *their* start: no monitor, or a full
         queue. They are among ``frames_lost`` too, where this monitor was there to see the gap."""

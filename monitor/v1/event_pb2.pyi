@@ -152,18 +152,20 @@ class Event(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., probe_fired: _Optional[_Union[ProbeFired, _Mapping]] = ..., alert: _Optional[_Union[Alert, _Mapping]] = ..., intervention: _Optional[_Union[Intervention, _Mapping]] = ..., request_finished: _Optional[_Union[RequestFinished, _Mapping]] = ..., engine_changed: _Optional[_Union[EngineChanged, _Mapping]] = ..., frames_lost: _Optional[_Union[FramesLost, _Mapping]] = ..., intervention_ended: _Optional[_Union[InterventionEnded, _Mapping]] = ..., interventions_lost: _Optional[_Union[InterventionsLost, _Mapping]] = ..., escalated: _Optional[_Union[Escalated, _Mapping]] = ..., ordered: _Optional[_Union[Ordered, _Mapping]] = ..., guarded: _Optional[_Union[Guarded, _Mapping]] = ..., policy_changed: _Optional[_Union[PolicyChanged, _Mapping]] = ...) -> None: ...
 
 class Request(_message.Message):
-    __slots__ = ("engine", "model", "request_id", "engine_request_id", "prompt_tokens")
+    __slots__ = ("engine", "model", "request_id", "engine_request_id", "prompt_tokens", "part")
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ENGINE_REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
     engine: str
     model: str
     request_id: str
     engine_request_id: str
     prompt_tokens: int
-    def __init__(self, engine: _Optional[str] = ..., model: _Optional[str] = ..., request_id: _Optional[str] = ..., engine_request_id: _Optional[str] = ..., prompt_tokens: _Optional[int] = ...) -> None: ...
+    part: str
+    def __init__(self, engine: _Optional[str] = ..., model: _Optional[str] = ..., request_id: _Optional[str] = ..., engine_request_id: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., part: _Optional[str] = ...) -> None: ...
 
 class Reading(_message.Message):
     __slots__ = ("probe", "tokens", "peak", "threshold", "fired_at", "unscored")

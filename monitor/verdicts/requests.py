@@ -25,6 +25,7 @@ class Holder:
             request_id=self.started.request_id,
             engine_request_id=self.started.engine_request_id,
             prompt_tokens=self.started.prompt_tokens,
+            part=self.started.part,
         )
 
 

@@ -1,6 +1,6 @@
 """Messages of an engine to its monitor: who it is, what each step computed, and what it decided by itself."""
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 import numpy as np
@@ -10,6 +10,11 @@ from monitor.errors import Cause
 from monitor.wire.orders import Admission
 
 VERSION: Final = 3
+
+Position = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+"""A token's place in its request, or a number of tokens: what the device and the monitor's protocol can have."""
+Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""Counts from 0."""
 
 ROW: Final = np.dtype([("slot", "<i4"), ("position", "<i4"), ("role", "u1"), ("steered", "u1")])
 """One row of a frame: the request's slot, the token's absolute position in the request, its role
@@ -45,11 +50,14 @@ class Started(msgspec.Struct, frozen=True, array_like=True):
     engine_request_id: str
     """The engine's own, unique id; orders are addressed to it."""
     request_id: str
-    """The id that the user of the API sees."""
-    prompt_tokens: int
+    """The id that the user of the API sees, bounded (:mod:`monitor.wire.bounds`)."""
+    prompt_tokens: Position
     """Length of the prompt."""
     admitted: Admission | None = None
     """Steering that it asked for and has."""
+    part: str = ""
+    """Which part of the user's request it is, such as ``choice 3`` or ``prompt 1``; empty: all of it. Parts share
+    ``request_id``."""
 
 
 class StateBlock(msgspec.Struct, frozen=True, array_like=True):
@@ -69,7 +77,7 @@ class GateEvent(msgspec.Struct, frozen=True, array_like=True):
     Sent with every frame until the monitor has confirmed one that had it: the monitor takes each number once.
     """
 
-    number: int
+    number: Number
     """Counts from 0 with the engine, in the order of decisions; a gap is a loss."""
     gate: str
     kind: Literal["opened", "closed"]
@@ -78,11 +86,11 @@ class GateEvent(msgspec.Struct, frozen=True, array_like=True):
     """The engine's own id of the request."""
     request_id: str
     """The id that the user of the API sees."""
-    position: int
+    position: Position
     """Opened: of the token that opened it. Closed: the first that is no longer steered."""
     average: float | None
     """Opened: the running average at that token, in logits. Closed: ``None``."""
-    steered: int
+    steered: Position
     """Rows of the request that the gate has steered so far."""
 
 
@@ -92,7 +100,7 @@ class Refusal(msgspec.Struct, frozen=True, array_like=True):
     Sent with every frame until the monitor has confirmed one that had it: the monitor takes each number once.
     """
 
-    number: int
+    number: Number
     """Counts from 0 with the engine, so that the last number tells how many were refused; a gap is a loss."""
     order: str
     """Its kind: the tag of the order, or ``admission`` for what a request itself asked for."""
@@ -111,19 +119,19 @@ class GuardEvent(msgspec.Struct, frozen=True, array_like=True):
     Sent with every frame until the monitor has confirmed one that had it: the monitor takes each number once.
     """
 
-    number: int
+    number: Number
     """Counts from 0 with the engine; a gap is a loss."""
     engine_request_id: str
     """The engine's own id of the request."""
     request_id: str
     """The id that the user of the API sees."""
-    position: int
+    position: Position
     """The first that is steered no more."""
     repetition: float
     """Share of the window's sequences of three tokens that repeat an earlier one of it."""
     threshold: float
     """The share at which the guard acts."""
-    window: int
+    window: Position
     """Tokens of the answer that were judged together."""
     gates: list[str]
     """Gates that steered the request up to there, and steer it no more."""

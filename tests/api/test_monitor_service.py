@@ -8,8 +8,10 @@ import grpc.aio
 import pytest
 
 from monitor.api.service import MonitorService
+from monitor.events import Escalated, Request
+from monitor.traces import MAX_TRACES, Traces
 from monitor.v1 import event_pb2
-from monitor.v1.monitor_service_pb2 import GetStatusRequest, ListProbesRequest, WatchEventsRequest
+from monitor.v1.monitor_service_pb2 import GetStatusRequest, GetTraceRequest, ListProbesRequest, WatchEventsRequest
 from monitor.v1.monitor_service_pb2_grpc import MonitorServiceStub
 
 pytestmark = pytest.mark.timeout(60)
@@ -163,6 +165,65 @@ def test_a_slow_watcher_loses_the_oldest_and_is_told_how_many(monitor):
             assert response.dropped > 0
             assert received + response.dropped == published
             assert monitor.stats.events_dropped == response.dropped
+
+    asyncio.run(run())
+
+
+def test_an_event_beyond_all_measure_is_cut_and_the_next_ones_come(monitor):
+    async def run():
+        async with monitor.serve() as server, stub_of(server) as stub:
+            call = await watching(stub)
+            monitor.publish_alert("chat-" + "a" * 5_000_000, reason="€" * 5_000_000 + "\udcff")
+            monitor.publish_alert("chat-2")
+            first, second = await call.read(), await call.read()
+            assert first.ByteSize() < 1 << 20 and first.event.alert.request.request_id.startswith("chat-aaa")
+            assert second.event.alert.request.request_id == "chat-2" and second.dropped == 0
+            # Another that asks for all that is kept comes past it as well.
+            assert await sequences(await watching(stub, after_sequence=0), 2) == [1, 2]
+
+    asyncio.run(run())
+
+
+def test_an_event_that_cannot_be_told_is_missed_and_the_next_ones_come(monitor):
+    async def run():
+        async with monitor.serve() as server, stub_of(server) as stub:
+            call = await watching(stub)
+            monitor.publish_loss(-1)
+            monitor.publish_alert("chat-2")
+            response = await call.read()
+            assert (response.event.sequence, response.dropped) == (2, 1)
+
+    asyncio.run(run())
+
+
+def test_traces_of_many_parts_fit_into_one_answer(monitor):
+    traces = Traces(monitor.events, lambda request: (int(request.engine_request_id), (0.0,) * 200), ("probe",) * 200)
+    for part in range(MAX_TRACES):
+        request = Request("engine-1", "tiny", "chat-1", str(part), 12)
+        traces.emit(monitor.events.publish(Escalated(request, "rule", "alert", "probe", 2.0, 1.0, 7, "r" * 1_000_000)))
+
+    async def run():
+        async with monitor.serve(traces=traces) as server, stub_of(server) as stub:
+            answer = await stub.GetTrace(GetTraceRequest(request_id="chat-1"))
+            assert len(answer.traces) == MAX_TRACES
+            first, last = answer.traces[0], answer.traces[-1]
+            assert first.points and first.events and not last.points and not last.events
+
+    asyncio.run(run())
+
+
+def test_a_trace_of_many_long_events_is_told_in_part(monitor):
+    traces = Traces(monitor.events, lambda request: None, ("probe",))
+    request = Request("engine-1", "tiny", "chat-1", "a", 12)
+    for number in range(100):
+        escalated = Escalated(request, "rule", "alert", "probe", 2.0, 1.0, number, "€" * 100_000)
+        traces.emit(monitor.events.publish(escalated))
+
+    async def run():
+        async with monitor.serve(traces=traces) as server, stub_of(server) as stub:
+            (trace,) = (await stub.GetTrace(GetTraceRequest(request_id="chat-1"))).traces
+            assert trace.ByteSize() < 1 << 20 and trace.events[0].escalated.position == 0
+            assert len(trace.events) + trace.events_dropped == 100
 
     asyncio.run(run())
 

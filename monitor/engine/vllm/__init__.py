@@ -3,7 +3,8 @@
 ``plugin``        the entry point: installs wrappers that return at once where Plumbob is not switched on
 ``versions``      versions and features that can be tapped; refuses the others, naming the reason
 ``runner_v1``, ``runner_v2``   the only modules that touch a model runner; ``runners`` is what both wrap alike
-``core``          the engine core: request ids, orders, the prefix cache
+``core``          the engine core: orders, the prefix cache
+``requests``      requests in the front: their names, and which part of a user's request each is
 ``admission``     requests that ask to be steered
 ``stop``          ending a generation
 ``worker``        the memory of cached scores

@@ -10,9 +10,8 @@ from typing import Any, Final
 
 import msgspec
 
-from monitor.engine.settings import inherited, switched_on
+from monitor.engine.settings import inherited
 from monitor.engine.steering.acts import compose, entry_of, require_composed
-from monitor.engine.vllm.wrap import Method, require_fields, wrap_once
 from monitor.errors import OrderError
 from monitor.wire.orders import Admission
 from probes.bundle import Bundle, load_bundle
@@ -24,29 +23,18 @@ CHARACTERS: Final = 4096
 """The longest string that is read."""
 
 
-def install() -> None:
-    """Wrap the front's processor of requests, once."""
-    from vllm.sampling_params import SamplingParams
-    from vllm.v1.engine.input_processor import InputProcessor
+def require_admissible(params: Any) -> None:
+    """Refuse a request that asks for more than the operator allows, as a bad request.
 
-    require_fields(SamplingParams, "extra_args")
-    wrap_once(InputProcessor, "process_inputs", _process_inputs)
+    Args:
+        params: Its ``SamplingParams``; requests to pool have other parameters, and are refused elsewhere.
 
-
-def _process_inputs(method: Method) -> Method:
-    def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
-        if switched_on(self.vllm_config):
-            _require_admissible(params)
-        return method(self, request_id, prompt, params, *args, **kwargs)
-
-    return process_inputs
-
-
-def _require_admissible(params: Any) -> None:
+    Raises:
+        VLLMValidationError: It is malformed, or more than the operator allows.
+    """
     from vllm.exceptions import VLLMValidationError
     from vllm.sampling_params import SamplingParams
 
-    # Requests to pool have other parameters, and are refused elsewhere.
     arguments = params.extra_args if isinstance(params, SamplingParams) else None
     if arguments is not None and (written := arguments.get(FIELD)) is not None:
         try:

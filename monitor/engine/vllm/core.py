@@ -11,9 +11,8 @@
   Where a gate judges, it stops also at what the step itself computes, so that whatever is found was read before.
 """
 
-import re
 import time
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -25,8 +24,16 @@ from monitor.engine.steering.caps import require_together
 from monitor.engine.steering.guard import Guard, Repeats
 from monitor.engine.steering.leases import Leases
 from monitor.engine.steering.refusals import refusal
-from monitor.engine.tapped import ADMISSION_FIELD, ORDERS_FIELD, REFUSALS_FIELD, REPEATS_FIELD, REQUEST_FIELD
+from monitor.engine.tapped import (
+    ADMISSION_FIELD,
+    ORDERS_FIELD,
+    PART_FIELD,
+    REFUSALS_FIELD,
+    REPEATS_FIELD,
+    REQUEST_FIELD,
+)
 from monitor.engine.vllm import admission
+from monitor.engine.vllm.requests import named
 from monitor.engine.vllm.stop import deliver, stop, tokenizer_of
 from monitor.engine.vllm.versions import vllm_version
 from monitor.engine.vllm.wrap import Method, require_fields, wrap_once
@@ -34,8 +41,6 @@ from monitor.errors import OrderError
 from monitor.wire.frames import VERSION, Hello, Refusal
 from monitor.wire.orders import Arm, Disarm, Order, Steer, Stop
 from probes.bundle import load_bundle
-
-_COMPLETION: Final = re.compile(r"^(cmpl-.+)-\d+$")
 
 
 def install() -> None:
@@ -84,20 +89,17 @@ def _preprocess_add_request(method: Method) -> Method:
             if admitted is not None and admitted.prompt:
                 # Steered keys and values serve nobody else, and others' unsteered ones do not serve it.
                 request.cache_salt = f"{request.cache_salt or ''}plumbob-{request.request_id}"
+            request_id, part = named(request.request_id, request.external_req_id)
             # A new dictionary: with n > 1, siblings share the old one. What a client wrote there is overwritten.
             request.sampling_params.extra_args = {
                 **arguments,
-                REQUEST_FIELD: _as_users_see_it(request.external_req_id or request.request_id),
+                REQUEST_FIELD: request_id,
+                PART_FIELD: part,
                 ADMISSION_FIELD: admitted,
             }
         return method(self, request)
 
     return preprocess_add_request
-
-
-def _as_users_see_it(request_id: str) -> str:
-    """The id of the answer: the completions API gives each prompt of a request a number behind it."""
-    return _COMPLETION.sub(r"\1", request_id)
 
 
 def _schedule(method: Method) -> Method:

@@ -17,7 +17,7 @@ _missing: dict[versions.Runner | None, list[str]] = {}
 def register() -> None:
     """Install the wrappers; may be called more than once. Never fails: engines without Plumbob must not notice."""
     _install(None, _install_front)
-    _install(None, _install_admission)
+    _install(None, _install_requests)
     _install(None, _install_core)
     _install("V1", _install_v1)
     _install("V2", _install_v2)
@@ -36,10 +36,10 @@ def _install_front() -> None:
     wrap_once(EngineArgs, "create_engine_config", _create_engine_config)
 
 
-def _install_admission() -> None:
-    from monitor.engine.vllm import admission
+def _install_requests() -> None:
+    from monitor.engine.vllm import requests
 
-    admission.install()
+    requests.install()
 
 
 def _install_core() -> None:

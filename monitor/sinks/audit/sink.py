@@ -3,12 +3,11 @@
 import os
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Final, get_args
-
-import msgspec
+from typing import Final, get_args
 
 from monitor import __version__
 from monitor.events import Event, Intervention, Recorded, Request, RequestEvent, RequestFinished
+from monitor.events.bounds import clip
 from monitor.policy import Policy
 from monitor.sinks.audit.log import AuditLog
 from monitor.sinks.audit.records import Context, EventRecord, PolicyRecord, RuleInForce, StartRecord, StopRecord
@@ -89,7 +88,7 @@ class AuditSink:
         event = recorded.event
         # Steered without an order of ours: that of the monitor before this one.
         if event.audited or (isinstance(event, RequestFinished) and (event.steered or self._orders(event.request))):
-            self._log.append(EventRecord(clip(event), self._context(event)), recorded.time)
+            self._log.append(EventRecord(clip(event, TEXT_CHARACTERS), self._context(event)), recorded.time)
         if isinstance(event, RequestFinished):
             self._ordered.pop(_identity(event.request), None)
         elif isinstance(event, Intervention) and event.sent:
@@ -123,25 +122,10 @@ class AuditSink:
         return self._ordered.get(_identity(request), 0)
 
 
-def clip(value: Any) -> Any:
-    """A value with every text in it cut to :data:`TEXT_CHARACTERS`."""
-    if isinstance(value, str):
-        return value if len(value) <= TEXT_CHARACTERS else f"{value[: TEXT_CHARACTERS - 1]}…"
-    if isinstance(value, tuple):
-        cut = tuple(map(clip, value))
-        return cut if cut != value else value
-    if not isinstance(value, msgspec.Struct):
-        return value
-    changed = {
-        name: short for name in value.__struct_fields__ if (short := clip(found := getattr(value, name))) is not found
-    }
-    return msgspec.structs.replace(value, **changed) if changed else value
-
-
 def _identity(request: Request) -> tuple[str, str]:
     return request.engine, request.engine_request_id
 
 
 def _path(path: str) -> str:
     """A path as Unicode, which one of the operating system need not be."""
-    return clip(os.fsencode(path).decode(errors="replace"))
+    return clip(os.fsencode(path).decode(errors="replace"), TEXT_CHARACTERS)
