@@ -138,7 +138,12 @@ COUNTERS: Final = (
         lambda s: s.worker_restarts,
         get_args(WorkerFault),
     ),
-    Family("requests_finished", "Requests that ended with a verdict.", MODEL, lambda s: s.requests_finished),
+    Family(
+        "requests_finished",
+        "Requests of engines that ended with a verdict; each choice, prompt and beam of a user's request is one.",
+        MODEL,
+        lambda s: s.requests_finished,
+    ),
     Family(
         "requests_dropped",
         "Requests without a verdict.",

@@ -11,8 +11,8 @@ from monitor.wire.orders import Admission
 
 VERSION: Final = 3
 
-Position = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
-"""A token's place in its request, or a number of tokens: what the device and the monitor's protocol can have."""
+Position = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
+"""A token's place in its request, or a number of tokens: what the monitor's protocol to watchers can have."""
 Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 """Counts from 0."""
 
