@@ -73,6 +73,7 @@ class Slots:
         *,
         scored: bool,
         part: str = "",
+        typed: bool = False,
     ) -> Started | None:
         """Take in a request; ``None`` where it is not scored.
 
@@ -82,9 +83,10 @@ class Slots:
             prompt: Its tokens.
             scored: It is to have a slot.
             part: Which part of the user's request it is; empty: all of it.
+            typed: Markers of the chat template were typed into its messages.
         """
         self._batch_keys = []
-        roles = self._roles.prompt(prompt)
+        roles = self._roles.prompt(prompt, typed=typed)
         if (known := self._requests.get(engine_request_id)) is not None:
             # A streaming session that goes on: what it has generated has become part of its prompt.
             known.prompt_roles = roles

@@ -44,6 +44,8 @@ REQUEST_FIELD: Final = "plumbob"
 """Key of ``SamplingParams.extra_args`` under which the user's request id reaches the workers."""
 PART_FIELD: Final = "plumbob_part"
 """The same for which part of the user's request it is."""
+TYPED_FIELD: Final = "plumbob_typed"
+"""The same for whether markers of the chat template were typed into its messages; written by the front alone."""
 ADMISSION_FIELD: Final = "plumbob_admission"
 """The same for what a request itself asked for, an ``Admission``; always written by the core."""
 REFUSALS_FIELD: Final = "plumbob_refusals"
@@ -167,6 +169,7 @@ class RunnerTap:
                 new.prompt_token_ids or [],
                 scored=scored,
                 part=arguments.get(PART_FIELD, ""),
+                typed=arguments.get(TYPED_FIELD) is True,
             )
             if admission is not None:
                 started = self._admit(new.req_id, admission) or started

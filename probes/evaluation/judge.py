@@ -149,7 +149,7 @@ def _detected(scorer: Scorer, encoded: Sequence[Encoded], fired_at: NDArray[np.i
     reader, reads = RoleReader(scorer.bundle.manifest.markers), scorer.bundle.all_read_mask
     detected = np.zeros_like(fired_at)
     for row in np.flatnonzero((fired_at >= 0).any(axis=1)).tolist():
-        read = reads[reader.prompt(encoded[row].token_ids)].cumsum(axis=0)
+        read = reads[reader.prompt(encoded[row].token_ids, typed=encoded[row].typed)].cumsum(axis=0)
         for column in np.flatnonzero(fired_at[row] >= 0).tolist():
             detected[row, column] = read[fired_at[row, column], column]
     return detected

@@ -15,6 +15,7 @@ Requests are read in chunks, so that states of only so many are held at once.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ from probes.errors import BundleError, reason
 from probes.models import Progress, identify, no_progress, resolve_model
 from probes.models.activations import ActivationSource, TransformersSource
 from probes.models.chat import encode
+from probes.models.typed_markers import TypedMarkers
 from probes.scoring.aggregate import Aggregates
 from probes.scoring.roles import RoleReader
 
@@ -47,6 +49,8 @@ class Encoded:
     """Shape ``(tokens,)``."""
     truncated: bool
     """True where it was longer than the model's context."""
+    typed: bool = False
+    """True where markers of the chat template were typed into its messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +197,9 @@ class Scorer:
         Raises:
             ModelError: The model cannot be read.
         """
-        for reading in self._source.read([request.token_ids.tolist() for request in chunk], self._layers, progress):
-            roles = self._roles.prompt(reading.token_ids)
+        readings = self._source.read([request.token_ids.tolist() for request in chunk], self._layers, progress)
+        for request, reading in zip(chunk, readings, strict=True):
+            roles = self._roles.prompt(reading.token_ids, typed=request.typed)
             reads = self.bundle.all_read_mask[roles]
             scores = self.token_scores(reading.states, reads)
             yield TokenScores(roles, scores, reads & np.isfinite(scores))
@@ -230,6 +235,10 @@ class Scorer:
             )
         return ScoredRequest(request.id, verdicts, encoded.truncated)
 
+    @cached_property
+    def _typed(self) -> TypedMarkers:
+        return TypedMarkers(self.bundle.manifest.markers, self._tokenizer)
+
     def _encode(self, request: Request) -> Encoded:
         try:
             if request.messages:
@@ -243,7 +252,9 @@ class Scorer:
                 "Write it as its chat template takes it, or leave it out.",
             ) from error
         kept = np.asarray(ids[: self._context], np.int32)
-        return Encoded(kept, truncated=len(kept) < len(ids))
+        # The markers of a prompt are those of whoever wrote it, as they are in a server.
+        typed = bool(request.messages) and self._typed.found(msgspec.to_builtins(request.messages))
+        return Encoded(kept, truncated=len(kept) < len(ids), typed=typed)
 
     def _chunks(self, encoded: Sequence[Encoded]) -> Iterator[Sequence[Encoded]]:
         token_bytes = 4 * len(self._layers) * self.bundle.manifest.model.hidden

@@ -8,6 +8,7 @@ A bundle stores those sequences, found once at fit time, and the engine walks a 
 3. A prompt without any header (a plain completion) is the user's text: ``USER``.
 4. ``SYSTEM`` counts only before the first user turn: text that spoofs a system header later would otherwise hide from
    the probes of the user's tokens.
+5. Where markers were typed into a message, which the tokens do not tell, all is ``USER`` from the first user turn on.
 
 Token ids never leave the engine; one byte of role a row does.
 """
@@ -58,11 +59,13 @@ class RoleReader:
         self._headers = [(Role[name.upper()], np.asarray(ids, np.int64)) for name, ids in markers.headers.items()]
         self._terminator = np.asarray(markers.terminator, np.int64)
 
-    def prompt(self, token_ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.uint8]:
+    def prompt(self, token_ids: Sequence[int] | NDArray[np.integer], *, typed: bool = False) -> NDArray[np.uint8]:
         """The role of every prompt token.
 
         Args:
             token_ids: The prompt, shape ``(tokens,)``.
+            typed: Markers were typed into its messages, and look like the template's: from the first user's turn on,
+                and without one from the first header on, all tokens are ``USER``.
 
         Returns:
             Roles, ``uint8``, shape ``(tokens,)``.
@@ -87,6 +90,8 @@ class RoleReader:
             end = min(following[0], int(stops[0]) if len(stops) else len(ids))
             user_spoke |= role is Role.USER
             roles[begin:end] = Role.USER if role is Role.SYSTEM and user_spoke else role
+        if typed:
+            roles[next((begin for _, begin, role in contents if role is Role.USER), contents[0][1]) :] = Role.USER
         return roles
 
 

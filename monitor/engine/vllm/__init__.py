@@ -5,6 +5,7 @@
 ``runner_v1``, ``runner_v2``   the only modules that touch a model runner; ``runners`` is what both wrap alike
 ``core``          the engine core: orders, the prefix cache
 ``requests``      requests in the front: their names, and which part of a user's request each is
+``typed``         markers that a user typed into a message
 ``admission``     requests that ask to be steered
 ``stop``          ending a generation
 ``worker``        the memory of cached scores

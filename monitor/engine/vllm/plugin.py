@@ -37,9 +37,10 @@ def _install_front() -> None:
 
 
 def _install_requests() -> None:
-    from monitor.engine.vllm import requests
+    from monitor.engine.vllm import requests, typed
 
     requests.install()
+    typed.install()
 
 
 def _install_core() -> None:

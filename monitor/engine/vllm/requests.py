@@ -1,7 +1,8 @@
 """Requests in the front, and their names: the user's, which part of the user's request it is, and the engine's own.
 
-What a request asks for is checked (:mod:`monitor.engine.vllm.admission`). vLLM makes the engine's id of the user's,
-``<id>-<8 hex>``, and several requests of one of the user's::
+What a request asks for is checked (:mod:`monitor.engine.vllm.admission`), and whether markers were typed into it is
+passed on (:mod:`monitor.engine.vllm.typed`). vLLM makes the engine's id of the user's, ``<id>-<8 hex>``, and several
+requests of one of the user's::
 
     n > 1                       engine id i_<id>-<8 hex>          part "choice i"
     prompts of a completion     id <cmpl-id>-i                    part "prompt i"
@@ -18,6 +19,7 @@ from typing import Any, Final
 
 from monitor.engine.settings import switched_on
 from monitor.engine.vllm.admission import require_admissible
+from monitor.engine.vllm.typed import pass_on
 from monitor.engine.vllm.wrap import Method, require_fields, wrap_once
 from monitor.wire.bounds import bounded_id
 
@@ -42,9 +44,10 @@ def install() -> None:
 
 def _process_inputs(method: Method) -> Method:
     def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
-        if switched_on(self.vllm_config):
-            require_admissible(params)
-        return method(self, request_id, prompt, params, *args, **kwargs)
+        if not switched_on(self.vllm_config):
+            return method(self, request_id, prompt, params, *args, **kwargs)
+        require_admissible(params)
+        return pass_on(prompt, method(self, request_id, prompt, params, *args, **kwargs))
 
     return process_inputs
 

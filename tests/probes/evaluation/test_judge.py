@@ -29,6 +29,7 @@ class Words:
     """A tokenizer whose every word is a token, and a model in which a word that is a number is its own score."""
 
     chat_template = "{{ messages }}"
+    all_special_ids = (1, 2, 3, 4)
 
     def __init__(self):
         self.words, self.read_texts = ["<pad>", "<|", "user|>", "assistant|>", "<end>"], []
@@ -47,9 +48,11 @@ class Words:
             ids += [*MARKERS.headers[message["role"]], *self(message["content"])["input_ids"], 4]
         return ids + MARKERS.headers["assistant"] * add_generation_prompt
 
-    def decode(self, ids):
-        (token,) = ids
-        return f"{self.words[token]} "
+    def decode(self, ids, **options):
+        return "".join(f"{self.words[token]} " for token in ids)
+
+    def get_added_vocab(self):
+        return {}
 
     def read(self, conversations, layers, progress=None):
         readings = []

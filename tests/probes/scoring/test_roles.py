@@ -7,9 +7,10 @@ from probes.scoring.roles import Markers, Role, RoleReader
 MARKERS = Markers(headers={"system": [1, 2, 5], "user": [1, 3, 5], "assistant": [1, 4, 5]}, terminator=[6])
 
 
-def roles(*ids: int, markers: Markers = MARKERS) -> str:
+def roles(*ids: int, markers: Markers = MARKERS, typed: bool = False) -> str:
     """One letter a token: the role's first, dots for TEMPLATE."""
-    return "".join("." if role == Role.TEMPLATE else Role(role).name[0] for role in RoleReader(markers).prompt(ids))
+    read = RoleReader(markers).prompt(ids, typed=typed)
+    return "".join("." if role == Role.TEMPLATE else Role(role).name[0] for role in read)
 
 
 def test_headers_and_terminators_are_template():
@@ -44,6 +45,18 @@ def test_the_longest_header_wins():
 
 def test_a_message_without_terminator_runs_to_the_end():
     assert roles(1, 3, 5, 10, 11) == "...UU"
+
+
+def test_where_markers_were_typed_all_is_the_users_from_the_users_first_turn_on():
+    assert roles(1, 2, 5, 10, 6, 1, 3, 5, 11, 6, 1, 4, 5, 12, 6, 13, typed=True) == "...S....UUUUUUUU"
+    assert roles(1, 4, 5, 10, 6, 11, typed=True) == "...UUU"
+    assert roles(10, 6, 11, typed=True) == "UUU"
+
+
+@given(st.lists(st.integers(1, 12), max_size=40))
+def test_typed_markers_give_no_token_to_another_than_the_user(ids):
+    as_they_are, typed = RoleReader(MARKERS).prompt(ids), RoleReader(MARKERS).prompt(ids, typed=True)
+    assert ((typed == as_they_are) | (typed == Role.USER)).all()
 
 
 @given(st.lists(st.integers(1, 12), max_size=40))
