@@ -39,16 +39,3 @@ def test_a_vllm_that_cannot_be_tapped_troubles_nobody_who_did_not_ask(monkeypatc
     plugin.register()
     assert plugin._missing == {None: ["no module vllm.v1.moved"]}
     assert EngineArgs.create_engine_config is not None
-
-
-@pytest.mark.parametrize(
-    ("internal", "seen"),
-    [
-        ("chatcmpl-1234-5", "chatcmpl-1234-5"),
-        ("cmpl-1234-0", "cmpl-1234"),
-        ("cmpl-ab-cd-12", "cmpl-ab-cd"),
-        ("0", "0"),
-    ],
-)
-def test_request_ids_as_the_user_of_the_api_sees_them(internal, seen):
-    assert core._as_users_see_it(internal) == seen

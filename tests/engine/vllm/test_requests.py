@@ -23,6 +23,9 @@ HEX = "0123456789abcdef"
     [
         ("chatcmpl-x-01234567", "chatcmpl-x", ("chatcmpl-x", "")),
         ("chatcmpl-x", None, ("chatcmpl-x", "")),
+        ("chatcmpl-1234-5-01234567", "chatcmpl-1234-5", ("chatcmpl-1234-5", "")),
+        ("cmpl-ab-cd-12-01234567", "cmpl-ab-cd-12", ("cmpl-ab-cd", "prompt 12")),
+        ("0", None, ("0", "")),
         ("7_chatcmpl-x-01234567", "chatcmpl-x", ("chatcmpl-x", "choice 7")),
         ("cmpl-x-1-01234567", "cmpl-x-1", ("cmpl-x", "prompt 1")),
         ("12_cmpl-x-1-01234567", "cmpl-x-1", ("cmpl-x", "prompt 1, choice 12")),
