@@ -1,11 +1,11 @@
 """A sink on a thread of its own: one that blocks stops nothing else."""
 
 import logging
-from collections import deque
 from threading import Condition, Thread
 from typing import Final
 
 from monitor.events import Recorded
+from monitor.events.bounds import KeptEvents
 from monitor.sinks.base import Sink
 from monitor.telemetry.stats import Stats
 
@@ -21,25 +21,25 @@ class BackgroundSink:
     Args:
         sink: Called from this thread only.
         stats: Where its failures, and events that it was too slow for, are counted.
-        limit: Events that may wait; beyond it new ones are dropped.
+        limit: Events that may wait; beyond it some are dropped, those of requests that ended before a firing
+            (:class:`monitor.events.bounds.KeptEvents`).
     """
 
     def __init__(self, sink: Sink, stats: Stats, limit: int = 1024) -> None:
-        self._sink, self._stats, self._limit = sink, stats, limit
+        self._sink, self._stats = sink, stats
         self._name = type(sink).__name__
         self._changed = Condition()
-        self._waiting: deque[Recorded] = deque()
+        self._waiting = KeptEvents(limit, 0)
         self._closing = False
         self._thread = Thread(target=self._run, name=f"plumbob-{self._name}", daemon=True)
         self._thread.start()
 
     def emit(self, recorded: Recorded) -> None:
-        """Queue the event, or drop it."""
+        """Queue the event, and drop what there is no room for."""
         with self._changed:
-            if self._closing or len(self._waiting) >= self._limit:
-                self._stats.sink_events_dropped[self._name,] += 1
-                return
-            self._waiting.append(recorded)
+            dropped = 1 if self._closing else self._waiting.add(recorded)
+            if dropped:
+                self._stats.sink_events_dropped[self._name,] += dropped
             self._changed.notify()
 
     def close(self) -> None:
@@ -52,10 +52,10 @@ class BackgroundSink:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closing or self._waiting)
-                if not self._waiting:
+                self._changed.wait_for(lambda: self._closing or len(self._waiting))
+                if not len(self._waiting):
                     return
-                recorded = self._waiting.popleft()
+                recorded = self._waiting.pop()
             try:
                 self._sink.emit(recorded)
             except Exception:

@@ -8,7 +8,7 @@ from itertools import pairwise
 import msgspec
 import pytest
 
-from monitor.events import Alert, Event, Intervention
+from monitor.events import Alert, Event, EventLog, Intervention, ProbeFired, Request, RequestFinished
 from monitor.ingest import Arrival, MemorySource
 from monitor.policy import AlertAction, Policy, Rule
 from monitor.service.monitor import Monitor
@@ -186,6 +186,26 @@ def test_a_sink_that_blocks_in_the_background_stops_nothing_and_drops_what_it_is
         len(taken) in (4, 5)
         and len(taken) + stats.sink_events_dropped["Blocking",] == desk.monitor.events.last_sequence
     )
+
+
+def test_a_sink_that_blocks_in_the_background_misses_requests_that_ended_before_it_misses_a_firing():
+    release, taken, log, stats = threading.Event(), [], EventLog(), Stats([])
+
+    class Blocking:
+        def emit(self, recorded):
+            release.wait(DEADLINE)
+            taken.append(recorded.event)
+
+    with closing(BackgroundSink(Blocking(), stats, limit=64)) as background:
+        for number in range(50):
+            request = Request("engine", "tiny", f"user-{number}", f"{number}", 4)
+            for part in range(20):
+                parts = Request("engine", "tiny", f"user-{number}", f"{number}-{part}", 4)
+                background.emit(log.publish(RequestFinished(parts, 9, 0, 0, ())))
+            background.emit(log.publish(ProbeFired(request, "probe", 2.0, 1.0, 7, "user")))
+        release.set()
+    assert sum(isinstance(event, ProbeFired) for event in taken) == 50
+    assert len(taken) in (64, 65) and len(taken) + stats.sink_events_dropped["Blocking",] == 50 * 21
 
 
 def test_a_sink_that_raises_in_the_background_is_counted_and_goes_on(tiny_bundle, frame):

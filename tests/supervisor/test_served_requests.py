@@ -60,6 +60,16 @@ def chat(server, content, tokens=2, **more):
     )
 
 
+def post(server, path, body) -> dict:
+    ask = urllib.request.Request(
+        f"http://127.0.0.1:{server.port}/v1/{path}",
+        msgspec.json.encode(body),
+        {"Authorization": f"Bearer {KEY}", "x-api-key": KEY, "Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(ask, timeout=60) as answer:
+        return msgspec.json.decode(answer.read())
+
+
 def about(listener, request_id, kind) -> list:
     return [
         recorded.event
@@ -112,13 +122,7 @@ def test_the_conversations_of_a_batch_share_its_id(server, listener):
         "messages": [[{"role": "user", "content": text}] for text in ("One", "Two")],
         "max_tokens": 2,
     }
-    ask = urllib.request.Request(
-        f"http://127.0.0.1:{server.port}/v1/chat/completions/batch",
-        msgspec.json.encode(body),
-        {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(ask, timeout=60) as answer:
-        id = msgspec.json.decode(answer.read())["id"]
+    id = post(server, "chat/completions/batch", body)["id"]
     assert parts(ended(listener, id, 2)) == {"prompt 0": 1, "prompt 1": 1}
 
 
@@ -162,6 +166,21 @@ def test_markers_in_parts_roles_and_earlier_turns_are_found_as_well(server, list
     ]
     for messages in (in_parts, in_role, in_earlier_turn):
         assert "harmful_intent" in fired(listener, chat(server, messages).id)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("responses", {"input": NOBODY + HARMFUL, "max_output_tokens": 16}),
+        ("messages", {"messages": [{"role": "user", "content": NOBODY + HARMFUL}], "max_tokens": 4}),
+    ],
+)
+def test_every_api_that_has_messages_is_looked_at(server, listener, path, body):
+    before = len(listener.events)
+    post(server, path, {"model": "demo", **body})
+    wait_until(lambda: any(isinstance(one.event, RequestFinished) for one in listener.events[before:]), 30)
+    fired = [one.event for one in listener.events[before:] if isinstance(one.event, ProbeFired)]
+    assert ("harmful_intent", "user") in [(event.probe, event.role) for event in fired]
 
 
 def test_a_client_cannot_say_that_nothing_was_typed(server, listener):
