@@ -34,7 +34,8 @@ from probes.bundle import save_bundle
 from probes.errors import ModelError, reason
 from probes.models import Progress, identify, no_progress
 from probes.models.activations import Reading
-from probes.models.chat import Conversation, encode, find_markers
+from probes.models.chat import Conversation, encode
+from probes.models.markers import find_markers
 from probes.scoring.roles import RoleReader
 
 CONTEXT: Final = 4096

@@ -102,8 +102,8 @@ class Probe(msgspec.Struct, frozen=True):
     """Of the aggregate; ``None`` where there was too little to fit it on."""
 
     def reads(self, role: Role) -> bool:
-        """Say whether the probe reads tokens of this role."""
-        return role.name.lower() in self.roles
+        """Say whether the probe reads tokens of this role: one of the user's tokens reads those of tools as well."""
+        return role.name.lower() in self.roles or (role is Role.TOOL and Role.USER.name.lower() in self.roles)
 
 
 class Vector(msgspec.Struct, frozen=True):

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from probes.errors import ModelError
 from probes.models import Progress, no_progress
 from probes.models.batches import Batch, batches
-from probes.models.chat import Conversation, encode, find_markers
+from probes.models.chat import Conversation, encode
 from probes.models.hooked import HookedModel
 from probes.models.loading import load_tokenizer
+from probes.models.markers import find_markers
 from probes.models.sites import Site
 from probes.scoring.roles import Markers, RoleReader
 

@@ -29,7 +29,9 @@ class TypedMarkers:
     """
 
     def __init__(self, markers: Markers, tokenizer: Any) -> None:
-        sequences = [ids for ids in (*markers.headers.values(), markers.terminator) if ids]
+        others = [*markers.others, *([markers.any_header.begin] if markers.any_header is not None else [])]
+        thoughts = [ids for thought in markers.thoughts for ids in (thought.begin, thought.end)]
+        sequences = [ids for ids in (*markers.headers.values(), markers.terminator, *others, *thoughts) if ids]
         special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()} if sequences else set[int]()
         texts = {_text(tokenizer, ids, special) for ids in sequences}
         self.texts = tuple(sorted(texts - {""}))

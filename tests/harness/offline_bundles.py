@@ -11,7 +11,8 @@ import pytest
 
 from probes.bundle import Bundle, Calibration, Evaluation, Probe, WorkerProbe, save_bundle
 from probes.models import identify
-from probes.models.chat import Message, find_markers
+from probes.models.chat import Message
+from probes.models.markers import find_markers
 from probes.scoring.aggregate import Aggregate
 from probes.scoring.multimax import MultiMax
 

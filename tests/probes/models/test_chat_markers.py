@@ -6,7 +6,8 @@ import itertools
 import pytest
 
 from probes.errors import ModelError, PlumbobError
-from probes.models.chat import Message, encode, find_markers
+from probes.models.chat import Message, encode
+from probes.models.markers import find_markers
 from probes.scoring.roles import Role, RoleReader
 from tests.harness.tokenizers import CHATML, make_tokenizer
 
