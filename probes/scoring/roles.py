@@ -202,7 +202,8 @@ class RoleReader:
             ends = _find(ids, np.asarray(self._any.end, np.int64))
             for at in _find(ids, np.asarray(self._any.begin, np.int64)).tolist():
                 name = at + len(self._any.begin)
-                end = int(ends[index]) if (index := int(np.searchsorted(ends, name))) < len(ends) else len(ids)
+                index = int(np.searchsorted(ends, name))
+                end = int(ends[index]) if index < len(ends) else name
                 if at not in known and name < end <= name + NAME_TOKENS:
                     found.append((at, end + len(self._any.end) - at, Role.TOOL))
         # Longest first at one position: a header may be the beginning of another.

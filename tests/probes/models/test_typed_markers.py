@@ -2,7 +2,7 @@
 
 import pytest
 
-from probes.models.chat import find_markers
+from probes.models.markers import find_markers
 from probes.models.typed_markers import TypedMarkers
 from probes.scoring.roles import Markers
 from tests.harness.tokenizers import CHATML, make_tokenizer

@@ -81,3 +81,47 @@ def test_generated_tokens_have_the_roles_that_they_have_in_a_prompt(answer, cut)
     walk = reader.walk([*header, *answer[:cut]])
     generated = [walk.next(token) for token in answer[cut:]]
     assert whole[len(header) + len(answer[:cut]) :].tolist() == generated
+
+
+def test_a_system_header_after_the_user_spoke_is_the_users():
+    assert roles(1, 2, 5, 10, 6, 1, 3, 5, 11, 6, 1, 2, 5, 12, 6) == "...S....U....U."
+
+
+def test_a_header_ends_a_message_that_has_no_terminator():
+    assert roles(1, 3, 5, 10, 1, 4, 5, 11, 6) == "...U...A."
+
+
+def test_the_longest_header_wins():
+    markers = Markers(headers={"assistant": [1, 4], "reasoning": [1, 4, 7]}, terminator=[6])
+    assert roles(1, 4, 7, 10, 6, 1, 4, 10, 6, markers=markers) == "...R...A."
+
+
+def test_a_message_without_terminator_runs_to_the_end():
+    assert roles(1, 3, 5, 10, 11) == "...UU"
+
+
+def test_where_markers_were_typed_all_is_the_users_from_the_users_first_turn_on():
+    assert roles(1, 2, 5, 10, 6, 1, 3, 5, 11, 6, 1, 4, 5, 12, 6, 13, typed=True) == "...S....UUUUUUUU"
+    assert roles(1, 4, 5, 10, 6, 11, typed=True) == "...UUU"
+    assert roles(10, 6, 11, typed=True) == "UUU"
+
+
+TOKENS = st.lists(st.sampled_from([*range(1, 13), *range(40, 46)]), max_size=40)
+
+
+@given(TOKENS)
+def test_typed_markers_give_no_token_to_another_than_the_user(ids):
+    as_they_are, typed = RoleReader(MARKERS).prompt(ids), RoleReader(MARKERS).prompt(ids, typed=True)
+    if Role.TEXT not in as_they_are:
+        assert ((typed == as_they_are) | (typed == Role.USER)).all()
+
+
+@given(TOKENS)
+def test_every_token_has_one_role_and_no_content_the_templates(ids):
+    read = RoleReader(MARKERS).prompt(ids)
+    assert len(read) == len(ids) and set(read.tolist()) <= set(Role)
+    # 9 to 13 are in no marker; only the name of a role may be such a token.
+    hidden = [i for i, (token, role) in enumerate(zip(ids, read, strict=True)) if token >= 9 and role == Role.TEMPLATE]
+    for at in hidden:
+        begin = max((i for i in range(at) if ids[i] == 1), default=-1)
+        assert 0 <= at - begin <= 16 and 5 in ids[at:]
