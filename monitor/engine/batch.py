@@ -24,6 +24,8 @@ class Tracked:
     engine_request_id: str
     request_id: str
     prompt_roles: NDArray[np.uint8]
+    answer_role: Role = Role.ASSISTANT
+    """Of the tokens that are generated."""
     part: str = ""
     """Which part of the user's request it is; empty: all of it."""
     pushes: list[Push] = field(default_factory=list[Push])
@@ -47,7 +49,7 @@ class Gap:
         """As rows of a frame, of dtype :data:`monitor.wire.frames.ROW`."""
         rows = np.zeros(self.end - self.start, ROW)
         rows["slot"], rows["position"] = self.request.slot, np.arange(self.start, self.end)
-        rows["role"] = Role.ASSISTANT
+        rows["role"] = self.request.answer_role
         prompt = self.request.prompt_roles[self.start : self.end]
         rows["role"][: len(prompt)] = prompt
         return rows
@@ -61,6 +63,8 @@ class Batch:
     """Of each request, in the order of the batch; −1: not scored."""
     tainted_from: NDArray[np.int64]
     """First position of each whose state depends on steering (the KV cache carries it from there on)."""
+    answer_roles: NDArray[np.uint8]
+    """Role of the tokens that each generates."""
     prompts: dict[int, NDArray[np.uint8]]
     """Roles of the prompt, by slot, of requests that have rows in theirs."""
     gaps: list[Gap]
@@ -81,11 +85,13 @@ class Batch:
             Rows of dtype :data:`monitor.wire.frames.ROW`.
         """
         rows = np.empty(len(slots), ROW)
-        rows["slot"], rows["position"], rows["role"] = slots, positions, Role.ASSISTANT
+        rows["slot"], rows["position"] = slots, positions
         # Slots are distinct and every request has a row at least, so that each change of slot begins the next request.
         starts = np.flatnonzero(np.diff(slots, prepend=-1))
         lengths = np.diff(starts, append=len(slots))
-        rows["steered"] = positions >= np.repeat(self.tainted_from[self.slots >= 0], lengths)
+        scored = self.slots >= 0
+        rows["steered"] = positions >= np.repeat(self.tainted_from[scored], lengths)
+        rows["role"] = np.repeat(self.answer_roles[scored], lengths)
         for start, length in zip(starts.tolist(), lengths.tolist(), strict=True) if self.prompts else ():
             if (prompt := self.prompts.get(int(slots[start]))) is not None:
                 part = prompt[positions[start] : positions[start] + length]

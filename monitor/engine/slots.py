@@ -22,7 +22,7 @@ from monitor.errors import OrderError
 from monitor.wire.frames import Started
 from monitor.wire.orders import Act, Admission, Arm, Release, Steer
 from probes.bundle import Bundle
-from probes.scoring.roles import RoleReader
+from probes.scoring.roles import Role, RoleReader
 
 ACTS: Final = 256
 """Acts that may be ordered for one request in its life: all are kept, for rows that are computed again."""
@@ -56,6 +56,7 @@ class Slots:
         self._next_position = np.full(slots + 1, NEVER, np.int64)
         self._prompt_tokens = np.zeros(slots + 1, np.int64)
         self._tainted_from = np.full(slots + 1, NEVER, np.int64)
+        self._answer_role = np.full(slots + 1, Role.ASSISTANT, np.uint8)
         self._batch_keys: list[str] = []
         self._batch_slots = np.empty(0, np.int32)
         self.unscored = 0
@@ -87,19 +88,22 @@ class Slots:
         """
         self._batch_keys = []
         roles = self._roles.prompt(prompt, typed=typed)
+        answer_role = Role.TEXT if len(roles) and roles[-1] == Role.TEXT else Role.ASSISTANT
         if (known := self._requests.get(engine_request_id)) is not None:
             # A streaming session that goes on: what it has generated has become part of its prompt.
-            known.prompt_roles = roles
+            known.prompt_roles, known.answer_role = roles, answer_role
             if known.slot >= 0:
-                self._prompt_tokens[known.slot] = len(roles)
+                self._prompt_tokens[known.slot], self._answer_role[known.slot] = len(roles), answer_role
             return None
         slot = self._free.pop() if scored and self._free else -1
-        request = self._requests[engine_request_id] = Tracked(slot, engine_request_id, request_id, roles, part)
+        request = self._requests[engine_request_id] = Tracked(
+            slot, engine_request_id, request_id, roles, answer_role, part
+        )
         if slot < 0:
             return None
         self._by_slot[slot] = request
         self._next_position[slot], self._prompt_tokens[slot] = 0, len(roles)
-        self._tainted_from[slot] = NEVER
+        self._tainted_from[slot], self._answer_role[slot] = NEVER, answer_role
         return _started(request)
 
     def finish(self, engine_request_id: str) -> int | None:
@@ -281,7 +285,15 @@ class Slots:
             for slot in slots[first < self._prompt_tokens[slots]].tolist()
             if slot >= 0
         }
-        return Batch(slots, self._tainted_from[slots], prompts, [] if suspended else gaps, unscored, again)
+        return Batch(
+            slots,
+            self._tainted_from[slots],
+            self._answer_role[slots],
+            prompts,
+            [] if suspended else gaps,
+            unscored,
+            again,
+        )
 
 
 def _started(request: Tracked) -> Started:

@@ -37,6 +37,16 @@ def test_rows_in_the_order_of_the_batch(house):
     assert not any(house.steered(11))
 
 
+def test_what_follows_a_text_without_a_template_is_text_as_well(house):
+    # The bundle's headers of a user and of an assistant are 1 2 and 1 3.
+    house.slots.start("text", "user-text", [10, 11], scored=True)
+    house.slots.start("chat", "user-chat", [1, 2, 10, 4, 1, 3], scored=True)
+    batch = house.slots.batch(["text", "chat"], np.array([3, 7]), np.array([0, 0]), suspended=False)
+    slots = np.repeat(batch.slots, [3, 7])
+    roles = batch.describe(slots, np.array([0, 1, 2, *range(7)], np.int32))["role"].tolist()
+    assert roles == [Role.TEXT] * 3 + [Role.TEMPLATE] * 2 + [Role.USER] + [Role.TEMPLATE] * 3 + [Role.ASSISTANT]
+
+
 def test_a_finished_slot_serves_the_next_request(house):
     first = house.slots.start("a-1", "a", PROMPT, scored=True)
     assert house.slots.finish("a-1") == first.slot

@@ -240,15 +240,17 @@ class Gates:
         if batch.again.any():
             given = as_they_were(self._requests, batch, starts, first, rows, len(buffers.rules))
             buffers.row_gates[:rows].copy_(to_device(given, self._device))
-        if batch.prompts or self._roles_written:
+        texts = bool((batch.answer_roles != Role.ASSISTANT).any())
+        if batch.prompts or texts or self._roles_written:
             written = max(rows, self._roles_written)
             roles = np.full(written, Role.ASSISTANT, np.int8)
+            roles[:rows] = np.repeat(batch.answer_roles, scheduled)
             for slot, begin, position, count in zip(batch.slots, starts, first, scheduled, strict=True):
                 if (prompt := batch.prompts.get(int(slot))) is not None:
                     part = prompt[position : position + count]
                     roles[begin : begin + len(part)] = part
             buffers.row_role[:written].copy_(to_device(roles, self._device))
-            self._roles_written = rows if batch.prompts else 0
+            self._roles_written = rows if batch.prompts or texts else 0
         if cached is not None:
             self._read_cached(*cached)
         buffers.row_slot.copy_(stage.slots)
