@@ -16,8 +16,9 @@ import grpc
 import grpc.aio
 
 from monitor.errors import PrerequisiteError
-from monitor.v1.event_pb2 import Event, EventKind
-from monitor.v1.monitor_service_pb2 import GetStatusRequest, WatchEventsRequest
+from monitor.telemetry.stats import SCORING
+from monitor.v1.event_pb2 import EngineState, Event, EventKind
+from monitor.v1.monitor_service_pb2 import GetStatusRequest, GetStatusResponse, WatchEventsRequest
 from monitor.v1.monitor_service_pb2_grpc import MonitorServiceStub
 from monitor.wire.bounds import bounded_id
 
@@ -46,6 +47,8 @@ _TRANSIENT: Final = frozenset(
         grpc.StatusCode.UNKNOWN,
     }
 )
+
+_STATES: Final = {number: name.removeprefix("ENGINE_STATE_").lower() for name, number in EngineState.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,11 @@ async def follow(
     """
     wanted = None if request_id is None else bounded_id(request_id)
     request = WatchEventsRequest(kinds=kinds, request_id=wanted)
-    request.after_sequence, request.log_id = await _place(address, after)
+    state = await ask_state(address)
+    # A sequence that the user names belongs to whichever log it fits.
+    request.after_sequence, request.log_id = (state.last_sequence, state.log_id) if after is None else (after, "")
+    if why := unready(state):
+        yield Notice(f"{why} Nothing is read.")
     failures = 0
     while True:
         reason = f"The monitor at {address} ended the stream."
@@ -120,14 +127,30 @@ def retry_delay(failures: int) -> float:
     return random.uniform(longest / 2, longest)
 
 
-async def _place(address: str, after: int | None) -> tuple[int, str]:
-    """The place to begin: a sequence, and the log it counts in.
+def unready(state: GetStatusResponse) -> str:
+    """Why a monitor scores nothing, as a sentence; empty where it does."""
+    if not (engines := state.status.engines):
+        return "No engine has connected to this monitor."
+    names = [_STATES.get(engine.state, "in a state of a newer monitor") for engine in engines]
+    if any(name in SCORING and not engine.unread for engine, name in zip(engines, names, strict=True)):
+        return ""
+    found = [
+        f"{engine.model or engine.engine} is {'unread' if name in SCORING else name}"
+        for engine, name in zip(engines, names, strict=True)
+    ]
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return f"No engine of this monitor is scored: {', '.join(found[:3])}{more}."
 
-    A sequence that the user names belongs to whichever log it fits.
+
+async def ask_state(address: str) -> GetStatusResponse:
+    """The state of a monitor, and the place in its log.
+
+    Raises:
+        PrerequisiteError: No monitor answers, or it refuses the call.
     """
     try:
         async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
-            answer = await MonitorServiceStub(channel).GetStatus(GetStatusRequest(), timeout=ANSWER_SECONDS)
+            return await MonitorServiceStub(channel).GetStatus(GetStatusRequest(), timeout=ANSWER_SECONDS)
     except grpc.aio.AioRpcError as error:
         if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
             raise PrerequisiteError(
@@ -135,7 +158,6 @@ async def _place(address: str, after: int | None) -> tuple[int, str]:
                 "Start one with plumbob monitor or plumbob serve, or name its address.",
             ) from error
         raise _refused(address, error) from error
-    return (answer.last_sequence, answer.log_id) if after is None else (after, "")
 
 
 def _refused(address: str, error: grpc.aio.AioRpcError) -> PrerequisiteError:

@@ -5,6 +5,7 @@ and, where control is allowed, order engines to steer. It is therefore bound to 
 otherwise; beyond one host, put a proxy with mTLS before it.
 """
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -30,6 +31,13 @@ from probes.bundle import Bundle
 CONTROL: Final = control_service_pb2.DESCRIPTOR.services_by_name["ControlService"].full_name
 SERVICE: Final = DESCRIPTOR.services_by_name["MonitorService"].full_name
 
+READY: Final = "ready"
+"""The name under which health tells whether anything is scored: NOT_SERVING until an engine is connected and its frames
+are read."""
+
+READY_SECONDS: Final = 0.25
+"""Between two looks at that."""
+
 MAX_CALLS: Final = 128
 """Calls served at once, watchers among them; one more is refused with RESOURCE_EXHAUSTED."""
 
@@ -52,12 +60,16 @@ _OPTIONS: Final = (
 class ApiServer:
     """A started server; make one with :meth:`start`."""
 
-    def __init__(self, server: grpc.aio.Server, checks: Any, events: EventLog, address: str) -> None:
+    def __init__(
+        self, server: grpc.aio.Server, checks: Any, events: EventLog, status: Callable[[], Status], address: str
+    ) -> None:
         self._server = server
         self._checks = checks
         self._events = events
+        self._status = status
         self.address = address
         """``host:port``, with the port that was really bound."""
+        self._readiness = asyncio.create_task(self._keep_ready())
 
     @classmethod
     async def start(
@@ -105,9 +117,10 @@ class ApiServer:
             bound = server.add_insecure_port(address)
         except RuntimeError as error:
             raise PortError(f"The gRPC server cannot listen on {address}.", "Choose another port.") from error
-        await server.start()
         await checks.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
-        return cls(server, checks, events, join_address(host, bound))
+        await checks.set(READY, _serving(status().scoring))
+        await server.start()
+        return cls(server, checks, events, status, join_address(host, bound))
 
     async def stop(self, grace_seconds: float = 3.0) -> None:
         """Stop gracefully: health says NOT_SERVING, watchers get what waits for them, calls finish.
@@ -115,6 +128,19 @@ class ApiServer:
         Args:
             grace_seconds: After which what still runs is cut off.
         """
+        self._readiness.cancel()
         await self._checks.enter_graceful_shutdown()
         self._events.close()
         await self._server.stop(grace_seconds)
+
+    async def _keep_ready(self) -> None:
+        before: bool | None = None
+        while True:
+            if (scoring := self._status().scoring) is not before:
+                await self._checks.set(READY, _serving(scoring))
+                before = scoring
+            await asyncio.sleep(READY_SECONDS)
+
+
+def _serving(serves: bool) -> health_pb2.HealthCheckResponse.ServingStatus:
+    return health_pb2.HealthCheckResponse.SERVING if serves else health_pb2.HealthCheckResponse.NOT_SERVING

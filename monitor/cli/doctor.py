@@ -12,7 +12,7 @@ from typing import Literal
 from rich.table import Table
 from rich.text import Text
 
-from monitor.addresses import require_free
+from monitor.addresses import join_address, require_free
 from monitor.errors import PrerequisiteError
 from monitor.service.config import GRPC_PORT, METRICS_PORT
 from monitor.service.inputs import read_policy
@@ -77,6 +77,7 @@ def _findings(model: str | None, bundle: Path | None, policy: Path | None) -> It
     yield _packages("fitting", ("torch", "transformers", "scikit-learn", "accelerate", "gguf"), "plumbob[fit]")
     for what, port in (("API port", API_PORT), ("metrics port", METRICS_PORT), ("gRPC port", GRPC_PORT)):
         yield _check(what, lambda what=what, port=port: _free(what, port), "optional")
+    yield from _monitor()
     if model is not None:
         yield _check("model", lambda: str(resolve_model(model)))
         bundle = bundle or shipped_bundle(model)
@@ -144,6 +145,26 @@ def _packages(what: str, distributions: tuple[str, ...], extra: str) -> Finding:
 def _free(what: str, port: int) -> str:
     require_free(f"The {what}", "127.0.0.1", port)
     return f"{port} is free"
+
+
+def _monitor() -> Iterator[Finding]:
+    """What a monitor of this machine says of its engines; nothing where none runs."""
+    import asyncio
+
+    from monitor.api.client import ask_state, unready
+
+    address = join_address("127.0.0.1", GRPC_PORT)
+    try:
+        require_free("The gRPC port", "127.0.0.1", GRPC_PORT)
+    except PlumbobError:
+        try:
+            why = unready(state := asyncio.run(ask_state(address)))
+        except PlumbobError as error:
+            yield Finding("monitor", "optional", error.message, error.fix)
+        else:
+            fix = "Start the engine with this monitor's endpoint in --additional-config, and look into both logs."
+            found = why or f"{len(state.status.engines)} engines, scored"
+            yield Finding("monitor", "missing" if why else "ok", found, fix if why else "")
 
 
 def _bundle(path: Path, model: str | None) -> str:

@@ -34,6 +34,8 @@ class Link:
     dropped: int = 0
     unscored: int = 0
     lag_seconds: float | None = None
+    unread: bool = False
+    """True where its latest frame was skipped."""
     resync_wanted: bool = False
     streams: bool = False
     """True where it was ordered to stream what probe workers read."""
@@ -113,4 +115,5 @@ class Link:
             lag_seconds=self.lag_seconds,
             drift=self.drift,
             worker_unscored=self.worker_unscored,
+            unread=self.unread,
         )

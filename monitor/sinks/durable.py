@@ -120,6 +120,9 @@ class Confirmations:
             _Watched(STORE, store, clock()),
             *(_Watched(sink.name, sink, clock()) for sink in sinks),
         ]
+        for watched in self._watched:
+            # The first stall is an increase, not the beginning of a series.
+            stats.sink_stalls[watched.label,] += 0
 
     def mark(self) -> Mark:
         """The present positions."""

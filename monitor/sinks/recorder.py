@@ -30,6 +30,9 @@ class Recorder:
     ) -> None:
         self._log, self._stats, self._store = log, stats, store
         self._sinks, self._durable = tuple(sinks), tuple(durable)
+        for sink in (*self._sinks, *self._durable):
+            # The first failure is an increase, not the beginning of a series.
+            stats.sink_errors[type(sink).__name__,] += 0
 
     def record(self, event: Event, entry: Processed | Admitted | None = None) -> None:
         """Number an event and hand it on.

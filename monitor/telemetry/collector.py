@@ -5,7 +5,8 @@ that a frame costs no metric objects and no locks. States of engines are counted
 engines one by one (:mod:`monitor.telemetry.families` says why).
 
 Series whose labels are known beforehand are there from the first scrape on, with 0: ``increase()`` does not
-see the first event of a series that begins with it.
+see the first event of a series that begins with it. Before the first engine has said which model it serves, they are
+there with an empty ``model_name``: a rule sees that nothing is connected without ``absent()``.
 """
 
 from collections import Counter
@@ -25,10 +26,13 @@ from prometheus_client.registry import Collector
 from monitor import __version__
 from monitor.events import EventLog
 from monitor.telemetry.families import COUNTERS, MODEL, Family
-from monitor.telemetry.stats import MARGIN_EDGES, EngineState, MarginHistogram, Stats, Status
+from monitor.telemetry.stats import MARGIN_EDGES, SCORING, EngineState, MarginHistogram, Stats, Status
 from probes.bundle import Bundle
 
 PREFIX: Final = "plumbob_"
+
+Expected = dict[str, list[tuple[Any, ...]]]
+"""Labels of counters without the model, which is the first of them, by the counter's name without prefix."""
 
 
 class MonitorCollector(Collector):
@@ -41,9 +45,18 @@ class MonitorCollector(Collector):
         status: Takes a snapshot of the monitor; called on the scraping thread.
         events: The monitor's log.
         bundle: What the monitor reads with.
+        expected: Series that rules will count in; called on the scraping thread.
     """
 
-    def __init__(self, stats: Stats, status: Callable[[], Status], events: EventLog, bundle: Bundle) -> None:
+    def __init__(
+        self,
+        stats: Stats,
+        status: Callable[[], Status],
+        events: EventLog,
+        bundle: Bundle,
+        expected: Callable[[], Expected] = dict,
+    ) -> None:
+        self._expected = expected
         self._stats = stats
         self._status = status
         self._events = events
@@ -53,10 +66,12 @@ class MonitorCollector(Collector):
         """All families, each complete."""
         status = self._status()
         margins = list(self._stats.margins.items())
-        # Without "", which engines are called until they have said who they are.
-        models = sorted(({engine.model for engine in status.engines} | {model for model, _ in margins}) - {""})
+        # "" is what engines are called until they have said who they are.
+        known = {engine.model for engine in status.engines} | {model for model, _ in margins} | set(self._stats.models)
+        models = sorted(known - {""}) or [""]
+        expected = self._expected()
         for family in COUNTERS:
-            yield _counter(family, self._stats, models)
+            yield _counter(family, self._stats, models, expected.get(family.name, ()))
         yield _margins(margins)
         yield from self._of_watching()
         yield from _of_engines(status, models)
@@ -107,7 +122,9 @@ class MonitorCollector(Collector):
         )
 
 
-def _counter(family: Family, stats: Stats, models: list[str]) -> CounterMetricFamily:
+def _counter(
+    family: Family, stats: Stats, models: list[str], expected: Iterable[tuple[Any, ...]]
+) -> CounterMetricFamily:
     metric = CounterMetricFamily(f"{PREFIX}{family.name}", family.help, labels=family.labels)
     reasons = list(family.reasons)
     known = {"model_name": models, "probe": list(family.probes(stats))}
@@ -115,6 +132,7 @@ def _counter(family: Family, stats: Stats, models: list[str]) -> CounterMetricFa
     counts: dict[tuple[Any, ...], int] = {}
     if all(known.get(label) for label in family.labels):
         counts = dict.fromkeys(product(*(known[label] for label in family.labels)), 0)
+    counts.update(((model, *labels), 0) for model in models for labels in expected)
     counts.update(list(family.counter(stats).items()))
     for labels, count in counts.items():
         metric.add_metric([_label(value) for value in labels], count)
@@ -143,13 +161,18 @@ def _of_engines(status: Status, models: list[str]) -> Iterator[Metric]:
     for engine in status.engines:
         states[engine.model, engine.state] += 1
         active[engine.model] += engine.requests_active
-        if engine.state not in ("connected", "shadow"):
+        if engine.state not in SCORING:
             continue
         if engine.lag_seconds is not None:
             lag[engine.model] = max(lag.get(engine.model, 0.0), engine.lag_seconds)
         if engine.drift is not None:
             drift[engine.model] = max(drift.get(engine.model, 0.0), engine.drift)
     yield _gauge("engines", "Engines that the monitor knows.", ("model_name", "state"), states.items())
+    yield GaugeMetricFamily(
+        f"{PREFIX}engine_scoring",
+        "1: at least one engine is connected and its frames are read; 0: nothing is scored.",
+        value=float(status.scoring),
+    )
     yield _gauge(
         "requests_active",
         "Requests in flight that the monitor follows.",

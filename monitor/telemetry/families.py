@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, get_args
 
+from monitor.events import AuditBeginning
 from monitor.telemetry.stats import (
     AuditFault,
     DropReason,
@@ -248,5 +249,12 @@ COUNTERS: Final = (
         ("reason",),
         lambda s: s.audit_faults,
         get_args(AuditFault),
+    ),
+    Family(
+        "audit_files_begun",
+        "Files of the audit log that were begun after another; but for rotated, something was done to the one before.",
+        ("reason",),
+        lambda s: s.audit_files_begun,
+        get_args(AuditBeginning),
     ),
 )

@@ -25,6 +25,9 @@ MARGIN_EDGES: Final = (-16.0, -8.0, -4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 
 """Upper edges of the margin histogram, inclusive, in logits from the threshold; a last bucket takes the
 rest."""
 
+MAX_MODELS: Final = 256
+"""Models whose series outlive their engines."""
+
 _EDGES: Final = np.array(MARGIN_EDGES)
 
 
@@ -68,6 +71,9 @@ class Stats:
     def __init__(self, probes: Sequence[str], worker_probes: Sequence[str] = ()) -> None:
         self.probes = tuple(probes)
         self.worker_probes = tuple(worker_probes)
+
+        self.models: dict[str, None] = {}
+        """Models that engines said they serve, in order; kept when the engine is forgotten, so that its series stay."""
 
         self.frames_received: Counter[tuple[str]] = Counter()
         """``(model,)``: frames that were read."""
@@ -166,8 +172,16 @@ class Stats:
         """``()``: records that never will be: more waited than are kept while it could not be written."""
         self.audit_faults: Counter[tuple[str]] = Counter()
         """``(reason,)``: times that something was wrong with the audit log; reasons are :data:`AuditFault`."""
+        self.audit_files_begun: Counter[tuple[str]] = Counter()
+        """``(reason,)``: files of the audit log that were begun after another; reasons are
+        :data:`monitor.events.AuditBeginning`."""
         self.events_dropped = 0
         """Events that a subscriber was too slow for."""
+
+    def note_model(self, model: str) -> None:
+        """An engine serves this model: its series are shown from here on."""
+        if model and len(self.models) < MAX_MODELS:
+            self.models[model] = None
 
     def count_rows(self, model: str, tally: Tally) -> None:
         """Count what became of the rows of one frame."""
@@ -258,12 +272,13 @@ StoreFault = Literal["open", "write", "sync", "damaged", "lost"]
 * ``lost``: an entry could not be kept: too much waited for the disk.
 """
 
-AuditFault = Literal["write", "sync", "disturbed"]
+AuditFault = Literal["write", "sync", "disturbed", "segment"]
 """A fault of the audit log.
 
 * ``write``: it cannot be written, such as on a full disk; tried again each second.
 * ``sync``: the disk did not confirm what was written.
 * ``disturbed``: another process moved, removed or changed it.
+* ``segment``: a file could not be closed, or the next one not begun; tried again.
 """
 
 EngineState = Literal["pending", "connected", "lost", "refused", "shadow"]
@@ -276,6 +291,9 @@ EngineState = Literal["pending", "connected", "lost", "refused", "shadow"]
 * ``shadow``: it scores with the monitor's bundle, but its scores are not those of the bundle's model, or that is not
   known any more: every rule is held to shadow.
 """
+
+SCORING: Final[frozenset[EngineState]] = frozenset({"connected", "shadow"})
+"""States in which an engine's scores are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,6 +323,13 @@ class EngineStatus:
     """The largest drift of a probe that its self-test found; ``None``: not tested, or not since its weights changed."""
     worker_unscored: int = 0
     """Tokens that probe workers did not score, each counted once a probe that was to read it."""
+    unread: bool = False
+    """Its latest frame was skipped."""
+
+    @property
+    def scoring(self) -> bool:
+        """True where it is connected and its frames are read; one that has had no request yet has sent none."""
+        return self.state in SCORING and not self.unread
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,3 +355,18 @@ class Status:
     def requests_active(self) -> int:
         """Requests in flight that the monitor follows, of all engines."""
         return sum(engine.requests_active for engine in self.engines)
+
+    @property
+    def scoring(self) -> bool:
+        """True where at least one engine is connected and its frames are read."""
+        return any(engine.scoring for engine in self.engines)
+
+    @property
+    def unready(self) -> str:
+        """Why nothing is scored, in words; empty where something is."""
+        if self.scoring:
+            return ""
+        if not self.engines:
+            return "no engine is connected"
+        found = Counter("unread" if engine.state in SCORING else engine.state for engine in self.engines)
+        return f"no engine is scored: {', '.join(f'{count} {state}' for state, count in found.items())}"

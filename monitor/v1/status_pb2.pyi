@@ -33,7 +33,7 @@ class Status(_message.Message):
     def __init__(self, started: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., bundle_path: _Optional[str] = ..., bundle_digest: _Optional[str] = ..., policy_name: _Optional[str] = ..., policy_digest: _Optional[str] = ..., engines: _Optional[_Iterable[_Union[EngineStatus, _Mapping]]] = ..., requests_active: _Optional[int] = ..., workers: _Optional[int] = ..., workers_running: _Optional[int] = ...) -> None: ...
 
 class EngineStatus(_message.Message):
-    __slots__ = ("engine", "model", "vllm", "state", "frames", "lost", "dropped", "requests_active", "last_seen_seconds", "lag_seconds", "drift", "worker_unscored")
+    __slots__ = ("engine", "model", "vllm", "state", "frames", "lost", "dropped", "requests_active", "last_seen_seconds", "lag_seconds", "drift", "worker_unscored", "unread")
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VLLM_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +46,7 @@ class EngineStatus(_message.Message):
     LAG_SECONDS_FIELD_NUMBER: _ClassVar[int]
     DRIFT_FIELD_NUMBER: _ClassVar[int]
     WORKER_UNSCORED_FIELD_NUMBER: _ClassVar[int]
+    UNREAD_FIELD_NUMBER: _ClassVar[int]
     engine: str
     model: str
     vllm: str
@@ -58,4 +59,5 @@ class EngineStatus(_message.Message):
     lag_seconds: float
     drift: float
     worker_unscored: int
-    def __init__(self, engine: _Optional[str] = ..., model: _Optional[str] = ..., vllm: _Optional[str] = ..., state: _Optional[_Union[_event_pb2.EngineState, str]] = ..., frames: _Optional[int] = ..., lost: _Optional[int] = ..., dropped: _Optional[int] = ..., requests_active: _Optional[int] = ..., last_seen_seconds: _Optional[float] = ..., lag_seconds: _Optional[float] = ..., drift: _Optional[float] = ..., worker_unscored: _Optional[int] = ...) -> None: ...
+    unread: bool
+    def __init__(self, engine: _Optional[str] = ..., model: _Optional[str] = ..., vllm: _Optional[str] = ..., state: _Optional[_Union[_event_pb2.EngineState, str]] = ..., frames: _Optional[int] = ..., lost: _Optional[int] = ..., dropped: _Optional[int] = ..., requests_active: _Optional[int] = ..., last_seen_seconds: _Optional[float] = ..., lag_seconds: _Optional[float] = ..., drift: _Optional[float] = ..., worker_unscored: _Optional[int] = ..., unread: _Optional[bool] = ...) -> None: ...

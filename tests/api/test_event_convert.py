@@ -142,7 +142,7 @@ def test_every_literal_has_its_enum_value(literal, enum):
 
 
 def test_status_mirrors_its_engines(monitor):
-    monitor.engines = [EngineStatus("engine-1", "tiny", "0.32.0", "lost", 5, 4, 3, 2, 1.5, 0.25, 0.125, 6)]
+    monitor.engines = [EngineStatus("engine-1", "tiny", "0.32.0", "lost", 5, 4, 3, 2, 1.5, 0.25, 0.125, 6, True)]
     status = monitor.status()
     message = status_message(status)
     assert message.started.ToDatetime(UTC) == status.started

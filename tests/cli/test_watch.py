@@ -19,6 +19,7 @@ from monitor.api import client
 from monitor.api.convert import event_message
 from monitor.cli.watch import format_event, format_json, watch
 from monitor.errors import PrerequisiteError
+from monitor.telemetry.stats import EngineStatus
 from probes.errors import PlumbobError
 
 pytestmark = pytest.mark.timeout(60)
@@ -193,6 +194,30 @@ def test_what_answers_but_is_no_monitor_is_told(monitor):
         await server.stop(None)
 
     asyncio.run(run())
+
+
+@pytest.fixture
+def monitor(monitor):
+    """It scores an engine: what it says of having none is told once, below."""
+    monitor.engines = [EngineStatus("engine-1", "tiny", "0.32.0", "connected", 1, 0, 0, 0, 0.5, 0.1)]
+    return monitor
+
+
+def test_says_at_once_that_nothing_is_read(monitor):
+    async def first():
+        async with monitor.serve() as server, aclosing(client.follow(server.address, after=0)) as items:
+            monitor.publish_alert()
+            return (await next_events(items, 1))[1]
+
+    assert asyncio.run(first()) == []
+    monitor.engines = []
+    monitor.restart()
+    assert asyncio.run(first()) == ["No engine has connected to this monitor. Nothing is read."]
+    for state, unread, said in (("refused", False, "refused"), ("connected", True, "unread")):
+        engine = EngineStatus("engine-1", "tiny", "0.32.0", state, 1, 0, 0, 0, 0.5, 0.1, unread=unread)
+        monitor.engines = [engine]
+        monitor.restart()
+        assert asyncio.run(first()) == [f"No engine of this monitor is scored: tiny is {said}. Nothing is read."]
 
 
 async def next_events(items, count):

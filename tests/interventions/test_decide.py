@@ -211,5 +211,5 @@ def test_a_sink_that_fails_breaks_nothing(stats, caplog):
     recorder = Recorder(log, [Broken(), last], stats, MemoryStore())
     recorder.record(EngineChanged("engine", "tiny", "lost", "silent"))
     assert last.recorded[0].sequence == log.last_sequence == 1
-    assert stats.sink_errors == {("Broken",): 1}
+    assert +stats.sink_errors == {("Broken",): 1}
     assert "down" in caplog.text

@@ -121,16 +121,16 @@ def test_a_sink_that_never_settles_is_waited_for_so_long_and_then_counted_until_
     desk.frame(0, 0)
     well.settle()
     desk.pass_time(29)
-    assert desk.confirmed() is None and desk.stats.sink_stalls == {}
+    assert desk.confirmed() is None and +desk.stats.sink_stalls == {}
     desk.pass_time(2)
-    assert desk.confirmed() == 0 and desk.stats.sink_stalls == {("hung",): 1}
+    assert desk.confirmed() == 0 and +desk.stats.sink_stalls == {("hung",): 1}
     assert "Sink hung:/where has made no progress" in caplog.text
     desk.frame(1, 1)
     desk.pass_time(1)
     assert desk.confirmed() == 0, "the others are waited for"
     well.settle()
     desk.pass_time(1)
-    assert desk.confirmed() == 1 and desk.stats.sink_stalls == {("hung",): 1}
+    assert desk.confirmed() == 1 and +desk.stats.sink_stalls == {("hung",): 1}
     hung.settle()
     desk.pass_time(1)
     desk.frame(2, 2)
@@ -149,7 +149,7 @@ def test_a_sink_that_makes_progress_is_not_given_up(tiny_bundle, frame):
         assert desk.confirmed() is None
     slow.settled += 1
     desk.pass_time(1)
-    assert desk.confirmed() == 0 and desk.stats.sink_stalls == {}
+    assert desk.confirmed() == 0 and +desk.stats.sink_stalls == {}
 
 
 @pytest.mark.parametrize("broken", [Raising("broken"), Speechless("broken")], ids=["emit", "settled"])
@@ -220,7 +220,7 @@ def test_a_sink_that_raises_in_the_background_is_counted_and_goes_on(tiny_bundle
 
     with closing(BackgroundSink(Sometimes(), stats)) as background:
         Desk(tiny_bundle(), frame, sinks=[background]).frame(0, 0, 1)
-    assert len(taken) >= 3 and stats.sink_errors == {("Sometimes",): 1}
+    assert len(taken) >= 3 and +stats.sink_errors == {("Sometimes",): 1}
 
 
 def test_the_confirmation_waits_for_the_store(tiny_bundle, frame):
@@ -241,7 +241,7 @@ def test_the_confirmation_waits_for_the_store(tiny_bundle, frame):
     assert desk.confirmed() == 0
     desk.frame(1, 1)
     desk.pass_time(31)
-    assert desk.confirmed() == 1 and desk.stats.sink_stalls == {("store",): 1}
+    assert desk.confirmed() == 1 and +desk.stats.sink_stalls == {("store",): 1}
 
 
 def test_after_a_kill_what_one_sink_lost_goes_to_that_one_alone(tiny_bundle, frame, tmp_path):

@@ -174,12 +174,12 @@ def test_watchers(monitor, registry):
 
 
 def test_exporter_serves_and_frees_its_port(monitor, registry):
-    exporter = MetricsExporter(registry)
+    exporter = MetricsExporter(registry, lambda: monitor.status().unready)
     port = int(exporter.address.rpartition(":")[2])
     with pytest.raises(PortError, match=rf"127\.0\.0\.1:{port}: Address already in use\. .*another port"):
-        MetricsExporter(registry, port=port)
+        MetricsExporter(registry, lambda: "", port=port)
     with urllib.request.urlopen(f"http://{exporter.address}/metrics") as response:
         names = {family.name for family in text_string_to_metric_families(response.read().decode())}
     assert {"plumbob_build_info", "plumbob_events"} <= names
     exporter.close()
-    MetricsExporter(registry, port=port).close()
+    MetricsExporter(registry, lambda: "", port=port).close()
