@@ -1,8 +1,12 @@
 """Addresses to listen on, and what to say of one that cannot be had."""
 
 import errno
+import grp
 import os
+import pwd
 import socket
+import stat
+from pathlib import Path
 
 from monitor.errors import PortError
 
@@ -55,3 +59,30 @@ def require_free(what: str, host: str, port: int) -> None:
         ) from error
     except OSError as error:
         raise port_error(what, host, port, error) from error
+
+
+def user_name(uid: int) -> str:
+    """A user as ``ls`` shows it, with the number: ``root (0)``; the number alone where it has no name here."""
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} ({uid})"
+    except KeyError:
+        return str(uid)
+
+
+def group_name(gid: int) -> str:
+    """A group as :func:`user_name` has users."""
+    try:
+        return f"{grp.getgrgid(gid).gr_name} ({gid})"
+    except KeyError:
+        return str(gid)
+
+
+def file_access(path: Path) -> str:
+    """Who may do what with a file, in words.
+
+    Raises:
+        OSError: It is not there, or a directory on the way lets this process through no further.
+    """
+    found = path.stat()
+    mode = stat.S_IMODE(found.st_mode)
+    return f"user {user_name(found.st_uid)}, group {group_name(found.st_gid)}, mode {mode:04o}"

@@ -9,6 +9,7 @@
 ``tapped``     everything around one model runner's taps
 ``slots``, ``batch``, ``rows``   requests to slots, the requests of a step, and whose each row is
 ``staging``, ``exporter``, ``outbox``   the way off the device and out to the monitor
+``reachability``  what keeps the engine from its monitor, in words
 ``kv_scores``  scores of cached prefixes
 ``streams``    activations to readers in other processes
 ``selftest``, ``canary_run``   the bundle's canaries through the real engine

@@ -22,6 +22,7 @@ import zmq
 from numpy.typing import NDArray
 
 from monitor.engine.outbox import Outbox
+from monitor.engine.reachability import Reachability
 from monitor.engine.staging import Stage, Staging
 from monitor.engine.steering.leases import Arrived
 from monitor.errors import FrameError
@@ -275,14 +276,16 @@ class OrderInbox:
         socket = context.socket(zmq.DEALER)
         _configure(socket, f"{self.hello.engine}/core")
         socket.connect(endpoint)
-        next_hello = 0.0
+        next_hello, reachability = 0.0, Reachability(endpoint)
         try:
             while not self._stop.is_set():
                 if time.monotonic() >= next_hello:
                     try:
                         socket.send_multipart(encode_hello(self.hello), zmq.NOBLOCK)
                         next_hello = time.monotonic() + HELLO_SECONDS
+                        reachability.reached()
                     except zmq.Again:
+                        reachability.missed()
                         # Nobody is there yet; look again soon, so that a monitor that starts is found at once.
                         next_hello = time.monotonic() + HELLO_SECONDS / 10
                 if socket.poll(50, zmq.POLLIN):

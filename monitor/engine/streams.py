@@ -5,6 +5,7 @@ it is switched between two steps, and no graph is recorded again. Behind the ste
 ring (:mod:`monitor.wire.ring`); on a GPU by a stream of its own, out of a copy that the next step does not overwrite.
 """
 
+import logging
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -14,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from monitor.addresses import group_name
+from monitor.engine.reachability import readers_group
 from monitor.engine.steering.table import to_device
 from monitor.engine.taps import LayerTap, Taps
 from monitor.errors import EngineError, OrderError
@@ -23,6 +26,8 @@ from monitor.wire.ring import Dtype, StateReader, StateWriter, sweep
 
 RING_STEPS: Final = 2
 """The largest steps that a ring holds at least; of decode steps it holds a hundred or more."""
+
+logger = logging.getLogger(__name__)
 
 
 class Streams:
@@ -34,16 +39,26 @@ class Streams:
         side: The stream that copies run on; ``None`` on a CPU.
         rows: How many rows a ring holds, if more than those of two of the largest steps.
         exports: Whether this process tells the monitor; the others stream nothing.
+        endpoint: Of the monitor, whose user may read the rings.
 
     Raises:
         StreamError: There is no place, or no room, for a ring.
     """
 
-    def __init__(self, taps: Taps, engine: str, side: torch.cuda.Stream | None, *, rows: int, exports: bool) -> None:
+    def __init__(
+        self,
+        taps: Taps,
+        engine: str,
+        side: torch.cuda.Stream | None,
+        *,
+        rows: int,
+        exports: bool,
+        endpoint: str | None = None,
+    ) -> None:
         self._side = side
         self._rings: dict[int, _Ring] = {}
         self._selected: dict[int, Selection] = {}
-        self._exports = exports
+        self._exports, self._endpoint = exports, endpoint
         layers = {layer: tap for layer, tap in taps.layers.items() if len(tap.states)}
         if layers and exports:
             sweep()
@@ -64,6 +79,8 @@ class Streams:
                 f"Layer {layer} cannot be streamed.",
                 'Start the engine with "stream": [LAYER, …] in its configuration.',
             )
+        if rows != "none" and self._endpoint is not None and (group := readers_group(self._endpoint)) is not None:
+            ring.share(group)
         ring.tap.stream.fill_(rows != "none")
         if rows == "none":
             self._selected.pop(layer, None)
@@ -157,6 +174,18 @@ class _Ring:
             # So that copies from the device neither wait nor pass through a buffer of the driver's.
             runtime: Any = torch.cuda.cudart()
             torch.cuda.check_error(int(runtime.cudaHostRegister(self.memory.data_ptr(), view.nbytes, 0)))
+
+    def share(self, group: int) -> None:
+        """Let the monitor's workers read it, whose user may be another; they say where they cannot."""
+        try:
+            self.writer.share(group)
+        except OSError as error:
+            logger.warning(
+                "plumbob: %s cannot be shared with group %s: %s. Only this engine's user may read it.",
+                self.writer.path,
+                group_name(group),
+                error.strerror,
+            )
 
     def close(self) -> None:
         if self.tap.states.is_cuda:

@@ -109,7 +109,12 @@ class RunnerTap:
         """A gate may judge or steer in this step."""
         self._staging = Staging(max_rows, len(bundle.probes), device, settings.gates)
         self.streams = Streams(
-            self.taps, settings.engine, self._staging.side, rows=settings.stream_rows, exports=exports
+            self.taps,
+            settings.engine,
+            self._staging.side,
+            rows=settings.stream_rows,
+            exports=exports,
+            endpoint=settings.endpoint,
         )
         self.exporter = (
             Exporter(settings.endpoint, settings.engine, len(bundle.probes), self.slots.in_flight, self._staging)

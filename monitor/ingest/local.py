@@ -2,10 +2,14 @@
 
 ZeroMQ takes over a socket file that another process listens on without a word, and the other would wait for
 ever. So the address is guarded by a lock file beside it, which the kernel releases when its holder dies.
+
+Who may connect is who may write to the socket file and enter its directory. ZeroMQ makes the file as the umask has it;
+so it is made for its owner alone, and then given to a group, or opened.
 """
 
 import asyncio
 import fcntl
+import grp
 import logging
 import os
 import stat
@@ -17,6 +21,7 @@ from typing import Any, Final, cast
 import zmq
 import zmq.asyncio
 
+from monitor.addresses import file_access, user_name
 from monitor.errors import PortError
 from monitor.ingest.source import Arrival, read_arrival
 
@@ -37,26 +42,42 @@ class LocalSource:
     """Listens on a socket file from construction on; to be read from one event loop.
 
     Args:
-        endpoint: ``ipc://`` and the path of the socket file. Its directory is created, for this user only.
+        endpoint: ``ipc://`` and the path of the socket file. Its directory is created, for those who may connect.
+        group: Name or number of the group that the socket file is given to; ``None``: it is this process's.
+        mode: Of the socket file. Its group may enter a directory that is created only if it is named.
 
     Raises:
-        PortError: Another monitor listens there, or the path cannot be used.
+        PortError: Another monitor listens there, or the path or the group cannot be used.
     """
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, *, group: str | None = None, mode: int = 0o660) -> None:
         if not endpoint.startswith(_SCHEME + "/"):
             raise PortError(f"{endpoint!r} is not a socket file.", "Write it as ipc:///run/plumbob/monitor.sock.")
         self.endpoint = endpoint
         self._path = Path(endpoint.removeprefix(_SCHEME))
-        self._lock = _take(self._path)
+        gid = None if group is None else _number_of(group)
+        self._lock = _take(self._path, gid, mode)
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         try:
             _configure(self._socket)
-            self._socket.bind(endpoint)
+            _bind(self._socket, endpoint)
+            _open_to(self._path, gid, mode)
         except zmq.ZMQError as error:
             self.close()
             raise PortError(f"Cannot listen on {endpoint}: {error}.", "Choose another socket file.") from error
+        except PortError:
+            self.close()
+            raise
+
+    def describe(self) -> str:
+        """Where it listens, and who may connect, in words."""
+        here = f"listens at {self.endpoint} as user {user_name(os.geteuid())}"
+        try:
+            socket, folder = file_access(self._path), file_access(self._path.parent)
+        except OSError as error:
+            return f"{here}, but the socket file is not there any more: {error.strerror}"
+        return f"{here}; the socket has {socket}, its directory {folder}"
 
     async def __aiter__(self) -> AsyncIterator[Arrival]:
         try:
@@ -90,11 +111,62 @@ class LocalSource:
             os.close(self._lock)
 
 
-def _take(path: Path) -> int:
+def _number_of(group: str) -> int:
+    """The number of a group, given by name or number."""
+    try:
+        return int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
+    except (KeyError, OverflowError) as error:
+        raise PortError(f"There is no group {group!r} on this machine.", "Name another with --socket-group.") from error
+
+
+def _give(path: Path, gid: int, mode: int) -> None:
+    try:
+        os.chown(path, -1, gid)
+        path.chmod(mode)
+    except (OSError, OverflowError) as error:
+        raise PortError(
+            f"{path} cannot be given to group {gid}: {getattr(error, 'strerror', None) or error}.",
+            "Run the monitor as a member of that group, or name another with --socket-group.",
+        ) from error
+
+
+def _make_directory(path: Path, gid: int | None, mode: int) -> None:
+    """Make the socket's directory, where it is not there, for those who may connect."""
+    if path.is_dir():
+        return
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    entered = 0o011 if mode & 0o002 else 0o010 if mode & 0o020 and gid is not None else 0
+    if gid is not None:
+        _give(path, gid, 0o700 | entered)
+    elif entered:
+        path.chmod(0o700 | entered)
+
+
+def _bind(socket: zmq.asyncio.Socket, endpoint: str) -> None:
+    """Make the socket file for its owner alone, whatever the umask is."""
+    before = os.umask(0o177)
+    try:
+        socket.bind(endpoint)
+    finally:
+        os.umask(before)
+
+
+def _open_to(path: Path, gid: int | None, mode: int) -> None:
+    if gid is not None:
+        return _give(path, gid, mode)
+    try:
+        path.chmod(mode)
+    except OSError as error:
+        raise PortError(
+            f"The mode of {path} cannot be set: {error.strerror}.", "Choose another socket file."
+        ) from error
+
+
+def _take(path: Path, gid: int | None, mode: int) -> int:
     """Lock the address; the lock lives as long as the file descriptor that is returned."""
     lock = None
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_directory(path.parent, gid, mode)
         # ZeroMQ removes what is in its way; let that be no more than the socket of a monitor that is gone.
         if os.path.lexists(path) and not stat.S_ISSOCK(path.lstat().st_mode):
             raise PortError(f"{path} exists and is not a socket.", "Choose another socket file.")

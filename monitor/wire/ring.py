@@ -1,7 +1,8 @@
 """Activations from an engine to readers in other processes: one ring in shared memory a layer, both sides.
 
 The engine writes the rows of a step into the ring and then sends a frame that describes them by the absolute number
-of the first and their count; any process of the same user reads them by these. Nobody waits for anybody: an engine
+of the first and their count; any process of the same user, or of a group that it is
+shared with, reads them by these. Nobody waits for anybody: an engine
 overwrites what is older than the ring, and a reader that was too slow gets an error instead of mixed rows.
 
 A ring is a file: :data:`HEADER`, and from :data:`BODY_OFFSET` on ``capacity`` rows of ``hidden`` elements; all
@@ -147,6 +148,15 @@ class StateWriter:
         self._reserved[0] = self._next
         _fence()
         return _pieces(start, rows, self.capacity)
+
+    def share(self, group: int) -> None:
+        """Let the members of a group read the ring.
+
+        Raises:
+            OSError: The engine's user is no member of it.
+        """
+        os.chown(self.path, -1, group)
+        self.path.chmod(0o640)
 
     def close(self) -> None:
         """Remove the file. Readers that have it open keep what they can see."""
