@@ -7,5 +7,6 @@
 ``cpu_memory``       the share of memory that a vLLM for CPU can have on this machine
 ``child``            one process, its output passed on and its end remembered
 ``failure``          the reason why a process ended, out of what it wrote
+``revival``          when a monitor that died is tried again, and when it is enough
 ``serving``          both of them, running
 """

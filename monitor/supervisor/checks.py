@@ -9,6 +9,7 @@ from monitor.addresses import require_free
 from monitor.configuration import Effective
 from monitor.errors import PortError, PrerequisiteError
 from monitor.ingest import LocalSource
+from monitor.service.config import MonitorConfig
 from monitor.service.inputs import read_bundle, read_policy
 from monitor.sinks import require_sinks
 from monitor.sinks.audit import require_log
@@ -41,7 +42,7 @@ def check_serve(config: ServeConfig, progress: Progress = no_progress) -> Path:
     read_policy(monitor.policy, bundle)
     require_sinks(monitor.sinks)
     require_ports(config.host, config.port, monitor.host, monitor.metrics_port, monitor.grpc_port)
-    asyncio.run(_require_endpoint(monitor.endpoint))
+    asyncio.run(_require_endpoint(monitor))
     if monitor.audit is not None:
         require_log(monitor.audit)
     return path
@@ -91,9 +92,9 @@ def require_ports(host: str, port: int, monitor_host: str, metrics_port: int, gr
         wanted[number] = what
 
 
-async def _require_endpoint(endpoint: str) -> None:
+async def _require_endpoint(config: MonitorConfig) -> None:
     """Listen for a moment, as the monitor will; raises PortError where another does."""
-    LocalSource(endpoint).close()
+    LocalSource(config.endpoint, group=config.socket_group, mode=int(config.socket_mode, 8)).close()
 
 
 def require_vllm(*, allow_untested: bool) -> str:

@@ -69,6 +69,8 @@ class ServeConfig(BaseSettings):
     """File that holds the key that clients of the API must send, and nothing else."""
     vllm_arguments: Annotated[tuple[str, ...], AfterValidator(refuse_secrets)] = ()
     """Further arguments of vllm serve; those of the command line come after them."""
+    monitor_required: Annotated[bool, Flag()] = True
+    """End where the monitor has died and says that it cannot start; else serve on without it, and go on trying."""
     monitor: MonitorConfig
     """The monitor beside it."""
 

@@ -2,8 +2,9 @@
 
 Everything that can be wrong is checked before anything is started. The children have sessions of their own, so that
 Ctrl-C reaches this process alone, which then stops vLLM first (requests in flight end) and the monitor last (it sees
-them end). A monitor that dies is started again: serving goes on meanwhile, and the engine counts what is lost. SIGHUP
-is passed on to the monitor, which reads its policy again.
+them end). A monitor that dies is started again: serving goes on meanwhile, and the engine counts what is lost. One that
+says that it cannot start ends it all, unless the configuration has serving go on without it. SIGHUP is passed on to the
+monitor, which reads its policy again.
 
 The monitor gets its section of the configuration in its environment, as a user would write it: nothing of it is in the
 process list or on a disk, and nothing is left behind by whatever ends this process.
@@ -29,12 +30,15 @@ from monitor.supervisor.checks import check_serve
 from monitor.supervisor.child import Child
 from monitor.supervisor.config import ServeConfig
 from monitor.supervisor.engine_command import engine_command, engine_environment
+from monitor.supervisor.revival import REFUSED, Revival
 
 STOP_SECONDS: Final = 20.0
 """Seconds for vLLM to end its requests."""
 START_SECONDS: Final = 900.0
 """Seconds until a server is ready, at most; compiling a large model takes minutes."""
 _MONITOR_START_SECONDS: Final = 30.0
+_MONITOR_SETTLED_SECONDS: Final = 20.0
+"""A monitor that has run for so long had started."""
 _MONITOR_STOP_SECONDS: Final = 5.0
 
 
@@ -57,6 +61,9 @@ class Serving:
         self._model_path: Path | None = None
         self.monitor: Child | None = None
         self.server: Child | None = None
+        self._revival, self._monitor_began = Revival(), 0.0
+        self._mourned: Child | None = None
+        """The monitor whose end was told."""
 
     def __enter__(self) -> Self:
         self._model_path = check_serve(self.config)
@@ -86,7 +93,8 @@ class Serving:
         config = self.config.monitor
         environment = without_variables(os.environ) | as_variables(config, ("monitor",))
         self.monitor = self._spawn([sys.executable, "-m", "monitor.cli", "monitor"], environment)
-        deadline = time.monotonic() + _MONITOR_START_SECONDS
+        self._monitor_began = time.monotonic()
+        deadline = self._monitor_began + _MONITOR_START_SECONDS
         while not _listening(config.host, config.grpc_port):
             if self.monitor.code is not None:
                 raise EngineError(f"The monitor did not start: {self.monitor.reason}.", self._where())
@@ -135,14 +143,45 @@ class Serving:
         return code
 
     def revive_monitor(self) -> bool:
-        """Start the monitor again if it has died; whether it had."""
-        if self.monitor is None or self.monitor.code is None:
+        """Start the monitor again if it has died, and it is time to; whether it did.
+
+        Raises:
+            EngineError: It says that it cannot start, whenever it is tried, and nothing is to be served without it.
+        """
+        if (monitor := self.monitor) is None:
             return False
-        self._report(f"the monitor ended with code {self.monitor.code}; starting it again")
-        # Whatever keeps the monitor from starting, serving goes on; the next look tries again.
-        with contextlib.suppress(EngineError, OSError):
+        soon = time.monotonic() - self._monitor_began < _MONITOR_SETTLED_SECONDS
+        if monitor.code is None:
+            if not soon:
+                self._revival = Revival()
+            return False
+        if monitor is not self._mourned:
+            self._mourned = monitor
+            self._report(f"the monitor ended with code {monitor.code}: {monitor.reason}; starting it again")
+            if soon and (self._revival.attempts or monitor.code == REFUSED):
+                # Its port may have answered all the same: another process has it now.
+                self._not_revived(f"The monitor ended: {monitor.reason}", monitor.code)
+        if time.monotonic() < self._revival.due:
+            return False
+        self._revival.attempts += 1
+        try:
             self.start_monitor()
+        except (EngineError, OSError) as error:
+            self._mourned = self.monitor
+            self._not_revived(error.message if isinstance(error, EngineError) else str(error), self.monitor.code)
+            return False
         return True
+
+    def _not_revived(self, why: str, code: int | None) -> None:
+        """Take an attempt that failed: end, or tell it and wait."""
+        enough, why = self._revival.failed(code), why.rstrip(".")
+        if enough and self.config.monitor_required:
+            raise EngineError(
+                f"{why}. Nothing would be monitored, so serving ends.",
+                "Mend that and start again; with --no-monitor-required, serving goes on without a monitor.",
+            )
+        if self._revival.tells(why):
+            self._report(f"{why}; serving goes on, and NOTHING IS MONITORED until it starts; trying again")
 
     def stop(self) -> None:
         """Stop the server, then the monitor; safe to call twice."""
