@@ -19,7 +19,12 @@ def _root() -> None:
 
 @audit.command()
 def verify(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The audit log; a monitor may be writing it.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="The audit log, or its directory; a monitor may be writing it. Older files are found."
+        ),
+    ],
     head: Annotated[
         str | None,
         typer.Option(
@@ -34,6 +39,12 @@ def verify(
     found = verify_file(file, head)
     torn = f", {found.torn} of them torn by a crash, as is recorded" if found.torn else ""
     out.print(Text(f"valid: {file}, {found.records} records in {found.lines} lines{torn}"))
+    if len(found.files) > 1:
+        out.print(Text(f"in {len(found.files)} files: {', '.join(one.name for one in found.files)}"))
+    if found.before:
+        out.print(Text(f"records 1 to {found.before} are in no file here: it begins after them"))
+    for one in found.aside:
+        out.print(Text(f"set aside {one}"))
     out.print(Text(f"from {found.first.isoformat()} to {found.last.isoformat()}"))
     if found.known_at is not None:
         out.print(Text(f"the known head is line {found.known_at}; {found.lines - found.known_at} lines follow it"))

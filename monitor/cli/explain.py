@@ -201,10 +201,10 @@ def from_audit(number: int, path: Path) -> Found:
     """
     from monitor.sinks.audit import read_records, verify
 
-    verify(path)
-    records = {line.sequence: line for line in read_records(path)}
+    records = {line.sequence: line for line in read_records(path, verify(path)) if line.counted}
     if number not in records:
-        raise AuditError(f"{path} has no record {number}.", f"It has 1 to {max(records, default=0)}.")
+        first, last = min(records, default=0), max(records, default=0)
+        raise AuditError(f"{path} has no record {number}.", f"It has {first} to {last}.")
     line = records[number]
     event = line.event()
     if line.context is None or not isinstance(event, Explained):

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 import msgspec
 
 __all__ = [
+    "AuditBeginning",
     "EngineEvent",
     "EventBase",
     "Mode",
@@ -47,6 +48,16 @@ OrderKind = Literal["steer", "release", "stop", "stream", "arm", "disarm", "admi
 * ``stream``: stream a layer's activations.
 * ``arm``, ``disarm``: let a gate of the engine steer requests, or let it steer no more.
 * ``admission``: what a request itself asked to be steered by.
+"""
+
+AuditBeginning = Literal["rotated", "moved", "truncated", "set_aside", "missing"]
+"""Why a file of the audit log begins where another ended.
+
+* ``rotated``: the one before had reached its size or its age.
+* ``moved``: another process moved or removed the one before.
+* ``truncated``: another process cut off what was in this file.
+* ``set_aside``: what was in this file could not be continued; it was renamed, and is kept.
+* ``missing``: what an earlier monitor wrote last was not there.
 """
 
 OrderResult = Literal["sent", "refused", "expired"]

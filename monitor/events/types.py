@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import msgspec
 
 from monitor.events.base import (
+    AuditBeginning,
     EngineEvent,
     EventBase,
     Mode,
@@ -24,6 +25,7 @@ from monitor.events.base import (
 
 __all__ = [
     "Alert",
+    "AuditChanged",
     "EngineChanged",
     "Escalated",
     "Event",
@@ -217,6 +219,20 @@ class PolicyChanged(EventBase, frozen=True):
     """Its rules and gates in words, or why it is not in force."""
 
 
+class AuditChanged(EventBase, frozen=True):
+    """A file of the audit log begins where another ended; its own first line says the same."""
+
+    audited: ClassVar[bool] = False
+
+    file: str
+    """Path of the file that is written."""
+    reason: AuditBeginning
+    before: str
+    """Name of the file that has the record before, as far as it is known; empty: it is not."""
+    detail: str
+    """What happened, in words."""
+
+
 class EngineChanged(EngineEvent, frozen=True):
     """An engine connected, was lost, does not fit this monitor, or does not score as its bundle's model would."""
 
@@ -243,6 +259,7 @@ Event = (
     | InterventionsLost
     | Guarded
     | PolicyChanged
+    | AuditChanged
     | Escalated
     | Ordered
 )

@@ -11,6 +11,7 @@ from typing import Final, assert_never
 from monitor.events.base import Mode, Severity
 from monitor.events.types import (
     Alert,
+    AuditChanged,
     EngineChanged,
     Escalated,
     Event,
@@ -166,6 +167,9 @@ def wording(event: Event) -> Wording:
             result = "in force" if event.in_force else "refused"
             severity: Severity = "info" if event.in_force else "critical"
             return Wording("POLICY", event.policy, f"{result}: {event.reason}", severity, result)
+        case AuditChanged(file, reason):
+            severity = "info" if reason == "rotated" else "critical"
+            return Wording("AUDIT", file, f"{reason}: {event.detail}", severity, reason)
         case EngineChanged(engine, model, state):
             severities: dict[str, Severity] = {"connected": "info", "shadow": "warning"}
             severity = severities.get(state, "critical")

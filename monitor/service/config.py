@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -48,6 +49,24 @@ def _or_default_endpoint(given: Any) -> Any:
     return given or default_endpoint()
 
 
+def _octal(given: Any) -> Any:
+    # YAML reads 0660 as an octal number.
+    return f"{given:04o}" if type(given) is int else given
+
+
+def _group(given: Any) -> Any:
+    return str(given) if type(given) is int else given
+
+
+class SocketMode(StrEnum):
+    """Who may connect to the socket at which engine and monitor meet."""
+
+    OWNER = "0600"
+    GROUP = "0660"
+    ALL = "0666"
+    """Everybody who can enter its directory."""
+
+
 def _absolute(path: Path | None) -> Path | None:
     return None if path is None else path.absolute()
 
@@ -61,12 +80,18 @@ class Limits(Section):
     """Engines, with those that were lost; frames of those beyond are skipped."""
     silence_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 5.0
     """An engine from which nothing came for so long is lost; it says HELLO every second."""
+    hello_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0
+    """Without any engine for so long, a monitor that was started warns of it, and again ever more rarely."""
     forget_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600.0
     """A lost engine is listed for so long."""
     ack_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
     """At least so long between two confirmations to one engine."""
     resync_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """At least so long between two requests to resync to one engine."""
+    audit_bytes: Annotated[int, Field(ge=1)] = 64 << 20
+    """A file of the audit log that has reached this size is closed, and another begun."""
+    audit_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 604_800.0
+    """And one whose first line is so old."""
     settle_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0
     """Engines are not confirmed until durable sinks have settled; one without progress for so long is left out."""
 
@@ -82,6 +107,10 @@ class MonitorConfig(Section):
     """Public key that may have signed the bundle, else it is refused; with none, it need not be signed."""
     endpoint: Annotated[str, BeforeValidator(_or_default_endpoint), Flag()] = Field(default_factory=default_endpoint)
     """Socket file at which engine and monitor meet, as ipc://SOCKET."""
+    socket_group: Annotated[str | None, BeforeValidator(_group), Flag(metavar="GROUP")] = None
+    """Group, by name or number, that the socket file and a directory made for it are given to: the engine's user's."""
+    socket_mode: Annotated[SocketMode, BeforeValidator(_octal), Flag()] = SocketMode.GROUP
+    """Mode of the socket file: its owner may connect (0600), its group too (0660), or everybody (0666)."""
     host: Annotated[str, Flag()] = "127.0.0.1"
     """Interface that metrics and gRPC listen on; there is no authentication yet."""
     metrics_port: Annotated[Port, Flag()] = METRICS_PORT

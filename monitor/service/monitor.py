@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal
 
-from monitor.events import EngineChanged, EventLog, FramesLost, PolicyChanged, ProbeFired, RequestFinished
+from monitor.events import AuditChanged, EngineChanged, EventLog, FramesLost, PolicyChanged, ProbeFired, RequestFinished
 from monitor.ingest import Arrival, Link, Malformed, Source, core_identity
 from monitor.interventions import Interventions
 from monitor.policy import Policy
@@ -208,6 +208,7 @@ class Monitor:
         """Do what is due: confirmations, requests to resync, engines that fell silent, workers to start again."""
         if self._audit is not None:
             self._audit.count()
+            self._tell_of_audit(self._audit)
         self._count_faults()
         self._confirmations.tick()
         if self._workers is not None:
@@ -227,6 +228,15 @@ class Monitor:
                 self._forget(link)
             else:
                 self._answer(link, now)
+
+    def look_at_audit(self) -> None:
+        """Look at once whether the audit log's file is still there: it may have been moved on purpose."""
+        if self._audit is not None:
+            self._audit.look()
+
+    def _tell_of_audit(self, audit: AuditSink) -> None:
+        for begins in audit.begun():
+            self._recorder.record(AuditChanged(audit.file, begins.reason, begins.before, begins.detail))
 
     def _open_workers(self, pool: "WorkerPool | None") -> "ProbeWorkers | None":
         """Open the reader of the bundle's worker probes; ``None`` where it has none."""
@@ -253,6 +263,7 @@ class Monitor:
             return
         before = link.fits, link.shadow, link.drift
         link.model, link.vllm, link.fits = hello.model, hello.vllm, hello.bundle == self.bundle.digest
+        self.stats.note_model(hello.model)
         link.shadow, link.drift, link.gates = hello.shadow, hello.drift, hello.gates
         if link.fits and not link.streams and self._workers is not None:
             # Where one is not sent, all are with the next HELLO: an engine that streams already just goes on.
@@ -281,7 +292,8 @@ class Monitor:
             return self._skip("", "engines")
         if link.fits is False:
             return self._skip(link.model, "refused")
-        if header.probes != len(self.bundle.probes):
+        link.unread = header.probes != len(self.bundle.probes)
+        if link.unread:
             return self._skip(link.model, "probes")
         lost = link.sequence.arrive(header.sequence, header.acked)
         if lost is None:

@@ -1,6 +1,6 @@
 """``plumbob monitor``: the monitor's process, from its configuration to its servers and back.
 
-SIGHUP has it read its policy file again (:mod:`monitor.service.hangup`).
+SIGHUP has it read its policy file again, and look where its audit log is (:mod:`monitor.service.hangup`).
 """
 
 import asyncio
@@ -17,10 +17,12 @@ from monitor.api import ApiServer
 from monitor.errors import PolicyError
 from monitor.ingest import LocalSource
 from monitor.policy import Policy, load_policy
+from monitor.service.awaiting import tell_of_no_engine
 from monitor.service.config import MonitorConfig
 from monitor.service.hangup import Terminal
 from monitor.service.inputs import read_bundle, read_policy
 from monitor.service.monitor import Monitor
+from monitor.service.series import expected_series
 from monitor.sinks import open_sinks
 from monitor.sinks.audit import AuditLog
 from monitor.store import MemoryStore
@@ -52,11 +54,12 @@ async def _monitor(config: MonitorConfig, bundle: Bundle, policy: Policy) -> Non
     with ExitStack() as stack:
         # The log waits for the store, and is closed before it.
         store = stack.enter_context(closing(MemoryStore(None if config.state is None else config.state / JOURNAL)))
-        log = None if config.audit is None else stack.enter_context(closing(AuditLog(config.audit, store=store)))
+        log = None if config.audit is None else stack.enter_context(closing(_open_audit(config, config.audit, store)))
+        source = LocalSource(config.endpoint, group=config.socket_group, mode=int(config.socket_mode, 8))
         monitor = Monitor(
             bundle,
             policy,
-            LocalSource(config.endpoint),
+            source,
             sinks=[sink for sink in sinks if getattr(sink, "returns_at_once", False)],
             slow_sinks=[sink for sink in sinks if not getattr(sink, "returns_at_once", False)],
             audit=log,
@@ -64,9 +67,14 @@ async def _monitor(config: MonitorConfig, bundle: Bundle, policy: Policy) -> Non
             limits=config.limits,
             workers=config.probe_workers,
         )
-        await _serve(config, monitor, log)
+        await _serve(config, monitor, source, log)
     if log is not None:
         _tell(log)
+
+
+def _open_audit(config: MonitorConfig, path: Path, store: MemoryStore) -> AuditLog:
+    limits = config.limits
+    return AuditLog(path, store=store, segment_bytes=limits.audit_bytes, segment_seconds=limits.audit_seconds)
 
 
 def _tell(log: AuditLog | None) -> None:
@@ -77,15 +85,26 @@ def _tell(log: AuditLog | None) -> None:
         logger.info("audit log %s, record %d, head %s", log.path, log.head.sequence, log.head.hash)
 
 
-async def _serve(config: MonitorConfig, monitor: Monitor, log: AuditLog | None) -> None:
+async def _serve(config: MonitorConfig, monitor: Monitor, source: LocalSource, log: AuditLog | None) -> None:
     exporter: MetricsExporter | None = None
     server: ApiServer | None = None
+    awaiting: asyncio.Task[None] | None = None
     try:
         # Before anybody can know that it serves.
         _on_hang_up(monitor, config.policy)
         registry = CollectorRegistry()
-        registry.register(MonitorCollector(monitor.stats, monitor.status, monitor.events, monitor.bundle))
-        exporter = MetricsExporter(registry, host=config.host, port=config.metrics_port)
+        registry.register(
+            MonitorCollector(
+                monitor.stats,
+                monitor.status,
+                monitor.events,
+                monitor.bundle,
+                lambda: expected_series(monitor.policy),
+            )
+        )
+        exporter = MetricsExporter(
+            registry, lambda: monitor.status().unready, host=config.host, port=config.metrics_port
+        )
         server = await ApiServer.start(
             monitor.events,
             monitor.status,
@@ -105,9 +124,13 @@ async def _serve(config: MonitorConfig, monitor: Monitor, log: AuditLog | None) 
         )
         if config.allow_control:
             logger.warning("everybody who reaches %s may order engines to steer (--allow-control)", server.address)
+        logger.info("the monitor %s", source.describe())
         _tell(log)
+        awaiting = asyncio.create_task(tell_of_no_engine(monitor.stats, source.describe, config.limits.hello_seconds))
         await _until_signalled(monitor)
     finally:
+        if awaiting is not None:
+            awaiting.cancel()
         if server is not None:
             await server.stop()
         if exporter is not None:
@@ -123,6 +146,8 @@ def _on_hang_up(monitor: Monitor, path: Path | None) -> None:
         if terminal.gone:
             signal.raise_signal(signal.SIGTERM)
         else:
+            # What rotates logs sends it as well.
+            monitor.look_at_audit()
             _read_policy_again(monitor, path)
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hang_up)

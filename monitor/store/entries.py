@@ -127,6 +127,15 @@ class Resumed(msgspec.Struct, frozen=True, array_like=True, tag="resumed"):
     """Durable sinks by name, each with the position up to which it has everything."""
 
 
+class LogHead(msgspec.Struct, frozen=True, array_like=True, tag="log"):
+    """The last record of a log that is on disk, as far as was noted: what ends before it was cut off."""
+
+    name: str
+    """Of the durable sink that writes it."""
+    sequence: int
+    hash: str
+
+
 Recording = Processed | Admitted
 """Entries that go ahead of an event, so that it is recorded once."""
 
@@ -144,6 +153,7 @@ Entry = (
     | PolicyInForce
     | AlertFired
     | Resumed
+    | LogHead
 )
 
 

@@ -15,6 +15,7 @@ from monitor.store.entries import (
     Disarmed,
     EngineForgotten,
     Entry,
+    LogHead,
     Noted,
     PartlyDelivered,
     PolicyInForce,
@@ -31,6 +32,8 @@ MAX_REQUESTS: Final = 65_536
 """Steered requests; beyond it the one noted longest ago is forgotten."""
 MAX_ENGINES: Final = 1024
 MAX_ALERTS: Final = 4096
+MAX_LOGS: Final = 64
+"""Logs; a monitor has one, and another where its file was given another name."""
 MAX_GATES: Final = 1024
 """Gates of one engine; it has far fewer."""
 NUMBERS: Final = 4096
@@ -55,6 +58,8 @@ class State:
         self.requests: OrderedDict[tuple[str, str], SteeredRequest] = OrderedDict()
         """By engine and the engine's own id of the request."""
         self.policy: PolicyInForce | None = None
+        self.logs: OrderedDict[str, LogHead] = OrderedDict()
+        """The last known record of each log, by name."""
         self._alerts: OrderedDict[tuple[str, str, str, str], FiringAlert] = OrderedDict()
 
     def processed(self, channel: Channel) -> dict[str, set[int]]:
@@ -107,6 +112,11 @@ class State:
                 self.policy = entry
             case AlertFired():
                 self._fire(entry, time)
+            case LogHead():
+                self.logs[entry.name] = entry
+                self.logs.move_to_end(entry.name)
+                if len(self.logs) > MAX_LOGS:
+                    self.logs.popitem(last=False)
             case Resumed():
                 for engine in self.engines.values():
                     _resume(engine, entry.settled)
@@ -129,6 +139,7 @@ class State:
         """The fewest entries that come to this state."""
         if self.policy is not None:
             yield Noted(0.0, self.policy)
+        yield from (Noted(0.0, log) for log in self.logs.values())
         for engine, state in self.engines.items():
             yield from (Noted(state.time, entry) for entry in _entries_of(engine, state))
         for (engine, id), request in self.requests.items():

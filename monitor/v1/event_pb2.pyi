@@ -25,6 +25,7 @@ class EventKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EVENT_KIND_ORDERED: _ClassVar[EventKind]
     EVENT_KIND_GUARDED: _ClassVar[EventKind]
     EVENT_KIND_POLICY_CHANGED: _ClassVar[EventKind]
+    EVENT_KIND_AUDIT_CHANGED: _ClassVar[EventKind]
 
 class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -74,6 +75,15 @@ class EngineState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ENGINE_STATE_LOST: _ClassVar[EngineState]
     ENGINE_STATE_REFUSED: _ClassVar[EngineState]
     ENGINE_STATE_SHADOW: _ClassVar[EngineState]
+
+class AuditBeginning(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    AUDIT_BEGINNING_UNSPECIFIED: _ClassVar[AuditBeginning]
+    AUDIT_BEGINNING_ROTATED: _ClassVar[AuditBeginning]
+    AUDIT_BEGINNING_MOVED: _ClassVar[AuditBeginning]
+    AUDIT_BEGINNING_TRUNCATED: _ClassVar[AuditBeginning]
+    AUDIT_BEGINNING_SET_ASIDE: _ClassVar[AuditBeginning]
+    AUDIT_BEGINNING_MISSING: _ClassVar[AuditBeginning]
 EVENT_KIND_UNSPECIFIED: EventKind
 EVENT_KIND_PROBE_FIRED: EventKind
 EVENT_KIND_ALERT: EventKind
@@ -87,6 +97,7 @@ EVENT_KIND_ESCALATED: EventKind
 EVENT_KIND_ORDERED: EventKind
 EVENT_KIND_GUARDED: EventKind
 EVENT_KIND_POLICY_CHANGED: EventKind
+EVENT_KIND_AUDIT_CHANGED: EventKind
 MODE_UNSPECIFIED: Mode
 MODE_SHADOW: Mode
 MODE_ALERT: Mode
@@ -118,9 +129,15 @@ ENGINE_STATE_CONNECTED: EngineState
 ENGINE_STATE_LOST: EngineState
 ENGINE_STATE_REFUSED: EngineState
 ENGINE_STATE_SHADOW: EngineState
+AUDIT_BEGINNING_UNSPECIFIED: AuditBeginning
+AUDIT_BEGINNING_ROTATED: AuditBeginning
+AUDIT_BEGINNING_MOVED: AuditBeginning
+AUDIT_BEGINNING_TRUNCATED: AuditBeginning
+AUDIT_BEGINNING_SET_ASIDE: AuditBeginning
+AUDIT_BEGINNING_MISSING: AuditBeginning
 
 class Event(_message.Message):
-    __slots__ = ("sequence", "time", "probe_fired", "alert", "intervention", "request_finished", "engine_changed", "frames_lost", "intervention_ended", "interventions_lost", "escalated", "ordered", "guarded", "policy_changed")
+    __slots__ = ("sequence", "time", "probe_fired", "alert", "intervention", "request_finished", "engine_changed", "frames_lost", "intervention_ended", "interventions_lost", "escalated", "ordered", "guarded", "policy_changed", "audit_changed")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     PROBE_FIRED_FIELD_NUMBER: _ClassVar[int]
@@ -135,6 +152,7 @@ class Event(_message.Message):
     ORDERED_FIELD_NUMBER: _ClassVar[int]
     GUARDED_FIELD_NUMBER: _ClassVar[int]
     POLICY_CHANGED_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_CHANGED_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     time: _timestamp_pb2.Timestamp
     probe_fired: ProbeFired
@@ -149,7 +167,8 @@ class Event(_message.Message):
     ordered: Ordered
     guarded: Guarded
     policy_changed: PolicyChanged
-    def __init__(self, sequence: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., probe_fired: _Optional[_Union[ProbeFired, _Mapping]] = ..., alert: _Optional[_Union[Alert, _Mapping]] = ..., intervention: _Optional[_Union[Intervention, _Mapping]] = ..., request_finished: _Optional[_Union[RequestFinished, _Mapping]] = ..., engine_changed: _Optional[_Union[EngineChanged, _Mapping]] = ..., frames_lost: _Optional[_Union[FramesLost, _Mapping]] = ..., intervention_ended: _Optional[_Union[InterventionEnded, _Mapping]] = ..., interventions_lost: _Optional[_Union[InterventionsLost, _Mapping]] = ..., escalated: _Optional[_Union[Escalated, _Mapping]] = ..., ordered: _Optional[_Union[Ordered, _Mapping]] = ..., guarded: _Optional[_Union[Guarded, _Mapping]] = ..., policy_changed: _Optional[_Union[PolicyChanged, _Mapping]] = ...) -> None: ...
+    audit_changed: AuditChanged
+    def __init__(self, sequence: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., probe_fired: _Optional[_Union[ProbeFired, _Mapping]] = ..., alert: _Optional[_Union[Alert, _Mapping]] = ..., intervention: _Optional[_Union[Intervention, _Mapping]] = ..., request_finished: _Optional[_Union[RequestFinished, _Mapping]] = ..., engine_changed: _Optional[_Union[EngineChanged, _Mapping]] = ..., frames_lost: _Optional[_Union[FramesLost, _Mapping]] = ..., intervention_ended: _Optional[_Union[InterventionEnded, _Mapping]] = ..., interventions_lost: _Optional[_Union[InterventionsLost, _Mapping]] = ..., escalated: _Optional[_Union[Escalated, _Mapping]] = ..., ordered: _Optional[_Union[Ordered, _Mapping]] = ..., guarded: _Optional[_Union[Guarded, _Mapping]] = ..., policy_changed: _Optional[_Union[PolicyChanged, _Mapping]] = ..., audit_changed: _Optional[_Union[AuditChanged, _Mapping]] = ...) -> None: ...
 
 class Request(_message.Message):
     __slots__ = ("engine", "model", "request_id", "engine_request_id", "prompt_tokens", "part")
@@ -404,3 +423,15 @@ class FramesLost(_message.Message):
     model: str
     frames: int
     def __init__(self, engine: _Optional[str] = ..., model: _Optional[str] = ..., frames: _Optional[int] = ...) -> None: ...
+
+class AuditChanged(_message.Message):
+    __slots__ = ("file", "reason", "before", "detail")
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    file: str
+    reason: AuditBeginning
+    before: str
+    detail: str
+    def __init__(self, file: _Optional[str] = ..., reason: _Optional[_Union[AuditBeginning, str]] = ..., before: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...

@@ -18,7 +18,7 @@ from monitor.configuration import (
 )
 from monitor.errors import ConfigError
 from monitor.service.config import Limits, MonitorConfig
-from monitor.supervisor.config import Drift, ServeConfig
+from monitor.supervisor.config import ServeConfig
 
 SETTINGS = list(settings_of(ServeConfig))
 NEEDED = {"model": "demo", "monitor": {"bundle": "/bundle"}}
@@ -42,7 +42,8 @@ def three(setting):
     if isinstance(default, bool):
         return [(not default, not default), (str(default).lower(), default), (not default, not default)]
     if isinstance(default, Enum):
-        return [("shadow", Drift.SHADOW), ("refuse", Drift.REFUSE), ("shadow", Drift.SHADOW)]
+        other, kept = next(member for member in type(default) if member is not default), default
+        return [(value.value, value) for value in (other, kept, other)]
     if isinstance(default, int | float):
         return [(n, n) if n != 3 else (str(n), n) for n in (2, 3, 4)]
     if isinstance(default, tuple):
@@ -247,10 +248,10 @@ def test_a_process_reads_from_its_environment_what_it_was_to_read():
 
 
 def test_every_setting_of_the_monitor_is_handed_on():
-    """But a policy that there is not, which is the default."""
+    """But a policy and a group that there are not, which is the default."""
     handed = as_variables(MonitorConfig(bundle=Path("b")), ("monitor",))
     known = {setting.variable for setting in SETTINGS if setting.path[0] == "monitor"}
-    assert known - handed.keys() == {"PLUMBOB_MONITOR__POLICY"}
+    assert known - handed.keys() == {"PLUMBOB_MONITOR__POLICY", "PLUMBOB_MONITOR__SOCKET_GROUP"}
 
 
 def test_one_flag_of_two_settings_sets_both():

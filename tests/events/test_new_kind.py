@@ -89,10 +89,10 @@ def house(tmp_path):
     edit(
         copied / "proto/monitor/v1/event.proto",
         (
-            "    PolicyChanged policy_changed = 14;\n",
-            "    PolicyChanged policy_changed = 14;\n    Renamed renamed = 15;\n",
+            "    AuditChanged audit_changed = 15;\n",
+            "    AuditChanged audit_changed = 15;\n    Renamed renamed = 16;\n",
         ),
-        ("  EVENT_KIND_POLICY_CHANGED = 12;\n", "  EVENT_KIND_POLICY_CHANGED = 12;\n  EVENT_KIND_RENAMED = 13;\n"),
+        ("  EVENT_KIND_AUDIT_CHANGED = 13;\n", "  EVENT_KIND_AUDIT_CHANGED = 13;\n  EVENT_KIND_RENAMED = 14;\n"),
         ("// A gap in an engine's sequence numbers.\n", f"{MESSAGE}// A gap in an engine's sequence numbers.\n"),
     )
     edit(
@@ -126,7 +126,7 @@ def test_three_edits_have_it_told_everywhere(house, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     line, fields, number = json.loads(result.stdout)
-    assert (line, number) == ("RENAME chat-1 why", 13)
+    assert (line, number) == ("RENAME chat-1 why", 14)
     assert fields["request"]["engine_request_id"] == "chat-1-a"
     assert (fields["severity"], fields["doses"], "left" in fields) == ("SEVERITY_CRITICAL", [0.5, -1.0], False)
     level, _, logged = result.stderr.strip().partition(" ")

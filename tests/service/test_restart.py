@@ -120,8 +120,10 @@ def refused(event: dict) -> bool:
     return event["type"] == "ordered" and event["who"] == "engine"
 
 
-@pytest.mark.parametrize("audited", [True, False], ids=["audited", "without audit"])
-def test_each_decision_is_recorded_once_however_often_the_monitor_is_killed(tmp_path, audited):
+@pytest.mark.parametrize("audit_bytes", [None, 64 << 20, 4000], ids=["without audit", "audited", "over many files"])
+def test_each_decision_is_recorded_once_however_often_the_monitor_is_killed(tmp_path, audit_bytes, monkeypatch):
+    audited = audit_bytes is not None
+    monkeypatch.setenv("PLUMBOB_MONITOR__LIMITS__AUDIT_BYTES", str(audit_bytes or 1))
     bundle, audit, state = make_bundle(tmp_path / "bundle"), tmp_path / "audit.jsonl", tmp_path / "state"
     moments, monitors = random.Random(3), []
     # A socket file's path has room for a hundred characters.
@@ -164,8 +166,10 @@ def test_each_decision_is_recorded_once_however_often_the_monitor_is_killed(tmp_
         assert sum(refused(event) for events in said for event in events) >= len(decided)
         assert not audit.exists()
         return
-    verify(audit)
-    lines = [json.loads(line) for line in audit.read_bytes().splitlines() if line.endswith(b"}")]
+    found = verify(audit)
+    assert found.before == 0 and not found.aside and (len(found.files) > 10) == (audit_bytes == 4000)
+    whole = b"".join(one.read_bytes() for one in found.files)
+    lines = [json.loads(line) for line in whole.splitlines() if line.endswith(b"}")]
     records = [line["record"] for line in lines]
     numbers = [record["number"] for record in records if record["type"] == "intervention"]
     assert len(numbers) == len(set(numbers)) and set(numbers) == decided

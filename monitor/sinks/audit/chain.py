@@ -2,7 +2,7 @@
 
 ::
 
-    {"version":2,"sequence":7,"previous":"<64 hex>","time":"2026-01-02T03:04:05Z",
+    {"version":3,"sequence":7,"previous":"<64 hex>","time":"2026-01-02T03:04:05Z",
      "context":{…},"record":{"type":"intervention",…},"hash":"<64 hex>"}
 
 (on one line). ``record`` is an event as it is, with its ``context``, or says something of the log itself, with none.
@@ -10,7 +10,9 @@
 1. ``hash`` is the SHA-256 of the line's bytes before ``,"hash"``; ``previous`` is the ``hash`` of the record before, 64
    zeros in the first. So every byte of every line is covered, the one spelling that was written is the only valid one,
    and to change a record is to write every later line anew.
-2. ``sequence`` counts from 1. It says what is wrong where two lines do not join: missing, moved or written twice.
+2. ``sequence`` counts from 1. It says what is wrong where two lines do not join: missing, moved or written twice. A
+   ``segment_started`` line, with which each file but the first begins, is sealed to the line before it as all are, and
+   has its number once more: it is not counted, so that a record's number does not depend on where files end.
 3. A crash may leave the beginning of a last line. Whoever continues the file ends that line and has a ``line_torn``
    record follow, with its size and SHA-256: so it is covered as well, and nothing else may pass for a torn line.
 
@@ -26,10 +28,12 @@ from typing import Annotated, Any, Final, cast
 import msgspec
 
 from monitor.events import Event
-from monitor.sinks.audit.records import Context, EventRecord, OwnRecord, Record, TornRecord
+from monitor.sinks.audit.records import SEGMENT, Context, EventRecord, OwnRecord, Record, SegmentRecord, TornRecord
 
-VERSION: Final = 2
+VERSION: Final = 3
 
+_BEGINS: Final = f'{{"type":"{SEGMENT}"'.encode()
+"""Begins the ``record`` of a line that is not counted."""
 _SEAL: Final = b',"hash":"'
 _SEAL_BYTES: Final = len(_SEAL) + 64 + 2
 """No record has a field of this name: it is nowhere else in a line, since quotes within strings are escaped."""
@@ -60,7 +64,7 @@ class Line(msgspec.Struct, frozen=True):
     """Content of a line."""
 
     version: int
-    sequence: Annotated[int, msgspec.Meta(ge=1)]
+    sequence: Annotated[int, msgspec.Meta(ge=0)]
     previous: str
     time: datetime
     context: Context | None
@@ -71,6 +75,11 @@ class Line(msgspec.Struct, frozen=True):
     def type_name(self) -> str:
         """The ``type`` of its record."""
         return _type.decode(self.record).type
+
+    @property
+    def counted(self) -> bool:
+        """False where it begins a file, and has the number of the record before it."""
+        return not bytes(self.record).startswith(_BEGINS)
 
     def event(self) -> Event | None:
         """The event that it records; ``None`` where it says something of the log, or a later release wrote it."""
@@ -112,9 +121,10 @@ def seal(record: Record, time: datetime, head: Head) -> tuple[bytes, Head]:
         UnicodeEncodeError: A string of it is not Unicode.
     """
     context, said = (record.context, record.event) if isinstance(record, EventRecord) else (None, record)
-    content = _encoder.encode(_Content(VERSION, head.sequence + 1, head.hash, time, context, said))[:-1]
+    number = head.sequence if isinstance(record, SegmentRecord) else head.sequence + 1
+    content = _encoder.encode(_Content(VERSION, number, head.hash, time, context, said))[:-1]
     digest = sha256(content).hexdigest()
-    return content + _SEAL + digest.encode() + b'"}\n', Head(head.sequence + 1, digest)
+    return content + _SEAL + digest.encode() + b'"}\n', Head(number, digest)
 
 
 def unseal(raw: bytes) -> Line:
@@ -135,17 +145,21 @@ def unseal(raw: bytes) -> Line:
     return line
 
 
-def opening(head: Head) -> bytes:
+def opening(head: Head, *, counted: bool = True) -> bytes:
     """Beginning of the line after ``head``, whatever it says."""
-    return f'{{"version":{VERSION},"sequence":{head.sequence + 1},"previous":"{head.hash}","time":"'.encode()
+    number = head.sequence + counted
+    return f'{{"version":{VERSION},"sequence":{number},"previous":"{head.hash}","time":"'.encode()
 
 
 def is_torn(rest: bytes, head: Head) -> bool:
     """True where a crash could have left ``rest``, which has no end of line, of the line after ``head``."""
     # A file system may have made room for what it had not filled yet.
-    left, begin = rest.rstrip(b"\0"), opening(head)
+    left = rest.rstrip(b"\0")
     at = left.find(_SEAL)
-    return left[: len(begin)] == begin[: len(left)] and (at < 0 or len(left) < at + _SEAL_BYTES)
+    begins = (opening(head, counted=counted) for counted in (True, False))
+    return any(left[: len(begin)] == begin[: len(left)] for begin in begins) and (
+        at < 0 or len(left) < at + _SEAL_BYTES
+    )
 
 
 class Chain:
@@ -166,6 +180,8 @@ class Chain:
         self.last: datetime | None = None
         self.ended = True
         """False where the last line lacks its end."""
+        self.line: Line | None = None
+        """The last line that was whole."""
         self._unread: tuple[bytes, Break] | None = None
 
     def add(self, raw: bytes) -> None:
@@ -193,7 +209,7 @@ class Chain:
             self.torn += 1
         elif gap is not None:
             raise gap
-        self.head = Head(line.sequence, line.hash)
+        self.line, self.head = line, Head(line.sequence, line.hash)
         self.first = self.first or line.time
         self.last = line.time
 
@@ -212,9 +228,11 @@ class Chain:
 
     def _gap(self, line: Line) -> Break | None:
         """Fault between the last record and this line."""
-        if self.head is None or (line.previous == self.head.hash and line.sequence == self.head.sequence + 1):
+        if self.head is None:
             return None
-        due, found = self.head.sequence + 1, line.sequence
+        due, found = self.head.sequence + line.counted, line.sequence
+        if line.previous == self.head.hash and found == due:
+            return None
         if found > due:
             problem = f"has record {found} where {due} is due: {found - due} before it are missing"
             return Break(self.lines, problem, self.head.hash)

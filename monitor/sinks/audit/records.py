@@ -4,9 +4,14 @@ All are told apart by ``type``. They hold ids, names of the operator's own rules
 text of a prompt or a completion.
 """
 
+from typing import Final
+
 import msgspec
 
-from monitor.events import Event, Mode
+from monitor.events import AuditBeginning, Event, Mode
+
+SEGMENT: Final = "segment_started"
+TORN: Final = "line_torn"
 
 
 class Context(msgspec.Struct, frozen=True):
@@ -74,7 +79,7 @@ class LossRecord(msgspec.Struct, frozen=True, tag_field="type", tag="records_los
     records: int
 
 
-class TornRecord(msgspec.Struct, frozen=True, tag_field="type", tag="line_torn"):
+class TornRecord(msgspec.Struct, frozen=True, tag_field="type", tag=TORN):
     """The line before this one is what a crash left of it."""
 
     size: int
@@ -83,7 +88,17 @@ class TornRecord(msgspec.Struct, frozen=True, tag_field="type", tag="line_torn")
     """SHA-256 of these bytes."""
 
 
-OwnRecord = StartRecord | StopRecord | PolicyRecord | LossRecord | TornRecord
+class SegmentRecord(msgspec.Struct, frozen=True, tag_field="type", tag=SEGMENT):
+    """A file of the log begins here; the line has the number of the record before it, and takes none of its own."""
+
+    reason: AuditBeginning
+    before: str
+    """Name of the file that has the record before, as far as it is known; empty: it is not."""
+    detail: str
+    """What happened, in words."""
+
+
+OwnRecord = StartRecord | StopRecord | PolicyRecord | LossRecord | TornRecord | SegmentRecord
 """Records about the log itself, and the monitor that writes it."""
 
 Record = EventRecord | OwnRecord

@@ -10,7 +10,15 @@ from monitor.events import Event, Intervention, Recorded, Request, RequestEvent,
 from monitor.events.bounds import clip
 from monitor.policy import Policy
 from monitor.sinks.audit.log import AuditLog
-from monitor.sinks.audit.records import Context, EventRecord, PolicyRecord, RuleInForce, StartRecord, StopRecord
+from monitor.sinks.audit.records import (
+    Context,
+    EventRecord,
+    PolicyRecord,
+    RuleInForce,
+    SegmentRecord,
+    StartRecord,
+    StopRecord,
+)
 from monitor.telemetry.stats import Stats
 from probes.bundle import Bundle
 
@@ -102,6 +110,23 @@ class AuditSink:
         self._stats.audit_records_lost[()] = self._log.lost
         for fault, count in self._log.faults.items():
             self._stats.audit_faults[fault,] = count
+        self._log.remember()
+
+    def begun(self) -> list[SegmentRecord]:
+        """Beginnings of files that were not told yet, oldest first."""
+        news = self._log.news()
+        for begins in news:
+            self._stats.audit_files_begun[begins.reason,] += 1
+        return news
+
+    def look(self) -> None:
+        """Look at once whether the file is still there."""
+        self._log.look()
+
+    @property
+    def file(self) -> str:
+        """Path of the file that is written, in Unicode."""
+        return _path(str(self._log.path))
 
     def close(self) -> None:
         """The monitor ends. May be called twice."""

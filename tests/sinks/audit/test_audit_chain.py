@@ -1,9 +1,9 @@
 """Whatever is done to a file of whole lines is found, and the line is named."""
 
 import hashlib
-import io
 import os
 import re
+import tempfile
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,10 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitor.errors import AuditError
-from monitor.sinks.audit import verification, verify
+from monitor.sinks.audit import parts, verify
 from monitor.sinks.audit.chain import START, Head, is_torn, opening, seal, unseal
 from monitor.sinks.audit.records import TornRecord
-from monitor.sinks.audit.verification import _verify
 from tests.harness.audit_lines import about_engine, lines_of
 
 LATER = datetime(2026, 1, 3, tzinfo=UTC)
@@ -26,7 +25,10 @@ WHOLE = b"".join(LINES)
 
 
 def check(content: bytes, head: str | None = None):
-    return _verify(Path("audit.jsonl"), io.BytesIO(content), head)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "audit.jsonl"
+        path.write_bytes(content)
+        return verify(path, head)
 
 
 def refused(content: bytes, head: str | None = None) -> str:
@@ -37,7 +39,7 @@ def refused(content: bytes, head: str | None = None) -> str:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(verification, "WRITING_SECONDS", 0.0)
+    monkeypatch.setattr(parts, "WRITING_SECONDS", 0.0)
 
 
 def test_a_log_as_it_was_written_is_valid():
@@ -138,7 +140,7 @@ SAID = {
     "the last line's end taken off": ([*LINES[:7], LINES[7][:-1]], "line 8 is cut short, as a crash leaves it"),
     "half a last line": ([*LINES[:7], LINES[7][:200]], "line 8 is cut short, as a crash leaves it"),
     "half a line in the middle": ([*LINES[:3], LINES[3][:200], b"\n", *LINES[4:]], "line 4 is not what was written"),
-    "half a line of another log": ([*LINES[:7], b'{"version":2,"sequence":9'], "line 8 is not what was written"),
+    "half a line of another log": ([*LINES[:7], b'{"version":3,"sequence":9'], "line 8 is not what was written"),
     "nothing": ([], "is empty: all of it was cut off, or nothing was written yet"),
     "another file": ([b"hello\n"], "line 1 is not what was written"),
 }
@@ -169,9 +171,9 @@ def test_a_later_release_may_say_more_and_a_later_format_is_named(written):
 
     line, head = seal(Later(), LATER, START)
     assert verify(written([line])).head == head.hash
-    content = line.split(b',"hash"')[0].replace(b'"version":2', b'"version":3')
+    content = line.split(b',"hash"')[0].replace(b'"version":3', b'"version":4')
     sealed = content + f',"hash":"{hashlib.sha256(content).hexdigest()}"}}\n'.encode()
-    with pytest.raises(AuditError, match="line 1 has version 3; this plumbob reads version 2"):
+    with pytest.raises(AuditError, match="line 1 has version 4; this plumbob reads version 3"):
         verify(written([sealed]))
     content = b'{"well":"sealed"'
     sealed = content + f',"hash":"{hashlib.sha256(content).hexdigest()}"}}\n'.encode()
@@ -219,7 +221,7 @@ def test_a_record_of_a_torn_line_closes_that_line_only(written, lines):
 
 
 def test_a_line_that_is_just_being_written_is_waited_for(written, monkeypatch):
-    monkeypatch.setattr(verification, "WRITING_SECONDS", 0.5)
+    monkeypatch.setattr(parts, "WRITING_SECONDS", 0.5)
     path = written([*LINES[:7], LINES[7][:200]])
 
     def finish():
@@ -234,9 +236,11 @@ def test_a_line_that_is_just_being_written_is_waited_for(written, monkeypatch):
 
 def test_what_is_no_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path, tmp_path / "gone", tmp_path / "pipe"):
+    for path in (tmp_path / "gone", tmp_path / "pipe"):
         with pytest.raises(AuditError, match="is not a file"):
             verify(path)
+    with pytest.raises(AuditError, match="is to hold one audit log; it holds none"):
+        verify(tmp_path)
 
 
 def test_a_line_without_end_is_not_read_into_memory_whole(written, monkeypatch):

@@ -300,7 +300,7 @@ def test_the_counters_follow(desk):
         desk.pass_time(0)
         time.sleep(0.005)
     assert desk.monitor.stats.audit_records_lost[()] == 0
-    assert desk.monitor.stats.audit_faults == {("write",): 0, ("sync",): 0, ("disturbed",): 0}
+    assert desk.monitor.stats.audit_faults == {("write",): 0, ("sync",): 0, ("disturbed",): 0, ("segment",): 0}
     desk.monitor.close()
     assert desk.monitor.stats.audit_records[()] == verify(desk.path).records
 
