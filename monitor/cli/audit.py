@@ -38,7 +38,7 @@ def verify(
 
     found = verify_file(file, head)
     torn = f", {found.torn} of them torn by a crash, as is recorded" if found.torn else ""
-    out.print(Text(f"valid: {file}, {found.records} records in {found.lines} lines{torn}"))
+    out.print(Text(f"valid: {found.files[-1]}, {found.records} records in {found.lines} lines{torn}"))
     if len(found.files) > 1:
         out.print(Text(f"in {len(found.files)} files: {', '.join(one.name for one in found.files)}"))
     if found.before:

@@ -16,7 +16,14 @@ from probes.bundle.signing import sign_bundle
 from tests.harness.command_line import assert_one_error
 
 WITH_FLAGS = {setting.flag: setting for setting in reversed(list(settings_of(ServeConfig))) if setting.flag}
-VALUES = {"--host": "h", "--on-drift": "shadow", "--port": "8001", "--metrics-port": "9", "--grpc-port": "8"}
+VALUES = {
+    "--socket-mode": "0600",
+    "--host": "h",
+    "--on-drift": "shadow",
+    "--port": "8001",
+    "--metrics-port": "9",
+    "--grpc-port": "8",
+}
 
 
 @pytest.fixture

@@ -2,106 +2,27 @@
 
 import shutil
 import subprocess
-import tempfile
-import time
-import urllib.error
-import urllib.request
-from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import get_args
 
-import grpc
 import pytest
 import zmq
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from prometheus_client.parser import text_string_to_metric_families
+from grpc_health.v1 import health_pb2
 
 from monitor.api.server import READY, SERVICE
 from monitor.cli import doctor
 from monitor.telemetry.stats import EngineState
-from monitor.wire.codec import encode_frame, encode_hello
-from monitor.wire.frames import VERSION, Hello
-from tests.harness.bundles import make_bundle
-from tests.harness.command_line import MonitorProcess
+from monitor.wire.codec import encode_frame
 from tests.harness.frames import make_frame
-from tests.harness.ports import free_port
+from tests.harness.watched import SERVING, until, watched
 
 pytestmark = pytest.mark.timeout(120)
 
-SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-class Watched:
-    """A monitor's process, as those look at it who run it."""
-
-    def __init__(self, folder: Path, runtime: Path) -> None:
-        self.bundle = make_bundle(folder / "bundle")
-        self.endpoint = f"ipc://{runtime / 'engine.sock'}"
-        self.http, self.grpc = free_port(), free_port()
-        config = folder / "plumbob.yaml"
-        config.write_text("monitor: {limits: {hello_seconds: 1.0, silence_seconds: 1.0, forget_seconds: 2.0}}\n")
-        options = ["--config", config, "--bundle", self.bundle.path, "--endpoint", self.endpoint]
-        options += ["--state", "none", "--audit", "none", "--metrics-port", self.http, "--grpc-port", self.grpc]
-        self.process = MonitorProcess(*options)
-        self.channel = grpc.insecure_channel(f"127.0.0.1:{self.grpc}")
-
-    def get(self, path: str) -> tuple[int, str]:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=5) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-
-    def health(self, service: str) -> int:
-        return health_pb2_grpc.HealthStub(self.channel).Check(health_pb2.HealthCheckRequest(service=service)).status
-
-    def samples(self, name: str) -> dict[tuple[str, ...], float]:
-        families = text_string_to_metric_families(self.get("/metrics")[1])
-        return {
-            tuple(value for _, value in sorted(sample.labels.items())): sample.value
-            for family in families
-            for sample in family.samples
-            if sample.name == name
-        }
-
-    def said(self, text: str) -> bool:
-        return any(text in line for line in list(self.process._lines))
-
-    def hello(self, context: zmq.Context, digest: str | None = None) -> zmq.Socket:
-        """An engine of this bundle introduces itself."""
-        core = context.socket(zmq.DEALER)
-        core.setsockopt(zmq.IDENTITY, b"engine/core")
-        core.connect(self.endpoint)
-        core.send_multipart(encode_hello(Hello(VERSION, "engine", "tiny", digest or self.bundle.digest, "0.32.0")))
-        return core
-
-
-def until(condition, seconds=30.0):
-    deadline = time.monotonic() + seconds
-    while True:
-        with suppress(OSError, grpc.RpcError):
-            if condition():
-                return
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-@contextmanager
-def watched(folder: Path):
-    # A socket file's path has room for a hundred characters.
-    with tempfile.TemporaryDirectory(prefix="plumbob") as runtime:
-        monitor = Watched(folder, Path(runtime))
-        try:
-            until(lambda: monitor.health("") == SERVING)
-            yield monitor
-        finally:
-            monitor.channel.close()
-            monitor.process.running.kill()
+QUICK = ("hello_seconds: 1.0, silence_seconds: 1.0, forget_seconds: 2.0", "--state", "none", "--audit", "none")
 
 
 def test_a_monitor_without_an_engine_says_so_everywhere(tmp_path, monkeypatch, capsys):
-    with watched(tmp_path) as monitor:
+    with watched(tmp_path, *QUICK) as monitor:
         assert monitor.health(SERVICE) == SERVING and monitor.health(READY) == NOT_SERVING
         assert monitor.get("/healthz") == (200, "ok\n")
         assert monitor.get("/readyz") == (503, "no engine is connected\n")
@@ -133,7 +54,7 @@ def test_a_monitor_without_an_engine_says_so_everywhere(tmp_path, monkeypatch, c
 
 
 def test_an_engine_is_scored_from_its_hello_on_until_it_is_lost_and_its_series_stay(tmp_path):
-    with watched(tmp_path) as monitor, zmq.Context() as context:
+    with watched(tmp_path, *QUICK) as monitor, zmq.Context() as context:
         core = monitor.hello(context)
         until(lambda: monitor.get("/readyz") == (200, "ok\n"))
         until(lambda: monitor.health(READY) == SERVING)
@@ -149,7 +70,7 @@ def test_an_engine_is_scored_from_its_hello_on_until_it_is_lost_and_its_series_s
 
 
 def test_an_engine_that_is_refused_or_whose_frames_are_skipped_is_not_scored(tmp_path):
-    with watched(tmp_path) as monitor, zmq.Context() as context:
+    with watched(tmp_path, *QUICK) as monitor, zmq.Context() as context:
         refused = monitor.hello(context, "another")
         until(lambda: monitor.get("/readyz") == (503, "no engine is scored: 1 refused\n"))
         refused.close(linger=0)
