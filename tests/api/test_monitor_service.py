@@ -113,6 +113,23 @@ def test_what_is_no_longer_kept_is_counted(monitor):
     asyncio.run(run())
 
 
+def test_what_one_request_had_too_much_of_is_a_gap_and_the_others_are_there(monitor):
+    monitor.restart(keep=32)
+
+    async def run():
+        async with monitor.serve() as server, stub_of(server) as stub:
+            monitor.publish_alert("small")
+            for _ in range(100):
+                monitor.publish_alert("large")
+            call = await watching(stub, after_sequence=0)
+            first, second = await call.read(), await call.read()
+            assert (first.event.alert.request.request_id, first.dropped) == ("small", 0)
+            assert (second.event.sequence, second.dropped) == (71, 69)
+            assert await sequences(call, 30) == list(range(72, 102))
+
+    asyncio.run(run())
+
+
 def test_filters(monitor):
     async def run():
         async with monitor.serve() as server, stub_of(server) as stub:
