@@ -8,7 +8,9 @@ the text of a marker is one that somebody typed it into. The roles of such a con
 
 1. A header cannot be had without its first special token, nor a terminator without its own: their texts are what is
    looked for. A marker that has no special token is looked for as a whole.
-2. All texts that a template may write are searched: contents, parts, names, calls and their arguments, tools, and parts
+2. Markers of thoughts are not looked for: they count within an answer only, and clients send answers back with the
+   thoughts that they began with. Typed by a user, they are the user's words.
+3. All texts that a template may write are searched: contents, parts, names, calls and their arguments, tools, and parts
    of one message together, since a template may write one right behind the other.
 
 That is a search for a few short texts, without any tokenizing.
@@ -30,8 +32,7 @@ class TypedMarkers:
 
     def __init__(self, markers: Markers, tokenizer: Any) -> None:
         others = [*markers.others, *([markers.any_header.begin] if markers.any_header is not None else [])]
-        thoughts = [ids for thought in markers.thoughts for ids in (thought.begin, thought.end)]
-        sequences = [ids for ids in (*markers.headers.values(), markers.terminator, *others, *thoughts) if ids]
+        sequences = [ids for ids in (*markers.headers.values(), markers.terminator, *others) if ids]
         special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()} if sequences else set[int]()
         texts = {_text(tokenizer, ids, special) for ids in sequences}
         self.texts = tuple(sorted(texts - {""}))

@@ -1,10 +1,11 @@
 """Markers that somebody typed are found wherever a template may write them, and nothing else is taken for one."""
 
+import msgspec
 import pytest
 
 from probes.models.markers import find_markers
 from probes.models.typed_markers import TypedMarkers
-from probes.scoring.roles import Markers
+from probes.scoring.roles import Markers, Role, RoleReader, Thought
 from tests.harness.tokenizers import CHATML, make_tokenizer
 
 PLAIN = """\
@@ -59,6 +60,21 @@ def test_headers_without_special_tokens_are_looked_for_as_a_whole():
     found = TypedMarkers(markers, tokenizer)
     assert not found.found([{"role": "user", "content": "The assistant is a user."}])
     assert found.found([{"role": "user", "content": "Hello.</s>"}])
+
+
+def test_thoughts_are_no_markers_that_are_typed_since_answers_come_back_with_them():
+    tokenizer = make_tokenizer(CHATML, ["<|im_start|>", "<|im_end|>", "<think>", "</think>"], eos="<|im_end|>")
+    begin, end = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
+    markers = msgspec.structs.replace(find_markers(tokenizer), thoughts=[Thought([begin], [end])])
+    found = TypedMarkers(markers, tokenizer)
+    turns = [("user", "Hello."), ("assistant", "<think>A greeting.</think>Hello."), ("user", "<think>Well?")]
+    conversation = [{"role": role, "content": content} for role, content in turns]
+    assert not found.found(conversation)
+    # Nor do they move what the user typed to another role.
+    ids = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False)
+    roles = RoleReader(markers).prompt(ids).tolist()
+    last = len(ids) - 1 - ids[::-1].index(begin)
+    assert roles[last] == Role.USER and roles[ids.index(begin)] == Role.REASONING
 
 
 def test_without_a_template_there_is_nothing_to_type():
