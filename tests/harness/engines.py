@@ -49,7 +49,7 @@ def random_bundle(
         probe = Probe(
             name=f"random-{layer}-{index}",
             layer=layer,
-            roles=["user", "assistant"],
+            roles=["user", "assistant", "text"],
             threshold=threshold,
             aggregate=Aggregate(),
             calibration=Calibration(0.01, 100, 0, (0.0, 0.04)),

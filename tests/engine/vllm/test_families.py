@@ -123,7 +123,7 @@ def random_bundle(path: Path, model: Path, source: TransformersSource) -> Bundle
         Probe(
             name=f"random-{layer}",
             layer=layer,
-            roles=["user", "assistant"],
+            roles=["user", "assistant", "text"],
             threshold=1e9,
             aggregate=Aggregate(),
             calibration=Calibration(0.01, 100, 0, (0.0, 0.04)),
