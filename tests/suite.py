@@ -1,8 +1,8 @@
 """Run the tests in stages, and close with one line for all of them: ``python -m tests.suite [--all] [pytest options]``.
 
 1. ``parallel``: what needs no engine, on two processes of one thread each;
-2. ``engines``: real engines, one after the other;
-3. ``long``, with ``--all``: compiled engines, benchmarks, every family of models, Model Runner V2 in the interpreter.
+2. ``engines``: real engines, two at a time, the tests of a file in one process;
+3. ``long``, alike, with ``--all``: compiled engines, benchmarks, every family of models, Model Runner V2 in the interpreter.
 
 A stage that fails does not keep the next from running.
 """
@@ -15,8 +15,8 @@ from collections import Counter
 
 STAGES = {
     "parallel": ("-m", "not vllm and not long", "-n", "2", "--dist", "loadscope"),
-    "engines": ("-m", "vllm and not long"),
-    "long": ("-m", "long"),
+    "engines": ("-m", "vllm and not long", "-n", "2", "--dist", "loadfile"),
+    "long": ("-m", "long", "-n", "2", "--dist", "loadfile"),
 }
 """Options of pytest for each."""
 SLOWEST = "25"
