@@ -2,7 +2,8 @@
 
 1. ``parallel``: what needs no engine, on two processes of one thread each;
 2. ``engines``: real engines, two at a time, the tests of a file in one process;
-3. ``long``, alike, with ``--all``: compiled engines, benchmarks, every family of models, Model Runner V2 in the interpreter.
+3. ``long``, alike, with ``--all``: compiled engines, benchmarks, every family of models, Model Runner V2 in the
+   interpreter.
 
 A stage that fails does not keep the next from running.
 """
