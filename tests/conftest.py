@@ -52,6 +52,14 @@ def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def engines_take_little_memory() -> Iterator[None]:
+    """Engines of two tests run at once; by itself, each takes nearly all the memory that there is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def engines_start_warm() -> Iterator[None]:
     """Engines are forks of a process that has imported vLLM, see :mod:`tests.harness.warm`."""
     with pytest.MonkeyPatch.context() as patch:

@@ -18,7 +18,6 @@ from tests.harness.ports import free_port
 
 openai = pytest.importorskip("openai", reason="the openai client is not installed")
 KEY = "s3cret"
-LITTLE_MEMORY = {"VLLM_CPU_KVCACHE_SPACE": "1"}
 
 
 @dataclass
@@ -68,9 +67,14 @@ class Server:
         return chunks[0].id, sum(1 for chunk in chunks if chunk.choices and chunk.choices[0].delta.content)
 
 
+def unlimited() -> dict[str, str]:
+    """The environment of a server that nothing tells how much memory to take."""
+    return {name: value for name, value in os.environ.items() if name != "VLLM_CPU_KVCACHE_SPACE"}
+
+
 @contextmanager
 def running_server(
-    folder: Path, bundle_path: Path, *options: str, environment: Mapping[str, str] = LITTLE_MEMORY
+    folder: Path, bundle_path: Path, *options: str, environment: Mapping[str, str] = os.environ
 ) -> Iterator[Server]:
     """``plumbob serve demo``, ready, until it has been stopped."""
     ports = [free_port() for _ in range(3)]
@@ -80,7 +84,7 @@ def running_server(
     command += ["--max-model-len", "1024"]
     log = folder / "serve.log"
     with log.open("wb") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=stream, env={**os.environ, **environment})
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, env={**environment})
     running = Server(process, *ports, log)
     try:
         wait_until(lambda: process.poll() is not None or healthy(ports[0]), 180)

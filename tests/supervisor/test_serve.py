@@ -17,7 +17,7 @@ from monitor.cli.listener import Listener
 from monitor.events import Intervention
 from tests.harness.engines import random_bundle
 from tests.harness.ports import free_port
-from tests.harness.server import KEY, descendants, openai, running_server, wait_until
+from tests.harness.server import KEY, descendants, openai, running_server, unlimited, wait_until
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 
@@ -44,7 +44,9 @@ def server(model_path, source, tmp_path_factory):
     (folder / "key").write_text(f"{KEY}\n")
     (folder / "plumbob.yaml").write_text("api_key_file: key\nmonitor: {policy: policy.yaml}\n")
     # Nothing says how much memory: it is given a share that fits.
-    with running_server(folder, firing.path, "--config", str(folder / "plumbob.yaml"), environment={}) as running:
+    with running_server(
+        folder, firing.path, "--config", str(folder / "plumbob.yaml"), environment=unlimited()
+    ) as running:
         yield running
 
 
@@ -159,7 +161,7 @@ def test_an_engine_that_does_not_start_is_told_by_its_own_reason(server, tmp_pat
     command += ["--gpu-memory-utilization", "1.0"]
     ports = zip(("--port", "--metrics-port", "--grpc-port"), (free_port() for _ in range(3)), strict=True)
     command += [str(part) for pair in ports for part in pair]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=unlimited())
     last = ended.stderr.strip().splitlines()[-1]
     assert ended.returncode == 2
     assert last.startswith("error: vLLM did not start: ValueError: Available memory on node "), last
