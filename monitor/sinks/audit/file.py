@@ -96,6 +96,8 @@ class End:
     """Number of its first record."""
     begun: datetime | None
     """When its first line was made; ``None``: it is not known."""
+    beheaded: bool
+    """It begins with a record that is not the first of a log, nor says what is before it."""
     rest: bytes
     """Rest that a crash left of a last line; where no line is whole, all of it, whatever it is."""
     hashes: frozenset[str]
@@ -127,12 +129,15 @@ def read_end(descriptor: int, number: int | None = None) -> End:
                     hashes.add(line.hash)
                 if line.sequence == number + line.counted:
                     hashes.add(line.previous)
-    first, begun = (1, None) if begin is None else (begin.sequence + (not begin.counted), begin.time)
+    first, begun, beheaded = 1, None, False
+    if begin is not None:
+        first, begun = begin.sequence + (not begin.counted), begin.time
+        beheaded = begin.counted and begin.sequence > 1 and begin.type_name() != TORN
     if chain.head is None:
         if chain.lines > 1 or (chain.lines == 1 and chain.ended) or size > END_BYTES:
             raise Break(1, "is not what was written")
-        return End(chain, size, first, begun, raw, frozenset())
-    return End(chain, size, first, begun, chain.rest(), frozenset(hashes))
+        return End(chain, size, first, begun, beheaded, raw, frozenset())
+    return End(chain, size, first, begun, beheaded, chain.rest(), frozenset(hashes))
 
 
 def unusable(path: Path, error: OSError | ValueError) -> AuditError:

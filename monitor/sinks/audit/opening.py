@@ -116,6 +116,8 @@ def _read(descriptor: int, known: Head | None, before: Head) -> Opened | None:
         if not is_torn(end.rest, before):
             raise _Unfit("line 1 is not what was written")
         return Opened(descriptor, before, end.size, before.sequence + 1, ended=False, rest=end.rest)
+    if end.beheaded:
+        raise _Unfit(f"it begins with record {end.first}: what was before it was cut off")
     if known is not None and head.sequence < known.sequence:
         raise _Unfit(f"it ends with record {head.sequence}, and record {known.sequence} was written")
     if known is not None and end.hashes and known.hash not in end.hashes:

@@ -211,7 +211,9 @@ def remembering(store, path, sequence, digest):
     return store
 
 
-@pytest.mark.parametrize("how", ["cut between lines", "cut in a line", "emptied", "removed", "replaced", "unreadable"])
+@pytest.mark.parametrize(
+    "how", ["cut between lines", "cut in a line", "emptied", "removed", "replaced", "unreadable", "beheaded"]
+)
 def test_what_happened_while_no_monitor_ran_is_told_against_what_the_store_remembers(path, how, tmp_path):
     store = MemoryStore(tmp_path / "journal")
     with closing(AuditLog(path, store=store, sync_seconds=0.02)) as log:
@@ -234,6 +236,8 @@ def test_what_happened_while_no_monitor_ran_is_told_against_what_the_store_remem
             with closing(AuditLog(path)) as other:
                 for number in range(9):
                     other.append(about_engine("lost", f"forged {number}"))
+        case "beheaded":
+            path.write_bytes(b"".join(lines[2:]))
         case _:
             path.write_bytes(os.urandom(500))
     store = MemoryStore(tmp_path / "journal")
@@ -249,7 +253,9 @@ def test_what_happened_while_no_monitor_ran_is_told_against_what_the_store_remem
     asides = list(path.parent.glob("*.set-aside-*"))
     assert [one.read_bytes() for one in asides] == ([] if begins.reason == "missing" else [before])
     found = verify(path)
-    assert (found.before, found.records, len(found.aside)) == (6, 1, len(asides))
+    # What was set aside whole at its end is what the new file goes on after.
+    gone = 2 if how == "beheaded" else 6
+    assert (found.before, found.records, len(found.aside)) == (gone, 7 - gone, len(asides))
     # Once, not at every start.
     with closing(AuditLog(path, store=MemoryStore(tmp_path / "journal"))) as log:
         assert not log.news() and log.accepted == 7
