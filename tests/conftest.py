@@ -52,10 +52,11 @@ def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def engines_take_little_memory() -> Iterator[None]:
-    """Engines of two tests run at once; by itself, each takes nearly all the memory that there is."""
+def engines_share_the_machine() -> Iterator[None]:
+    """Engines of two tests run at once; by itself, each takes nearly all memory, and all of them the first core."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         yield
 
 

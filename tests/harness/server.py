@@ -87,7 +87,7 @@ def running_server(
         process = subprocess.Popen(command, stdout=stream, stderr=stream, env={**environment})
     running = Server(process, *ports, log)
     try:
-        wait_until(lambda: process.poll() is not None or healthy(ports[0]), 180)
+        wait_until(lambda: process.poll() is not None or healthy(ports[0]), 400)
         assert process.poll() is None, log.read_text()[-2000:]
         yield running
     finally:

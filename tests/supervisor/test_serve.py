@@ -19,7 +19,7 @@ from tests.harness.engines import random_bundle
 from tests.harness.ports import free_port
 from tests.harness.server import KEY, descendants, openai, running_server, unlimited, wait_until
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ from probes.evaluation.offline_scores import Scorer
 from probes.models.chat import Message
 from tests.harness.server import KEY, running_server, wait_until
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 POLICY = """\
 version: 1

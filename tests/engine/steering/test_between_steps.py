@@ -14,7 +14,7 @@ from tests.harness.engines import random_bundle, settings
 from tests.harness.models import tiny_model
 from tests.harness.stepped import Engine, answers, begin_monitoring, end_monitoring, order, refusals
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 LAYERS = (0, 1, 3)
 CAP = 1.2

@@ -13,7 +13,7 @@ from tests.harness.engines import random_bundle, settings, start
 from tests.harness.models import tiny_model
 from tests.harness.wire import ConfirmingWire
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 CAP = 1.2
 DOSE = 0.8

@@ -26,7 +26,7 @@ from tests.harness.models import tiny_model
 from tests.harness.stepped import Ask, Engine, Told, clear_slots, generate, left, order, protect
 from tests.harness.tokenizers import CORPUS
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 SEQUENCES = 4
 """At once: twice as many slots."""

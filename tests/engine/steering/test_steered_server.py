@@ -22,7 +22,7 @@ from tests.harness.models import tiny_model
 from tests.harness.ports import free_port
 from tests.harness.wire import ConfirmingWire, Seen
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 openai = pytest.importorskip("openai", reason="the openai client is not installed")
 
