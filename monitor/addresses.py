@@ -1,12 +1,15 @@
-"""Addresses to listen on, and what to say of one that cannot be had."""
+"""Addresses to listen on and to call, and what to say of one that cannot be had."""
 
 import errno
 import grp
+import ipaddress
 import os
 import pwd
+import re
 import socket
 import stat
 from pathlib import Path
+from typing import Final
 
 from monitor.errors import PortError
 
@@ -16,10 +19,43 @@ _FIXES = {
     errno.EADDRNOTAVAIL: "Choose an address of this host; 127.0.0.1 is reached from this host only.",
 }
 
+_SOCKETS: Final = ("unix:", "unix-abstract:", "vsock:")
+_RESOLVER: Final = re.compile(r"(ipv4|ipv6|dns):(//[^/]*/)?")
+_HOST: Final = re.compile(r"\[([^\]]*)\](?::[^:]*)?|([^:]*)(?::[^:]*)?|(.*)")
+"""``[address]:port``, ``host:port``, either without its port, or an IPv6 address without brackets."""
+
 
 def join_address(host: str, port: int) -> str:
     """``host:port``, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether an interface is reached from this host only; no name but localhost is known to be.
+
+    Args:
+        host: Name or address of the interface.
+    """
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        name = host.lower().rstrip(".")
+        return name == "localhost" or name.endswith(".localhost")
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
+def stays_here(target: str) -> bool:
+    """Tell whether a call to this target stays on this host, where no proxy of the environment can lie between.
+
+    Args:
+        target: As gRPC takes it: ``host:port``, ``unix:SOCKET``, ``ipv4:…``, ``ipv6:…`` or ``dns:…``.
+    """
+    if target.startswith(_SOCKETS):
+        return True
+    found = _HOST.fullmatch(_RESOLVER.sub("", target))
+    host = next(filter(None, found.groups()), "").lower().rstrip(".") if found else ""
+    return is_loopback(host) or host in ("", "0.0.0.0", "::", socket.gethostname().lower())
 
 
 def port_error(what: str, host: str, port: int, error: OSError) -> PortError:
@@ -55,7 +91,7 @@ def require_free(what: str, host: str, port: int) -> None:
     except UnicodeError as error:
         # What the resolver makes of a name that no host can have.
         raise PortError(
-            f"{what} cannot listen on {join_address(host, port)}: no such host.", "Check --host."
+            f"{what} cannot listen on {join_address(host, port)}: no such host.", "Check the host that it was given."
         ) from error
     except OSError as error:
         raise port_error(what, host, port, error) from error

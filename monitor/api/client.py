@@ -15,6 +15,7 @@ from typing import Final
 import grpc
 import grpc.aio
 
+from monitor.addresses import stays_here
 from monitor.errors import PrerequisiteError
 from monitor.telemetry.stats import SCORING
 from monitor.v1.event_pb2 import EngineState, Event, EventKind
@@ -37,6 +38,8 @@ _OPTIONS: Final = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 
+_DIRECT: Final = ("grpc.enable_http_proxy", 0)
+
 _TRANSIENT: Final = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
@@ -51,12 +54,43 @@ _TRANSIENT: Final = frozenset(
 _STATES: Final = {number: name.removeprefix("ENGINE_STATE_").lower() for name, number in EngineState.items()}
 
 
+def channel_to(address: str) -> grpc.Channel:
+    """A channel to a monitor, for code that is not asynchronous; to be closed, or used as a context manager.
+
+    Proxies of the environment lie between only where the monitor is on another host; what ``no_proxy`` has is reached
+    directly there, too.
+
+    Args:
+        address: ``host:port`` of a monitor.
+    """
+    return grpc.insecure_channel(address, options=_options(address))
+
+
+def _options(address: str) -> Sequence[tuple[str, int]]:
+    return (*_OPTIONS, _DIRECT) if stays_here(address) else _OPTIONS
+
+
 @dataclass(frozen=True, slots=True)
 class Notice:
     """News for a watcher besides the events."""
 
     text: str
     """One sentence."""
+
+
+def engines_of(address: str, seconds: float = ANSWER_SECONDS) -> list[str]:
+    """Ids of the engines that are connected to one's own monitor, with scores that may be enforced on or not.
+
+    Args:
+        address: ``host:port`` of a monitor on this host, whatever the interface is called.
+        seconds: To wait for its answer.
+
+    Raises:
+        grpc.RpcError: It does not answer.
+    """
+    with grpc.insecure_channel(address, options=(*_OPTIONS, _DIRECT)) as channel:
+        answer = MonitorServiceStub(channel).GetStatus(GetStatusRequest(), timeout=seconds)
+    return [engine.engine for engine in answer.status.engines if _STATES.get(engine.state) in SCORING]
 
 
 async def follow(
@@ -91,7 +125,7 @@ async def follow(
     while True:
         reason = f"The monitor at {address} ended the stream."
         try:
-            async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
+            async with grpc.aio.insecure_channel(address, options=_options(address)) as channel:
                 call = MonitorServiceStub(channel).WatchEvents(request)
                 async with asyncio.timeout(ANSWER_SECONDS):
                     await call.wait_for_connection()
@@ -149,7 +183,7 @@ async def ask_state(address: str) -> GetStatusResponse:
         PrerequisiteError: No monitor answers, or it refuses the call.
     """
     try:
-        async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
+        async with grpc.aio.insecure_channel(address, options=_options(address)) as channel:
             return await MonitorServiceStub(channel).GetStatus(GetStatusRequest(), timeout=ANSWER_SECONDS)
     except grpc.aio.AioRpcError as error:
         if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):

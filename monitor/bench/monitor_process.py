@@ -6,6 +6,7 @@ on as before) and answers with :class:`Counters`; it ends with stdin. :class:`Mo
 
 import asyncio
 import contextlib
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ from typing import Self
 import msgspec
 
 from monitor.bench.bundle import idle_policy, steering_policy, streamed_layer
+from monitor.engine.vllm.installed import SAFE_PATH
 from monitor.errors import EngineError
 from monitor.ingest import Arrival, LocalSource, Source, core_identity
 from monitor.service.monitor import Monitor
@@ -93,7 +95,9 @@ class MonitorProcess:
         if self._process is None:
             with self._log.open("ab") as log:
                 pipe = subprocess.PIPE
-                self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, stderr=log)
+                self._process = subprocess.Popen(
+                    self._command, stdin=pipe, stdout=pipe, stderr=log, env={**os.environ, **SAFE_PATH}
+                )
         self._ask(mode)
 
     def counters(self) -> Counters:

@@ -26,6 +26,7 @@ from monitor.bench.bundle import default_layers, synthetic_bundle
 from monitor.bench.engines import MEMORY_SHARE, SETTLE_SECONDS, counted
 from monitor.bench.result import FORMAT, STOCK, BundleShape, Result, now, summarise, versions
 from monitor.bench.workload import Workload, kv_cache_bytes
+from monitor.engine.vllm.installed import SAFE_PATH
 from monitor.errors import EngineError
 from monitor.offline.engine_process import last_error
 from monitor.supervisor.checks import require_compiler, require_vllm
@@ -160,7 +161,8 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
-                env={**os.environ, "VLLM_NO_USAGE_STATS": "1"} | ({"VLLM_PLUGINS": ""} if name == STOCK else {}),
+                env={**os.environ, **SAFE_PATH, "VLLM_NO_USAGE_STATS": "1"}
+                | ({"VLLM_PLUGINS": ""} if name == STOCK else {}),
                 start_new_session=True,
             )
 
@@ -257,7 +259,11 @@ def _load(plan: ServePlan, server: Server, model: Path, seed: int, directory: Pa
     command += ["--num-prompts", str(plan.requests), "--max-concurrency", str(plan.concurrency), "--disable-tqdm"]
     command += ["--percentile-metrics", "ttft,itl", "--metric-percentiles", "99"]
     command += ["--save-result", "--result-dir", str(directory), "--result-filename", result.name]
-    ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "VLLM_PLUGINS": ""})
+    # Not through a proxy of the environment, which aiohttp honours.
+    direct = dict.fromkeys(("no_proxy", "NO_PROXY"), "127.0.0.1")
+    ended = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **direct, **SAFE_PATH, "VLLM_PLUGINS": ""}
+    )
     if ended.returncode:
         lines = ended.stderr.strip().splitlines()
         raise EngineError(f"vllm bench serve failed: {lines[-1] if lines else f'exit code {ended.returncode}'}")

@@ -1,5 +1,10 @@
 """The command line: ``plumbob``."""
 
-from monitor.cli.app import main
-
 __all__ = ["main"]
+
+
+def main() -> None:
+    """Run a command."""
+    from monitor.cli.app import main as run
+
+    run()

@@ -149,7 +149,7 @@ def run_demo(*, once: bool, fit: bool, port: int, metrics_port: int, grpc_port: 
         raise PrerequisiteError("The demo talks through the openai client.", "Run: pip install openai") from error
     # What would fail after minutes fails here.
     require_vllm(allow_untested=False)
-    require_ports(HOST, port, HOST, metrics_port, grpc_port)
+    require_ports((HOST, port), (HOST, metrics_port), (HOST, grpc_port))
     begin = time.monotonic()
     bundle = _fit() if fit else _shipped()
     print_table(bundle_table(bundle))
@@ -161,8 +161,9 @@ def run_demo(*, once: bool, fit: bool, port: int, metrics_port: int, grpc_port: 
         monitor = MonitorConfig(
             bundle=bundle.path,
             policy=policies["alert"],
-            host=HOST,
+            metrics_host=HOST,
             metrics_port=metrics_port,
+            grpc_host=HOST,
             grpc_port=grpc_port,
             endpoint=f"ipc://{directory}/engine.sock",
             audit=None,

@@ -5,7 +5,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from monitor.addresses import join_address, require_free
+from monitor.engine.vllm.installed import require_plugin
 from monitor.errors import PrerequisiteError
 from monitor.service.config import GRPC_PORT, METRICS_PORT
 from monitor.service.inputs import read_policy
@@ -96,15 +97,7 @@ def _check(what: str, check: Callable[[], str], otherwise: State = "missing") ->
 
 
 def _plugin() -> str:
-    found = [point for point in entry_points(group="vllm.general_plugins") if point.name == "plumbob"]
-    if not found:
-        raise PrerequisiteError("vLLM does not see the plugin.", "Run: pip install plumbob (into vLLM's environment)")
-    allowed = os.environ.get("VLLM_PLUGINS")
-    if allowed is not None and "plumbob" not in allowed.split(","):
-        raise PrerequisiteError(
-            f"VLLM_PLUGINS is {allowed!r} and leaves plumbob out.", "Add plumbob to it, or unset it."
-        )
-    return found[0].value
+    return str(require_plugin())
 
 
 def _torch_libraries() -> str:

@@ -153,13 +153,14 @@ def from_monitor(number: int, address: str) -> Found:
     """
     import grpc
 
+    from monitor.api.client import channel_to
     from monitor.api.convert import event_of
     from monitor.v1.monitor_service_pb2 import GetStatusRequest, WatchEventsRequest
     from monitor.v1.monitor_service_pb2_grpc import MonitorServiceStub
 
     kept: dict[int, Event] = {}
     try:
-        with grpc.insecure_channel(address, options=(("grpc.use_local_subchannel_pool", 1),)) as channel:
+        with channel_to(address) as channel:
             stub = MonitorServiceStub(channel)
             status = stub.GetStatus(GetStatusRequest(), timeout=ANSWER_SECONDS)
             if number <= status.last_sequence:

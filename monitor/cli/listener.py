@@ -8,6 +8,7 @@ from typing import Self
 import grpc
 from rich.text import Text
 
+from monitor.api.client import channel_to
 from monitor.api.convert import event_of
 from monitor.cli.watch import format_recorded
 from monitor.errors import EngineError
@@ -24,8 +25,7 @@ class Listener:
     """
 
     def __init__(self, address: str) -> None:
-        # The monitor is our own child: no proxy of the environment lies between.
-        self._channel = grpc.insecure_channel(address, options=(("grpc.enable_http_proxy", 0),))
+        self._channel = channel_to(address)
         self._call = MonitorServiceStub(self._channel).WatchEvents(WatchEventsRequest(after_sequence=0))
         self._events: list[Recorded] = []
         self._changed = threading.Condition()

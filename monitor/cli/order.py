@@ -204,9 +204,11 @@ def _calling(address: str, stub: Callable[[Any], Any], missing: str) -> Generato
     """
     import grpc
 
+    from monitor.api.client import channel_to
+
     if not address.strip():
         raise PlumbobError(f"'{address}' is no address of a monitor.", "Write it as host:port, or leave it out.")
-    with grpc.insecure_channel(address, options=(("grpc.use_local_subchannel_pool", 1),)) as channel:
+    with channel_to(address) as channel:
         service = stub(channel)
         try:
             yield lambda name, message: getattr(service, name)(message, timeout=ANSWER_SECONDS)

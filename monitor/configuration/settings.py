@@ -83,7 +83,7 @@ class Setting:
 
     @property
     def flag(self) -> str | None:
-        """Its flag, if it has one; settings of the same name share it, and are set together."""
+        """Its flag, if it has one."""
         has = any(isinstance(item, Flag) for item in self.field.metadata)
         return "--" + self.path[-1].replace("_", "-") if has else None
 

@@ -90,7 +90,7 @@ def from_environment(model: type[BaseSettings], environ: Mapping[str, str] | Non
 
 
 def from_flag(model: type[BaseModel], flag: str, value: Any) -> Layer:
-    """Give every setting that has a flag its value."""
+    """Give the setting that has a flag its value."""
     values: dict[str, Any] = {}
     for setting in settings_of(model):
         if setting.flag == flag:

@@ -46,6 +46,8 @@ class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Vectors that a request may itself ask to be steered by, within the bundle's cap."""
     guard: bool = True
     """Release requests that steering makes repeat themselves (:mod:`monitor.engine.steering.guard`)."""
+    engine: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{12}$")] | None = None
+    """Id of this start, from whoever starts it and would know it again; never used twice. ``None``: one is made up."""
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -111,7 +113,7 @@ def take_over(wanted: Wanted, bundle: Bundle) -> dict[str, Any]:
     settings = Settings(
         bundle=str(bundle.path),
         endpoint=wanted.endpoint,
-        engine=uuid.uuid4().hex[:12],
+        engine=wanted.engine or uuid.uuid4().hex[:12],
         drift=wanted.drift,
         stream=sorted({*wanted.stream, *(probe.layer for probe in bundle.manifest.worker_probes)}),
         stream_rows=wanted.stream_rows,

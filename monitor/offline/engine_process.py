@@ -11,6 +11,7 @@ from typing import IO, Any, Final, Self, TypeVar
 import msgspec
 
 from monitor.engine.offline import Answer, Command, Done, Facts, Generate, Profile, Ready, Report
+from monitor.engine.vllm.installed import SAFE_PATH, require_plugin
 from monitor.errors import EngineError
 
 KV_CACHE_BYTES: Final = 1 << 30
@@ -30,6 +31,9 @@ class Arm:
         log: Where its output goes.
         settings: Arguments of ``vllm.LLM``.
         environment: Variables of its process, beside those of this one.
+
+    Raises:
+        PrerequisiteError: It is to be tapped, and vLLM would not load the plugin.
     """
 
     def __init__(
@@ -37,11 +41,14 @@ class Arm:
     ) -> None:
         self._name, self._log = name, log
         wanted = {"kv_cache_memory_bytes": KV_CACHE_BYTES, **settings}
+        variables = {**os.environ, **(environment or {}), **SAFE_PATH}
+        if "plumbob" in settings.get("additional_config", {}):
+            require_plugin(variables)
         with log.open("wb") as stream:
             self._process = launch(
                 [sys.executable, "-m", "monitor.engine.offline", msgspec.json.encode(wanted).decode()],
                 stream,
-                {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", **os.environ, **(environment or {})},
+                {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", **variables},
             )
         self.vocabulary = 0
         """Tokens of the model, once it is ready."""

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from monitor.addresses import join_address
+from monitor.addresses import is_loopback, join_address
 from monitor.configuration import Flag, OptionalPath, Port, Section
-from monitor.errors import AuditError
+from monitor.errors import AuditError, ConfigError
 
 METRICS_PORT: Final = 9400
 GRPC_PORT: Final = 9401
@@ -111,10 +111,12 @@ class MonitorConfig(Section):
     """Group, by name or number, that the socket file and a directory made for it are given to: the engine's user's."""
     socket_mode: Annotated[SocketMode, BeforeValidator(_octal), Flag()] = SocketMode.GROUP
     """Mode of the socket file: its owner may connect (0600), its group too (0660), or everybody (0666)."""
-    host: Annotated[str, Flag()] = "127.0.0.1"
-    """Interface that metrics and gRPC listen on; there is no authentication yet."""
+    metrics_host: Annotated[str, Flag(metavar="HOST")] = "127.0.0.1"
+    """Interface that the Prometheus metrics listen on; there is no authentication yet."""
     metrics_port: Annotated[Port, Flag()] = METRICS_PORT
     """TCP port of the Prometheus metrics."""
+    grpc_host: Annotated[str, Flag(metavar="HOST")] = "127.0.0.1"
+    """Interface that gRPC events, status and orders listen on; there is no authentication yet."""
     grpc_port: Annotated[Port, Flag()] = GRPC_PORT
     """TCP port of gRPC events and status."""
     audit: Annotated[OptionalPath, AfterValidator(_absolute), Flag(metavar="FILE")] = Field(
@@ -128,16 +130,29 @@ class MonitorConfig(Section):
     probe_workers: Annotated[int, Field(ge=1, le=64), Flag()] = 1
     """Processes for the bundle's probes that the engine does not run, if it has any."""
     allow_control: Annotated[bool, Flag()] = False
-    """Let everybody who reaches the gRPC server order engines to steer."""
+    """Let everybody on this host order engines to steer, over gRPC; its interface has to be the loopback one."""
     limits: Limits = Limits()
     """Bounds on what it keeps, and on how long it waits."""
 
     @property
     def metrics_url(self) -> str:
         """Address of the Prometheus metrics."""
-        return f"http://{join_address(self.host, self.metrics_port)}/metrics"
+        return f"http://{join_address(self.metrics_host, self.metrics_port)}/metrics"
 
     @property
     def grpc_address(self) -> str:
         """Address of events and status."""
-        return join_address(self.host, self.grpc_port)
+        return join_address(self.grpc_host, self.grpc_port)
+
+    def require_control(self) -> None:
+        """Check that nobody beyond this host could give orders: there are no credentials yet.
+
+        Raises:
+            ConfigError: Orders are taken on an interface that others reach.
+        """
+        if self.allow_control and not is_loopback(self.grpc_host):
+            raise ConfigError(
+                f"With allow_control, everybody who reaches {self.grpc_address} could order engines to steer: "
+                "there are no credentials yet.",
+                "Set grpc_host (--grpc-host) to 127.0.0.1, or leave allow_control (--allow-control) out.",
+            )

@@ -42,14 +42,15 @@ def run_monitor(config: MonitorConfig) -> None:
         PlumbobError: A file is wrong or an address is in use; nothing is left running.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    config.require_control()
     bundle = read_bundle(config)
     asyncio.run(_monitor(config, bundle, read_policy(config.policy, bundle)))
 
 
 async def _monitor(config: MonitorConfig, bundle: Bundle, policy: Policy) -> None:
     # First of all, since a socket file outlives the one who bound it.
-    require_free("The metrics exporter", config.host, config.metrics_port)
-    require_free("The gRPC server", config.host, config.grpc_port)
+    require_free("The metrics exporter", config.metrics_host, config.metrics_port)
+    require_free("The gRPC server", config.grpc_host, config.grpc_port)
     sinks = open_sinks(config.sinks)
     with ExitStack() as stack:
         # The log waits for the store, and is closed before it.
@@ -103,13 +104,13 @@ async def _serve(config: MonitorConfig, monitor: Monitor, source: LocalSource, l
             )
         )
         exporter = MetricsExporter(
-            registry, lambda: monitor.status().unready, host=config.host, port=config.metrics_port
+            registry, lambda: monitor.status().unready, host=config.metrics_host, port=config.metrics_port
         )
         server = await ApiServer.start(
             monitor.events,
             monitor.status,
             monitor.bundle,
-            host=config.host,
+            host=config.grpc_host,
             port=config.grpc_port,
             traces=monitor.traces,
             control=monitor.interventions.operator if config.allow_control else None,
@@ -123,7 +124,7 @@ async def _serve(config: MonitorConfig, monitor: Monitor, source: LocalSource, l
             monitor.policy.name,
         )
         if config.allow_control:
-            logger.warning("everybody who reaches %s may order engines to steer (--allow-control)", server.address)
+            logger.warning("everybody on this host may order engines to steer, at %s (--allow-control)", server.address)
         logger.info("the monitor %s", source.describe())
         _tell(log)
         awaiting = asyncio.create_task(tell_of_no_engine(monitor.stats, source.describe, config.limits.hello_seconds))

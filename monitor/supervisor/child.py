@@ -10,7 +10,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import IO, Final
 
-from monitor.supervisor.failure import reason_in
+from monitor.engine.vllm.installed import SAFE_PATH
+from monitor.supervisor.failure import error_in, reason_in
 
 _TAIL_BYTES: Final = 64 << 10
 """The end of its output that is kept to say why it ended: several tracebacks."""
@@ -38,7 +39,7 @@ class Child:
             start_new_session=True,
             preexec_fn=_end_with_parent,
             # A pipe is no terminal, and would have Python keep what it prints for later.
-            env={"PYTHONUNBUFFERED": "1", **environment},
+            env={"PYTHONUNBUFFERED": "1", **environment, **SAFE_PATH},
         )
         self._tail = b""
         self._forwarding = threading.Thread(target=self._forward, args=(log,), name="plumbob-output", daemon=True)
@@ -58,6 +59,11 @@ class Child:
             killed = "; it may have run out of memory" if code == -signal.SIGKILL else ""
             return f"ended by {signal.Signals(-code).name}{killed}"
         return reason_in(self._tail.decode(errors="replace")) or f"ended with code {code} and said nothing"
+
+    @property
+    def last_error(self) -> str:
+        """The last error in what it has written so far; empty where there is none."""
+        return error_in(self._tail.decode(errors="replace"))
 
     def signal(self, number: int) -> None:
         """Send it a signal, if it still runs."""

@@ -50,7 +50,7 @@ class ServeConfig(BaseSettings):
     model: Annotated[str, Argument("MODEL")]
     """A Hugging Face id, a local directory, or: demo."""
     host: Annotated[str, Flag()] = "127.0.0.1"
-    """Interface that the API listens on; the flag sets that of metrics and gRPC as well."""
+    """Interface that the OpenAI-compatible API listens on; metrics and gRPC have their own."""
     port: Annotated[Port, Flag()] = API_PORT
     """TCP port of the OpenAI-compatible API."""
     eager: Annotated[bool, Flag()] = False

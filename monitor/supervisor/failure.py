@@ -30,10 +30,21 @@ def reason_in(output: str) -> str:
         One line without a full stop at its end: the last error that is not about another process; without an error,
         the last line; empty where nothing was written.
     """
-    lines = [_PREFIX.sub("", _ESCAPE.sub("", line)).rstrip() for line in output.splitlines()]
+    return error_in(output) or _bounded(next((line for line in reversed(_lines(output)) if line), ""))
+
+
+def error_in(output: str) -> str:
+    """The last error that is not about another process, as :func:`reason_in` gives it; empty without one."""
+    lines = _lines(output)
     found = [error for at in range(len(lines)) if (error := _error_at(lines, at))]
-    last = next((line for line in reversed(lines) if line), "")
-    text = found[-1] if found else last
+    return _bounded(found[-1]) if found else ""
+
+
+def _lines(output: str) -> list[str]:
+    return [_PREFIX.sub("", _ESCAPE.sub("", line)).rstrip() for line in output.splitlines()]
+
+
+def _bounded(text: str) -> str:
     return text if len(text) <= _CHARACTERS else f"{text[:_CHARACTERS]}…"
 
 

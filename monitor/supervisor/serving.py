@@ -18,6 +18,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -26,7 +27,7 @@ from typing import IO, Final, Self
 from monitor.configuration import as_variables, without_variables
 from monitor.errors import EngineError
 from monitor.service.hangup import Terminal
-from monitor.supervisor.checks import check_serve
+from monitor.supervisor.checks import Checked, check_serve
 from monitor.supervisor.child import Child
 from monitor.supervisor.config import ServeConfig
 from monitor.supervisor.engine_command import engine_command, engine_environment
@@ -37,9 +38,12 @@ STOP_SECONDS: Final = 20.0
 START_SECONDS: Final = 900.0
 """Seconds until a server is ready, at most; compiling a large model takes minutes."""
 _MONITOR_START_SECONDS: Final = 30.0
+_ANSWER_SECONDS: Final = 2.0
 _MONITOR_SETTLED_SECONDS: Final = 20.0
 """A monitor that has run for so long had started."""
 _MONITOR_STOP_SECONDS: Final = 5.0
+HELLO_SECONDS: Final = 15.0
+"""Seconds, once vLLM answers, until the monitor has heard its engine, at most; it says HELLO every second."""
 
 
 class Serving:
@@ -58,7 +62,7 @@ class Serving:
         self._report = report
         self._log: IO[bytes] | None = None
         self._log_path = log
-        self._model_path: Path | None = None
+        self._engine = uuid.uuid4().hex[:12]
         self.monitor: Child | None = None
         self.server: Child | None = None
         self._revival, self._monitor_began = Revival(), 0.0
@@ -66,14 +70,15 @@ class Serving:
         """The monitor whose end was told."""
 
     def __enter__(self) -> Self:
-        self._model_path = check_serve(self.config)
+        checked = check_serve(self.config)
         if self._log_path is not None:
             self._log_path.parent.mkdir(parents=True, exist_ok=True)
             self._log = self._log_path.open("wb")
         try:
             self.start_monitor()
-            self._start_server(self._model_path)
+            self._start_server(checked)
             self._wait_ready()
+            self._await_engine()
         except BaseException:
             self.stop()
             raise
@@ -95,7 +100,7 @@ class Serving:
         self.monitor = self._spawn([sys.executable, "-m", "monitor.cli", "monitor"], environment)
         self._monitor_began = time.monotonic()
         deadline = self._monitor_began + _MONITOR_START_SECONDS
-        while not _listening(config.host, config.grpc_port):
+        while not _listening(config.grpc_host, config.grpc_port):
             if self.monitor.code is not None:
                 raise EngineError(f"The monitor did not start: {self.monitor.reason}.", self._where())
             if time.monotonic() > deadline:
@@ -193,8 +198,9 @@ class Serving:
                 if child is not None:
                     stack.callback(child.stop, seconds)
 
-    def _start_server(self, model: Path) -> None:
-        self.server = self._spawn(engine_command(self.config, model), engine_environment(self.config))
+    def _start_server(self, checked: Checked) -> None:
+        command = engine_command(self.config, checked.model, checked.said, self._engine)
+        self.server = self._spawn(command, engine_environment(self.config))
 
     def _wait_ready(self) -> None:
         if self.server is None:
@@ -208,6 +214,41 @@ class Serving:
                 raise EngineError(f"vLLM was not ready after {START_SECONDS:.0f} s.", self._where())
             time.sleep(0.25)
         self._report("vLLM ready")
+
+    def _await_engine(self) -> None:
+        """Wait until the monitor hears the engine.
+
+        Raises:
+            EngineError: It does not: whatever the reason is, the server would serve unread.
+        """
+        deadline = time.monotonic() + HELLO_SECONDS
+        while not self._heard():
+            if self.server is not None and self.server.code is not None:
+                raise EngineError(f"vLLM ended: {self.server.reason}.", self._where())
+            if time.monotonic() > deadline:
+                if self.monitor is not None and self.monitor.code is not None and not self.config.monitor_required:
+                    # It is serving without a monitor that was asked for.
+                    return
+                said = self.server.last_error if self.server is not None else ""
+                raise EngineError(
+                    f"vLLM serves unread, and is stopped: {HELLO_SECONDS:.0f} s after it was ready, its engine has not "
+                    f"said to the monitor that it is there{f'; its last error: {said}' if said else ''}.",
+                    self._where() or "plumbob doctor says whether vLLM sees the plugin.",
+                )
+            self.revive_monitor()
+            time.sleep(0.25)
+        self._report("engine heard")
+
+    def _heard(self) -> bool:
+        """Whether the engine that was started here is connected to the monitor; others may use its endpoint, too."""
+        import grpc
+
+        from monitor.api.client import engines_of
+
+        try:
+            return self._engine in engines_of(self.config.monitor.grpc_address, _ANSWER_SECONDS)
+        except grpc.RpcError:
+            return False
 
     def _spawn(self, command: Sequence[str], environment: Mapping[str, str]) -> Child:
         return Child(command, environment, self._log)

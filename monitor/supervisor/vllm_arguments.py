@@ -1,14 +1,18 @@
-"""Arguments that are passed on to vLLM: which may be, and which are there."""
+"""Arguments that are passed on to vLLM: what they mean, which may be, and which are secrets."""
 
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
-from monitor.errors import EngineError
+import msgspec
 
-OWN_OPTIONS: Final = ("--model", "--additional-config", "--served-model-name", "--revision", "--uds", "--ssl-")
-"""Options of vLLM that ``serve`` sets itself or cannot serve with; vLLM would take the last one given."""
-_NAMED_BY_SETTINGS: Final = frozenset({"--host", "--port"})
-"""Options of vLLM that are settings of ours; other programs are given the same value."""
+from monitor.engine.vllm.installed import SAFE_PATH
+from monitor.errors import EngineError
+from monitor.supervisor.failure import reason_in
+
 _SECRETS: Final = {
     "--api-key": "Set VLLM_API_KEY or PLUMBOB_API_KEY, or name a file with --api-key-file.",
     "--hf-token": "Set HF_TOKEN.",
@@ -18,14 +22,18 @@ _SHORTEST: Final = 5
 """Characters of the beginning of an option that stands for it, at least; shorter ones are of several."""
 
 
-def gives(arguments: Sequence[str], option: str) -> bool:
-    """Tell whether an option is among the arguments: written out, begun, or with underscores, as vLLM takes it."""
-    return any(option.startswith(name) for name in map(option_of, arguments) if len(name) >= _SHORTEST)
+_READ_SECONDS: Final = 300.0
+"""Seconds for vLLM's parser to answer; importing it takes five to ten."""
 
 
-def option_of(argument: str) -> str:
-    """The option that an argument gives, as vLLM documents it; empty where it gives none."""
-    return argument.partition("=")[0].replace("_", "-") if argument.startswith("--") else ""
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What further arguments say that is otherwise chosen here."""
+
+    eager: bool = False
+    """Nothing is compiled."""
+    memory: bool = False
+    """How much memory the engine takes."""
 
 
 def secret_in(arguments: Sequence[str]) -> tuple[str, str] | None:
@@ -36,7 +44,7 @@ def secret_in(arguments: Sequence[str]) -> tuple[str, str] | None:
     """
     for argument in arguments:
         for secret, fix in _SECRETS.items():
-            if gives([argument], secret):
+            if _may_be(argument, secret):
                 return f"the value of {secret} would show in the process list", fix
     return None
 
@@ -52,21 +60,43 @@ def refuse_secrets(arguments: tuple[str, ...]) -> tuple[str, ...]:
     return arguments
 
 
-def require_passable(arguments: Sequence[str]) -> None:
-    """Check that the arguments leave what is monitored as it is.
+def _may_be(argument: str, option: str) -> bool:
+    """Tell whether an argument gives an option: written out, begun, or with underscores, as vLLM takes it."""
+    name = argument.partition("=")[0].replace("_", "-")
+    return name.startswith("--") and len(name) >= _SHORTEST and option.startswith(name)
+
+
+def read_arguments(own: Sequence[str], further: Sequence[str], bundle: Path, environment: Mapping[str, str]) -> Said:
+    """Have vLLM's own parser read its command line, in a process of its own, and judge what it says.
+
+    Args:
+        own: The arguments that ``plumbob serve`` gives.
+        further: Those that come after them; without any, nothing is started.
+        bundle: Directory of what is to read the model.
+        environment: Of the server, which may change what its parser takes.
 
     Raises:
-        EngineError: One would change what is served beside that, or where.
+        EngineError: vLLM does not take them, or one would change what is read, where it is served, or nothing.
     """
-    for name in map(option_of, arguments):
-        if name in _NAMED_BY_SETTINGS:
-            setting = name.removeprefix("--")
-            raise EngineError(
-                f"{name} among vLLM's arguments and {setting} are two names for one thing.", f"Set {setting}."
-            )
-        # A configuration file of vLLM may have any of them.
-        if name == "--config" or name.startswith(OWN_OPTIONS) or any(gives([name], own) for own in OWN_OPTIONS):
-            raise EngineError(
-                f"plumbob serve does not pass {name} on to vLLM.",
-                "Run vllm serve with it yourself, and plumbob monitor beside it.",
-            )
+    if not further:
+        return Said()
+    from monitor.engine.vllm.arguments import Asked, Found
+
+    asked = subprocess.run(
+        [sys.executable, "-m", "monitor.engine.vllm.arguments"],
+        # Not among its own arguments: everybody could read them.
+        input=msgspec.json.encode(Asked(list(own), list(further), str(bundle))),
+        env={"VLLM_LOGGING_LEVEL": "ERROR", **environment, **SAFE_PATH},
+        capture_output=True,
+        timeout=_READ_SECONDS,
+    )
+    try:
+        found = msgspec.json.decode((asked.stdout.strip().splitlines() or [b""])[-1], type=Found)
+    except msgspec.DecodeError:
+        reason = reason_in(asked.stderr.decode(errors="replace")) or f"it ended with code {asked.returncode}"
+        raise EngineError(
+            f"vLLM's arguments cannot be read: {reason}.", "plumbob doctor says what is missing."
+        ) from None
+    if found.refused is not None:
+        raise EngineError(*found.refused)
+    return Said(eager=found.eager, memory=found.memory)

@@ -34,7 +34,8 @@ class WorkerProcess:
                 [*command, str(bundle.path), bundle.digest],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                env={**_ONE_CORE, **os.environ},
+                # A monitor.py in the working directory is not ours.
+                env={**_ONE_CORE, **os.environ, "PYTHONSAFEPATH": "1"},
             )
         except BaseException:
             self._socket.close()

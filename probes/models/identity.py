@@ -72,10 +72,29 @@ def identify(path: Path, name: str) -> ModelIdentity:
         parts={
             "config": _sha256(json.dumps(stable, sort_keys=True).encode()),
             "weights": _sha256("".join(_file_digest(file) for file in weights).encode()),
-            "tokenizer": _sha256(b"".join(_read(path / file) for file in ("tokenizer.json", "tokenizer.model"))),
-            "chat_template": _sha256(_chat_template(path)),
+            **text_parts(path),
         },
     )
+
+
+def text_parts(path: Path) -> dict[str, str]:
+    """Digests of what turns a conversation into tokens: ``tokenizer`` and ``chat_template``.
+
+    Args:
+        path: Directory of a model, or of a tokenizer.
+
+    Raises:
+        ModelError: A file in it cannot be read.
+    """
+    return {
+        "tokenizer": _sha256(b"".join(_read(path / file) for file in ("tokenizer.json", "tokenizer.model"))),
+        "chat_template": _sha256(_chat_template(path)),
+    }
+
+
+def template_digests(text: str) -> frozenset[str]:
+    """Digests that the part ``chat_template`` has where this is the template: a file of its own, or a value in JSON."""
+    return frozenset((_sha256(text.encode()), _sha256(json.dumps(text).encode())))
 
 
 def _chat_template(path: Path) -> bytes:

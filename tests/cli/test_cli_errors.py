@@ -182,7 +182,15 @@ def test_one_port_for_two_servers(refused, world):
 
 @pytest.mark.parametrize("host", ["8.8.8.8", "no-such-host.invalid", ""])
 def test_a_host_that_is_not_this_one(refused, world, host):
-    refused(world.serve("--host", host), f"listen on {host}:", "Choose an address")
+    for option in ("--host", "--metrics-host", "--grpc-host"):
+        refused(world.serve(option, host), option, f"listen on {host}:", "Choose an address")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+@pytest.mark.parametrize("command", ["serve", "monitor"])
+def test_orders_on_an_interface_that_others_reach(refused, world, command, host):
+    given = getattr(world, command)("--allow-control", "--grpc-host", host)
+    refused(given, "--grpc-host", "order engines to steer: there are no credentials yet", "to 127.0.0.1")
 
 
 def test_a_monitor_that_listens_already(plumbob, world):

@@ -19,6 +19,8 @@ WITH_FLAGS = {setting.flag: setting for setting in reversed(list(settings_of(Ser
 VALUES = {
     "--socket-mode": "0600",
     "--host": "h",
+    "--metrics-host": "h",
+    "--grpc-host": "h",
     "--on-drift": "shadow",
     "--port": "8001",
     "--metrics-port": "9",
@@ -109,7 +111,12 @@ def test_a_file_that_names_what_is_not_there_is_refused(plumbob, world, file, mo
     refused("monitor: {bundle: bundle, trust: [gone.pub]}", f"{world.root / 'gone.pub'}")
     refused("api_key_file: gone\nmonitor: {bundle: bundle}", f"{world.root / 'gone'}: cannot be read")
     refused("allow_steering: [gone]\nmonitor: {bundle: bundle}", "no steering vector 'gone'")
-    refused("vllm_arguments: [--model=x]\nmonitor: {bundle: bundle}", "plumbob serve does not pass --model on to vLLM")
+    refused("vllm_arguments: [--uds=x]\nmonitor: {bundle: bundle}", "plumbob serve does not pass --uds on to vLLM")
+    refused(
+        "monitor: {bundle: bundle, allow_control: true, grpc_host: 0.0.0.0}",
+        "there are no credentials yet",
+        "--grpc-host",
+    )
     refused("model: other", "monitor.bundle is not set", "--bundle, PLUMBOB_MONITOR__BUNDLE or monitor.bundle in")
     refused("monitr: {}", f"{file}: monitr: unknown key. Did you mean 'monitor'?")
     (world.root / "key").write_text("two words")

@@ -1,6 +1,7 @@
 """``plumbob doctor``: a line for each thing, the exact fix in it, and an exit code that scripts can use."""
 
 import sys
+from importlib.metadata import entry_points
 
 import pytest
 
@@ -22,7 +23,7 @@ def healthy(world, monkeypatch):
     monkeypatch.setattr(doctor, "version", version)
     for name in ("API_PORT", "METRICS_PORT", "GRPC_PORT"):
         monkeypatch.setattr(doctor, name, free_port())
-    if not [point for point in doctor.entry_points(group="vllm.general_plugins") if point.name == "plumbob"]:
+    if not entry_points(group="vllm.general_plugins", name="plumbob"):
         pytest.skip("plumbob is not installed, so that its entry point is not there")
 
 

@@ -176,8 +176,8 @@ VARIABLES = {
         "PLUMBOB_ALLOW_STEERING: must be a valid string, not 1.",
     ),
     "two for one setting": (
-        {"PLUMBOB_MONITOR": '{"host": "h"}', "PLUMBOB_MONITOR__HOST": "h"},
-        "PLUMBOB_MONITOR and PLUMBOB_MONITOR__HOST both give monitor.host. Leave one out.",
+        {"PLUMBOB_MONITOR": '{"grpc_host": "h"}', "PLUMBOB_MONITOR__GRPC_HOST": "h"},
+        "PLUMBOB_MONITOR and PLUMBOB_MONITOR__GRPC_HOST both give monitor.grpc_host. Leave one out.",
     ),
     "two names for one thing": (
         {"PLUMBOB_API_KEY": "s3cret", "PLUMBOB_API_KEY_FILE": "f"},
@@ -236,7 +236,8 @@ def test_a_process_reads_from_its_environment_what_it_was_to_read():
     config = MonitorConfig(
         bundle=Path("b"),
         trust=(Path("a b"), Path("ü")),
-        host="::1",
+        metrics_host="::1",
+        grpc_host="localhost",
         audit=None,
         allow_control=True,
         endpoint="ipc:///x",
@@ -254,6 +255,22 @@ def test_every_setting_of_the_monitor_is_handed_on():
     assert known - handed.keys() == {"PLUMBOB_MONITOR__POLICY", "PLUMBOB_MONITOR__SOCKET_GROUP"}
 
 
-def test_one_flag_of_two_settings_sets_both():
-    config = combine(ServeConfig, [Layer("file", "f", {**NEEDED, "host": "a"}), from_flag(ServeConfig, "--host", "h")])
-    assert config.read(ServeConfig).host == config.read(ServeConfig).monitor.host == "h"
+@pytest.mark.parametrize("flag", ["--host", "--metrics-host", "--grpc-host"])
+def test_each_server_has_an_interface_of_its_own(flag):
+    config = combine(ServeConfig, [Layer("file", "f", NEEDED), from_flag(ServeConfig, flag, "0.0.0.0")])
+    read = config.read(ServeConfig)
+    hosts = {"--host": read.host, "--metrics-host": read.monitor.metrics_host, "--grpc-host": read.monitor.grpc_host}
+    assert {name for name, host in hosts.items() if host != "127.0.0.1"} == {flag}
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "10.0.0.7", "plumbob", "localhost.example.org"])
+def test_orders_are_taken_on_the_loopback_interface_alone(host):
+    config = MonitorConfig(bundle=Path("b"), grpc_host=host, allow_control=True)
+    with pytest.raises(ConfigError, match=r"order engines to steer: there are no credentials yet\. Set grpc_host"):
+        config.require_control()
+    config.model_copy(update={"allow_control": False}).require_control()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost", "LOCALHOST", "::ffff:127.0.0.1"])
+def test_whoever_opens_the_metrics_opens_no_orders(host):
+    MonitorConfig(bundle=Path("b"), metrics_host="0.0.0.0", grpc_host=host, allow_control=True).require_control()

@@ -76,15 +76,31 @@ def unlimited() -> dict[str, str]:
 def running_server(
     folder: Path, bundle_path: Path, *options: str, environment: Mapping[str, str] = os.environ
 ) -> Iterator[Server]:
-    """``plumbob serve demo``, ready, until it has been stopped."""
+    """``plumbob serve demo``, ready, until it has been stopped; its working directory has namesakes of our packages."""
     ports = [free_port() for _ in range(3)]
-    command = [sys.executable, "-m", "monitor.cli", "serve", "demo", "--bundle", str(bundle_path), "--eager", *options]
+    # Whoever starts it may be anywhere.
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("monitor", "probes"):
+        (elsewhere / f"{name}.py").write_text("raise SystemExit('not ours')")
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "monitor.cli",
+        "serve",
+        "demo",
+        "--bundle",
+        str(bundle_path),
+        "--eager",
+        *options,
+    ]
     command += ["--endpoint", f"ipc://{folder}/engine.sock"]
     command += ["--port", str(ports[0]), "--metrics-port", str(ports[1]), "--grpc-port", str(ports[2])]
     command += ["--max-model-len", "1024"]
     log = folder / "serve.log"
     with log.open("wb") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=stream, env={**environment})
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, env={**environment}, cwd=elsewhere)
     running = Server(process, *ports, log)
     try:
         wait_until(lambda: process.poll() is not None or healthy(ports[0]), 400)

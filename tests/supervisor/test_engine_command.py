@@ -1,5 +1,7 @@
 """vLLM's command line and environment: what is for it, and nothing that the process list should not show."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,9 +12,11 @@ from monitor.errors import ConfigError, EngineError
 from monitor.service.config import MonitorConfig
 from monitor.supervisor import engine_command as commands
 from monitor.supervisor.config import ServeConfig
-from monitor.supervisor.engine_command import engine_command, engine_environment
-from monitor.supervisor.vllm_arguments import gives, require_passable, secret_in
+from monitor.supervisor.engine_command import engine_command, engine_environment, own_arguments
+from monitor.supervisor.vllm_arguments import Said, read_arguments, secret_in
 from tests.harness.bundles import make_bundle
+
+NOTHING = Said()
 
 
 @pytest.fixture
@@ -29,8 +33,8 @@ def machine(monkeypatch):
     monkeypatch.setattr(commands, "fitting_share", lambda: 0.37)
 
 
-def share(config):
-    command = engine_command(config, Path("/model"))
+def share(config, said=NOTHING):
+    command = engine_command(config, Path("/model"), said, "0" * 12)
     at = [n for n, part in enumerate(command) if part == "--gpu-memory-utilization"]
     return [command[n + 1] for n in at]
 
@@ -41,11 +45,8 @@ def test_a_share_of_memory_that_fits_is_chosen(config, monkeypatch):
     assert share(config()) == []
 
 
-@pytest.mark.parametrize(
-    "said", [("--gpu-memory-utilization", "0.5"), ("--gpu_memory_utilization=0.5",), ("--kv-cache-memory-bytes", "1G")]
-)
-def test_but_not_where_something_says_how_much(config, monkeypatch, said):
-    assert share(config(vllm_arguments=said)) in (["0.5"], [])
+def test_but_not_where_something_says_how_much(config, monkeypatch):
+    assert share(config(), Said(memory=True)) == []
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     assert share(config()) == []
 
@@ -56,7 +57,9 @@ def test_nor_on_a_gpu(config, monkeypatch):
 
 
 def test_what_is_for_vllm_comes_last(config):
-    command = engine_command(config(eager=True, vllm_arguments=("--dtype", "float32")), Path("/model"))
+    command = engine_command(
+        config(eager=True, vllm_arguments=("--dtype", "float32")), Path("/model"), NOTHING, "0" * 12
+    )
     assert command[:5] == [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", "/model"]
     assert "--enforce-eager" in command and command[-2:] == ["--dtype", "float32"]
 
@@ -69,7 +72,7 @@ def test_the_key_of_the_api_is_in_the_environment_and_nowhere_else(config, tmp_p
     serving = config(**given)
     environment = engine_environment(serving)
     assert environment["VLLM_API_KEY"] == "s3cret" and "PLUMBOB_API_KEY" not in environment
-    assert "s3cret" not in " ".join(engine_command(serving, Path("/model"))) + repr(serving)
+    assert "s3cret" not in " ".join(engine_command(serving, Path("/model"), NOTHING, "0" * 12)) + repr(serving)
 
 
 def test_without_a_key_the_environment_has_its_own(config, monkeypatch):
@@ -94,21 +97,36 @@ def test_a_file_of_a_key_that_is_none(config, tmp_path, content, said):
         engine_environment(config(api_key_file=tmp_path / "key"))
 
 
-@pytest.mark.parametrize(
-    "argument", ["--model=x", "--model", "--additional_config", "--addit={}", "--revision", "--ssl-keyfile", "--config"]
-)
-def test_what_would_change_what_is_monitored_is_not_passed_on(argument):
-    with pytest.raises(EngineError, match="does not pass --"):
-        require_passable([argument])
+def test_secrets_are_told_however_they_are_written():
+    for given in ("--api-key=x", "--api_key", "--api-k", "--hf-token", "--hf_tok=x"):
+        assert secret_in([given]) is not None
+    assert secret_in(["--api-server-count", "2", "api-key", "-api-key"]) is None
 
 
-@pytest.mark.parametrize("argument", ["--port=7", "--host"])
-def test_an_address_has_one_name(argument):
-    with pytest.raises(EngineError, match=r"(--port.* Set port|--host .* Set host)\.$"):
-        require_passable([argument])
+def test_vllms_parser_reads_what_is_for_it_in_a_process_of_its_own(config, tmp_path):
+    pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'plumbob[cpu]'")
+
+    def read(*further):
+        serving = config()
+        own = own_arguments(serving, "/model")
+        return read_arguments(own, further, serving.monitor.bundle, os.environ)
+
+    assert read("--gpu-mem=0.5", "--enforce-eager") == Said(eager=True, memory=True)
+    with pytest.raises(
+        EngineError, match=r"^plumbob serve does not pass --additional-conf on to vLLM\. Run vllm serve"
+    ):
+        read("--max-model-len", "64", "--additional-conf", "{}")
 
 
-def test_other_options_are():
-    require_passable(["--max-model-len", "7", "--config-format", "hf", "-O3", "--dtype=float32", "model"])
-    assert secret_in(["--api-server-count", "2"]) is None
-    assert gives(["--enforce-eager"], "--enforce-eager") and not gives(["--en"], "--enforce-eager")
+def test_without_further_arguments_nobody_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", None)
+    assert read_arguments(["--model", "x"], (), tmp_path, {}) == Said()
+
+
+def test_a_parser_that_cannot_be_is_one_line(tmp_path):
+    (tmp_path / "vllm.py").write_text("raise ImportError('libcuda.so.1: cannot open shared object file')")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    with pytest.raises(
+        EngineError, match=r"^vLLM's arguments cannot be read: ImportError: libcuda.so.1: .* file\. plumbob"
+    ):
+        read_arguments(["--model", "x"], ["--dtype", "auto"], tmp_path, {**os.environ, "PYTHONPATH": path})

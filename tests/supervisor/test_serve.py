@@ -43,9 +43,10 @@ def server(model_path, source, tmp_path_factory):
     (folder / "policy.yaml").write_text(POLICY)
     (folder / "key").write_text(f"{KEY}\n")
     (folder / "plumbob.yaml").write_text("api_key_file: key\nmonitor: {policy: policy.yaml}\n")
-    # Nothing says how much memory: it is given a share that fits.
+    # Nothing says how much memory: it is given a share that fits. And no proxy lies between a machine and itself.
+    environment = unlimited() | dict.fromkeys(("http_proxy", "https_proxy", "grpc_proxy"), "http://127.0.0.1:9")
     with running_server(
-        folder, firing.path, "--config", str(folder / "plumbob.yaml"), environment=unlimited()
+        folder, firing.path, "--config", str(folder / "plumbob.yaml"), environment=environment
     ) as running:
         yield running
 

@@ -80,6 +80,65 @@ def test_a_monitor_that_dies_is_started_again(serve):
     assert run.process.poll() is None
 
 
+def test_files_of_the_working_directory_are_not_ours(serve, tmp_path, monkeypatch):
+    for name in ("monitor", "probes", "yaml"):
+        (tmp_path / "cwd").mkdir(exist_ok=True)
+        (tmp_path / "cwd" / f"{name}.py").write_text("raise SystemExit('not ours')")
+    monkeypatch.chdir(tmp_path / "cwd")
+    # Its monitor, and a server that would find them.
+    run = serve("import sys, time; print(sys.path); import probes.bundle; time.sleep(100)", 2)
+    assert run.process.poll() is None
+
+
+def test_python_m_finds_ours_where_something_else_is_called_probes(tmp_path, monkeypatch):
+    """But for a monitor.py, which is what Python runs: the command plumbob has no working directory in its path."""
+    (tmp_path / "probes.py").write_text("raise SystemExit('not ours')")
+    (tmp_path / "yaml.py").write_text("raise SystemExit('not ours')")
+    monkeypatch.chdir(tmp_path)
+    assert Running("--version").finish().code == 0
+
+
+UNHEARD = SCRIPT.replace("serving.Serving._heard = lambda self: True", "serving.HELLO_SECONDS = 3")
+ANOTHER = """
+import time, zmq
+from pathlib import Path
+from monitor.wire.codec import encode_hello
+from monitor.wire.frames import VERSION, Hello
+from probes.bundle import load_bundle
+
+socket = zmq.Context().socket(zmq.DEALER)
+socket.setsockopt(zmq.IDENTITY, b"another/core")
+socket.connect("ENDPOINT")
+while True:
+    socket.send_multipart(encode_hello(Hello(VERSION, "another", "tiny", load_bundle(Path("BUNDLE")).digest, "0.32.0")))
+    print("said hello", flush=True)
+    time.sleep(0.5)
+"""
+
+
+def test_a_server_that_nobody_hears_is_stopped(world, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        UNHEARD.format(server="import time; print('ValueError: no such plugin', flush=True); time.sleep(100)")
+    )
+    run = Running(*world.serve("--eager"), script=script, PYTHONPATH=os.pathsep.join(sys.path))
+    result = run.finish()
+    last = result.err.strip().splitlines()[-1]
+    assert last.startswith("error: vLLM serves unread, and is stopped: 3 s after it was ready, its engine has not said")
+    assert "its last error: ValueError: no such plugin. plumbob doctor says" in last
+    assert result.code == 2 and run.alive() == []
+
+
+def test_another_engine_at_the_same_place_is_not_its_engine(world, tmp_path):
+    script = tmp_path / "script.py"
+    server = ANOTHER.replace("ENDPOINT", world.endpoint).replace("BUNDLE", str(world.bundle))
+    script.write_text(UNHEARD.format(server=server))
+    run = Running(*world.serve("--eager"), script=script, PYTHONPATH=os.pathsep.join(sys.path))
+    result = run.finish()
+    assert '"another"' in result.err and '"connected"' in result.err
+    assert "error: vLLM serves unread, and is stopped" in result.err.strip().splitlines()[-1] and result.code == 2
+
+
 def test_stopping_kills_what_does_not_end():
     child = Child([sys.executable, "-c", STUBBORN], os.environ)
     time.sleep(0.3)
@@ -92,7 +151,8 @@ def test_stopping_kills_what_does_not_end():
     ("host", "url"), [("127.0.0.1", "http://127.0.0.1:8000"), ("::1", "http://[::1]:8000"), ("h", "http://h:8000")]
 )
 def test_addresses_have_brackets_where_they_need_them(host, url):
-    config = ServeConfig(model="demo", host=host, monitor=MonitorConfig(bundle=Path("bundle"), host=host))
+    monitor = MonitorConfig(bundle=Path("bundle"), metrics_host=host, grpc_host=host)
+    config = ServeConfig(model="demo", host=host, monitor=monitor)
     assert config.url == url
     assert config.monitor.metrics_url == url.replace("8000", "9400") + "/metrics"
     assert config.monitor.grpc_address == url.replace("8000", "9401").removeprefix("http://")

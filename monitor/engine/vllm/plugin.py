@@ -8,7 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from monitor.engine.vllm import versions
+from monitor.engine.vllm.reading import FRONT, misfits
 from monitor.engine.vllm.wrap import Method, wrap_once
+from monitor.errors import EngineError
 
 _missing: dict[versions.Runner | None, list[str]] = {}
 """Methods and fields that this vLLM lacks, by model runner; an error only for those who want it tapped."""
@@ -33,7 +35,9 @@ def _install(runner: versions.Runner | None, installer: Callable[[], None]) -> N
 def _install_front() -> None:
     from vllm.engine.arg_utils import EngineArgs
 
+    # First what refuses, so that what is missing beside it is refused.
     wrap_once(EngineArgs, "create_engine_config", _create_engine_config)
+    wrap_once(EngineArgs, "from_cli_args", _from_cli_args)
 
 
 def _install_requests() -> None:
@@ -64,6 +68,17 @@ def _install_v2() -> None:
     runner_v2.install()
 
 
+def _from_cli_args(method: Method) -> Method:
+    """Keep what the front is given beside what the engine is, since that decides what text becomes, too."""
+
+    def from_cli_args(cls: type[Any], args: Any) -> Any:
+        made = method(cls, args)
+        made.plumbob_front = {name: getattr(args, name, None) for name in FRONT}
+        return made
+
+    return from_cli_args
+
+
 def _create_engine_config(method: Method) -> Method:
     """Check bundle, model and features in the front process, before anything is started."""
 
@@ -77,7 +92,10 @@ def _create_engine_config(method: Method) -> Method:
             return method(self, *args, **kwargs)
         versions.require_version(allow_untested=wanted.allow_untested)
         bundle = load_bundle(wanted.bundle)
-        bundle.require_model(identify(resolve_model(self.model), self.model))
+        path = resolve_model(self.model)
+        bundle.require_model(identify(path, self.model))
+        for misfit in misfits({**vars(self), **vars(self).get("plumbob_front", {})}, path, bundle):
+            raise EngineError(f"--{misfit.argument.replace('_', '-')} {misfit.why}.", misfit.fix)
         self.additional_config = {**self.additional_config, settings.KEY: settings.take_over(wanted, bundle)}
         vllm_config = method(self, *args, **kwargs)
         versions.require_features(vllm_config, gates=wanted.gates > 0)

@@ -27,8 +27,8 @@ def wrap_once(owner: type, name: str, wrapper: Callable[[Method], Method]) -> No
 
     Args:
         owner: The class; where it inherits the method, nothing is done.
-        name: Of the method.
-        wrapper: Takes the method and returns what to call instead.
+        name: Of the method, which may be one of the class.
+        wrapper: Takes the method, as a function, and returns what to call instead.
 
     Raises:
         AttributeError: The class has no such method, not even an inherited one.
@@ -36,8 +36,10 @@ def wrap_once(owner: type, name: str, wrapper: Callable[[Method], Method]) -> No
     method = owner.__dict__.get(name)
     if method is None and not hasattr(owner, name):
         raise AttributeError(f"{owner.__module__}.{owner.__name__} has no {name}")
-    if method is None or hasattr(method, _MARK):
+    of_class = isinstance(method, classmethod)
+    function: Any = method.__func__ if isinstance(method, classmethod) else method
+    if function is None or hasattr(function, _MARK):
         return
-    wrapped = functools.wraps(method)(wrapper(method))
+    wrapped = functools.wraps(function)(wrapper(function))
     setattr(wrapped, _MARK, True)
-    setattr(owner, name, wrapped)
+    setattr(owner, name, classmethod(wrapped) if of_class else wrapped)

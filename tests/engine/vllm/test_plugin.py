@@ -10,6 +10,10 @@ class Engine:
     def run(self) -> str:
         return "ran"
 
+    @classmethod
+    def make(cls) -> str:
+        return cls.__name__
+
 
 class Child(Engine):
     pass
@@ -20,6 +24,9 @@ def test_wraps_once_and_leaves_what_is_inherited_alone():
     wrap_once(Engine, "run", lambda method: lambda self: "never")
     wrap_once(Child, "run", lambda method: lambda self: "never")
     assert Child().run() == "ran twice"
+    for _ in range(2):
+        wrap_once(Engine, "make", lambda method: lambda cls: f"{method(cls)} made")
+    assert (Engine.make(), Child.make()) == ("Engine made", "Child made")
 
 
 def test_a_method_that_is_gone_is_an_error():
