@@ -13,6 +13,10 @@ from typing import Final
 
 from monitor.errors import PortError
 
+SOCKET_BYTES: Final = 107
+"""The longest path of a socket file, in bytes: what ``sockaddr_un`` has room for."""
+_SCHEME: Final = "ipc://"
+
 _FIXES = {
     errno.EADDRINUSE: "Stop what listens there, or choose another port.",
     errno.EACCES: "Choose a port above 1023.",
@@ -74,6 +78,51 @@ def port_error(what: str, host: str, port: int, error: OSError) -> PortError:
         f"{what} cannot listen on {join_address(host, port)}: {reason}.",
         _FIXES.get(code, "Choose an address that this host can listen on."),
     )
+
+
+def socket_file(endpoint: str) -> Path:
+    """The path of a socket file, ``ipc:///PATH``.
+
+    Raises:
+        PortError: It is none, its path is too long, or something else is there.
+    """
+    path = Path(endpoint.removeprefix(_SCHEME))
+    if not endpoint.startswith(_SCHEME + "/") or "\0" in endpoint:
+        raise PortError(f"{endpoint!r} is not a socket file.", "Write it as ipc:///run/plumbob/monitor.sock.")
+    if (length := len(os.fsencode(path))) > SOCKET_BYTES:
+        raise PortError(
+            f"Cannot listen on {path}: the path of a socket file has at most {SOCKET_BYTES} bytes, this one {length}.",
+            "Choose a shorter one, such as ipc:///run/plumbob/monitor.sock.",
+        )
+    try:
+        if os.path.lexists(path) and not stat.S_ISSOCK(path.lstat().st_mode):
+            raise PortError(f"{path} exists and is not a socket.", "Choose another socket file.")
+    except OSError as error:
+        raise PortError(f"Cannot listen on {path}: {error.strerror}.", "Choose another socket file.") from error
+    return path
+
+
+def require_socket(endpoint: str) -> None:
+    """Check that a monitor may listen at a socket file, for an engine that starts before it or after.
+
+    That of another user's monitor may be closed to this user: what keeps a running engine from it is told then, since
+    the monitor decides it (:mod:`monitor.engine.reachability`).
+
+    Raises:
+        PortError: None can, and the reason.
+    """
+    path = socket_file(endpoint)
+    folder = path.parent
+    if not folder.is_dir():
+        raise PortError(
+            f"The directory of the socket file {path} is missing.",
+            "Make it, or start the monitor first, which does; engine and monitor are to see the same directory.",
+        )
+    mine = folder.stat().st_uid == os.geteuid() or bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+    if mine and not path.exists() and not os.access(folder, os.W_OK | os.X_OK):
+        raise PortError(
+            f"No monitor can listen on {path}: its directory may not be written to.", "Choose another socket file."
+        )
 
 
 def require_free(what: str, host: str, port: int) -> None:

@@ -12,7 +12,6 @@ import fcntl
 import grp
 import logging
 import os
-import stat
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any, Final, cast
 import zmq
 import zmq.asyncio
 
-from monitor.addresses import file_access, user_name
+from monitor.addresses import file_access, socket_file, user_name
 from monitor.errors import PortError
 from monitor.ingest.source import Arrival, read_arrival
 
@@ -32,8 +31,6 @@ SEND_MESSAGES: Final = 1024
 """Messages that may wait for one engine; beyond it a send fails."""
 MAX_MESSAGE_BYTES: Final = 64 << 20
 """A larger part ends its sender's connection; 16,384 rows of 256 scores are 16 MiB."""
-
-_SCHEME: Final = "ipc://"
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +48,9 @@ class LocalSource:
     """
 
     def __init__(self, endpoint: str, *, group: str | None = None, mode: int = 0o660) -> None:
-        if not endpoint.startswith(_SCHEME + "/"):
-            raise PortError(f"{endpoint!r} is not a socket file.", "Write it as ipc:///run/plumbob/monitor.sock.")
         self.endpoint = endpoint
-        self._path = Path(endpoint.removeprefix(_SCHEME))
+        # ZeroMQ removes what is in its way: no more than the socket of a monitor that is gone.
+        self._path = socket_file(endpoint)
         gid = None if group is None else _number_of(group)
         self._lock = _take(self._path, gid, mode)
         self._context = zmq.asyncio.Context()
@@ -167,9 +163,6 @@ def _take(path: Path, gid: int | None, mode: int) -> int:
     lock = None
     try:
         _make_directory(path.parent, gid, mode)
-        # ZeroMQ removes what is in its way; let that be no more than the socket of a monitor that is gone.
-        if os.path.lexists(path) and not stat.S_ISSOCK(path.lstat().st_mode):
-            raise PortError(f"{path} exists and is not a socket.", "Choose another socket file.")
         lock = os.open(path.with_name(path.name + ".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -7,6 +7,7 @@ vLLM calls :func:`register` in every process, without any configuration, so it o
 from collections.abc import Callable
 from typing import Any
 
+from monitor.addresses import require_socket
 from monitor.engine.vllm import versions
 from monitor.engine.vllm.reading import FRONT, misfits
 from monitor.engine.vllm.wrap import Method, wrap_once
@@ -91,6 +92,8 @@ def _create_engine_config(method: Method) -> Method:
         if wanted is None:
             return method(self, *args, **kwargs)
         versions.require_version(allow_untested=wanted.allow_untested)
+        if wanted.endpoint is not None:
+            require_socket(wanted.endpoint)
         bundle = load_bundle(wanted.bundle)
         path = resolve_model(self.model)
         bundle.require_model(identify(path, self.model))
