@@ -56,6 +56,17 @@ class Gap:
 
 
 @dataclass(frozen=True, slots=True)
+class Begins:
+    """Where the rows of a frame begin, of each request that it has; all of shape ``(requests,)``."""
+
+    slots: NDArray[np.integer]
+    terms: NDArray[np.int64]
+    """Tell the requests apart that have a slot one after the other."""
+    positions: NDArray[np.integer]
+    """Of each one's first row."""
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Requests of a step, as of that step: what follows may change while the step's rows are still on their way out."""
 
@@ -73,6 +84,10 @@ class Batch:
     """Rows that are not scored."""
     again: NDArray[np.int64]
     """Of each request, in the order of the batch: rows that were computed before; 0 where it is not scored."""
+    terms: NDArray[np.int64]
+    """Tell the requests apart that have a slot one after the other."""
+    first: NDArray[np.int64]
+    """Position of each one's first row, or a higher one where only the device knows it."""
 
     def describe(self, slots: NDArray[np.int32], positions: NDArray[np.int32]) -> NDArray[np.void]:
         """The rows of a frame.

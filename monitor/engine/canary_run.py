@@ -17,7 +17,8 @@ from typing import Any, Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.engine.tapped import tap_of
+from monitor.engine.batch import Begins
+from monitor.engine.guarded import tap_of
 from monitor.errors import EngineError
 from probes.bundle import Bundle
 from probes.bundle.canaries import Canaries
@@ -52,7 +53,7 @@ def run_canaries(worker: Any) -> NDArray[np.float64]:
         raise EngineError("The taps failed before any request came.", "Look into the engine's log.")
     canaries = canaries_of(tap.bundle, worker.vllm_config)
     exporter, scores, states = tap.exporter, list[NDArray[np.float32]](), list[dict[int, NDArray[np.float32]]]()
-    tap.exporter = cast(Any, _Silence())
+    tap.exporter, faults = cast(Any, _Silence()), tap.faults.count
     tap.resume()
     try:
         # Gates of before the weights were loaded anew are armed still.
@@ -65,7 +66,7 @@ def run_canaries(worker: Any) -> NDArray[np.float64]:
     finally:
         tap.suspend()
         tap.exporter = exporter
-    if tap_of(worker.model_runner) is None:
+    if tap_of(worker.model_runner) is None or tap.faults.count > faults:
         raise EngineError("The taps failed while the canaries were computed.", "Look into the engine's log.")
     measured = np.full(canaries.reference.shape, np.nan)
     linear, columns = len(tap.bundle.probes), canaries.reference.shape[1]
@@ -87,10 +88,20 @@ def trust(worker: Any) -> None:
 class _Silence:
     """Takes the place of the exporter: the monitor hears nothing of canaries."""
 
-    def take(self) -> None:
+    free = 0
+    """Stages."""
+
+    def take(self, leave: int = 0) -> None:
         """No stage to fill."""
 
-    def refuse(self) -> None:
+    def take_losses(self) -> tuple[bool, list[Begins]]:
+        """Nothing that is to be sent again."""
+        return False, []
+
+    def announce(self) -> None:
+        """Announce nobody."""
+
+    def refuse(self, begins: object = None) -> None:
         """Count nothing."""
 
     def offer(self, step: object) -> None:

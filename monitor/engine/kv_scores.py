@@ -7,11 +7,22 @@ same tokens in the same context, so they are the scores that computing them agai
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
+
+from monitor.engine.batch import Gap
+from monitor.engine.steering.table import to_device
+
+
+class Blocks(Protocol):
+    """Finds the KV blocks of a request."""
+
+    def __call__(self, engine_request_id: str, group: int, /) -> Sequence[int] | Tensor:
+        """Block ids of a request in one KV cache group, in the order of its positions."""
+        ...
 
 
 class KvScores:
@@ -32,18 +43,36 @@ class KvScores:
         self.scores = torch.full((blocks * block_size, probes), torch.nan, device=device)
         """``(KV slots, probes)``, float32."""
 
-    def slots(self, blocks: Sequence[int], start: int, end: int) -> NDArray[np.int64]:
+    def slots(self, blocks: Sequence[int] | Tensor, start: int, end: int) -> Tensor:
         """KV slots of a request's positions.
 
         Args:
-            blocks: The request's blocks, in order.
+            blocks: The request's blocks, in order; where only the device knows them, as integers there.
             start: First position.
             end: One past the last.
+
+        Returns:
+            Int64, ``(end - start,)``, on the device.
         """
-        position = np.arange(start, end)
-        return np.asarray(blocks, np.int64)[position // self._block_size] * self._block_size + (
-            position % self._block_size
+        first = start // self._block_size
+        some = blocks[first : -(-end // self._block_size)]
+        here = some if isinstance(some, Tensor) else to_device(np.asarray(some, np.int64), self.scores.device)
+        position = torch.arange(start, end, device=self.scores.device)
+        return here.long()[position // self._block_size - first] * self._block_size + position % self._block_size
+
+    def find(self, blocks: Blocks, gaps: Sequence[Gap]) -> Tensor:
+        """KV slots of positions of requests, one request after the other: int64, on the device."""
+        return torch.cat(
+            [self.slots(blocks(gap.request.engine_request_id, self.group), gap.start, gap.end) for gap in gaps]
         )
+
+    def forget_blocks(self, blocks: Sequence[int]) -> None:
+        """Keep no scores of whole blocks."""
+        self.scores.view(-1, self._block_size, self.scores.shape[1])[list(blocks)] = torch.nan
+
+    def forget(self, kv_slots: Tensor) -> None:
+        """Keep no scores of tokens that were computed unread."""
+        self.scores.index_fill_(0, kv_slots, torch.nan)
 
     def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
         """Follow blocks whose keys and values the engine has copied; pairs of source and target."""

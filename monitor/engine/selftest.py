@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monitor.engine.canary_run import canaries_of, run_canaries, trust
+from monitor.engine.guarded import tap_of
 from monitor.engine.settings import Settings, inherited, switched_on
-from monitor.engine.tapped import tap_of
 from monitor.engine.vllm.wrap import Method, wrap_once
 from monitor.errors import EngineError
 from probes.bundle import Probe, load_bundle

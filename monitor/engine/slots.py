@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.engine.batch import NEVER, Batch, Gap, Tracked
+from monitor.engine.batch import NEVER, Batch, Begins, Gap, Tracked
 from monitor.engine.steering.acts import entry_of, require_composed
 from monitor.engine.steering.caps import require_together
 from monitor.engine.steering.table import FOREVER, Push, Segment, Steering, timeline
@@ -36,6 +36,12 @@ class Slots:
         bundle: Vectors and role markers.
         slots: How many requests can be scored at once, preempted ones included.
         gates: Tells the gates that may steer the request of an id of the engine, which count against the caps as well.
+        drafts: The most rows of a step whose tokens may turn out to be nobody's, a request: of speculative decoding.
+
+    Attributes:
+        unsent: By slot, the first position that the monitor was not sent; :data:`monitor.engine.batch.NEVER`: it was
+            sent all.
+        kept: By slot, positions of the request whose keys and values are in the KV cache, and with them their scores.
     """
 
     def __init__(
@@ -44,6 +50,7 @@ class Slots:
         bundle: Bundle,
         slots: int,
         gates: Callable[[str], Sequence[Arm]] = lambda engine_request_id: (),
+        drafts: int = 0,
     ) -> None:
         self._steering = steering
         self._bundle = bundle
@@ -57,6 +64,10 @@ class Slots:
         self._prompt_tokens = np.zeros(slots + 1, np.int64)
         self._tainted_from = np.full(slots + 1, NEVER, np.int64)
         self._answer_role = np.full(slots + 1, Role.ASSISTANT, np.uint8)
+        self._terms = np.zeros(slots + 1, np.int64)
+        self.unsent = np.full(slots + 1, NEVER, np.int64)
+        self.kept = np.zeros(slots + 1, np.int64)
+        self._drafts = drafts
         self._batch_keys: list[str] = []
         self._batch_slots = np.empty(0, np.int32)
         self.unscored = 0
@@ -104,6 +115,9 @@ class Slots:
         self._by_slot[slot] = request
         self._next_position[slot], self._prompt_tokens[slot] = 0, len(roles)
         self._tainted_from[slot], self._answer_role[slot] = NEVER, answer_role
+        self.unsent[slot] = NEVER
+        self._terms[slot] += 1
+        self.kept[slot] = 0
         return _started(request)
 
     def finish(self, engine_request_id: str) -> int | None:
@@ -116,6 +130,61 @@ class Slots:
         self._steering.clear(request.slot)
         self._free.append(request.slot)
         return request.slot
+
+    def let_go(self, engine_request_id: str) -> None:
+        """A request was preempted: its keys and values are gone."""
+        if (request := self.tracked(engine_request_id)) is not None:
+            self.kept[request.slot] = 0
+
+    def leave_out(self, engine_request_id: str) -> None:
+        """Follow a request without reading it: taking it in failed."""
+        self.finish(engine_request_id)
+        self._requests[engine_request_id] = Tracked(-1, engine_request_id, engine_request_id, np.empty(0, np.uint8))
+
+    def owe(self, begins: Begins) -> None:
+        """The monitor was not sent rows of requests, as far as these are still in flight."""
+        slots, positions = begins.slots, begins.positions
+        valid = (slots >= 0) & (self._terms[slots] == begins.terms)
+        np.minimum.at(self.unsent, slots[valid], positions[valid])
+
+    def owe_all(self) -> None:
+        """The monitor was sent nothing of any request in flight."""
+        self.unsent[list(self._by_slot)] = 0
+
+    def owed(self, batch: Batch) -> list[Gap]:
+        """Positions of a step's requests that come before its rows, and that the monitor was not sent."""
+        due = np.flatnonzero((self.unsent[batch.slots] < batch.first) & (batch.slots >= 0))
+        return [
+            Gap(self._by_slot[slot], int(self.unsent[slot]), int(batch.first[i]))
+            for i, slot in zip(due.tolist(), batch.slots[due].tolist(), strict=True)
+        ]
+
+    def owed_to(self, engine_request_id: str) -> Gap | None:
+        """The same of one request, as far as it was computed: it ends, or its keys and values are let go of."""
+        request = self.tracked(engine_request_id)
+        if request is None or self.unsent[request.slot] >= self.kept[request.slot]:
+            return None
+        return Gap(request, int(self.unsent[request.slot]), int(self.kept[request.slot]))
+
+    def begins(self, batch: Batch, sent: NDArray[np.bool_]) -> Begins:
+        """Where a step's rows begin, of those of its requests that are sent; no higher than on the device."""
+        first = np.maximum(batch.first[sent] - self._drafts, 0)
+        return Begins(batch.slots[sent], batch.terms[sent], first)
+
+    def begins_of(self, gaps: Sequence[Gap]) -> Begins:
+        """Where positions begin, to be owed again should they not arrive."""
+        slots = np.array([gap.request.slot for gap in gaps], np.int64)
+        return Begins(slots, self._terms[slots], np.array([gap.start for gap in gaps], np.int64))
+
+    def rows(self, gap: Gap) -> NDArray[np.void]:
+        """Positions as rows of a frame, those downstream of steering marked."""
+        rows = gap.rows()
+        rows["steered"] = rows["position"] >= self._tainted_from[gap.request.slot]
+        return rows
+
+    def recover(self) -> None:
+        """A step failed under way: keep nothing of its batch."""
+        self._batch_keys = []
 
     def in_flight(self) -> list[Started]:
         """All scored requests, for a monitor that knows none of them."""
@@ -276,6 +345,9 @@ class Slots:
         reached = np.maximum(upcoming, first + scheduled)
         self._next_position[slots] = reached
         self._next_position[-1] = NEVER
+        for gap in gaps:
+            self.unsent[gap.request.slot] = min(self.unsent[gap.request.slot], gap.start)
+        self.kept[slots] = first + scheduled
         if suspended:
             slots = np.full_like(slots, -1)
         unscored = int(scheduled[slots < 0].sum())
@@ -293,6 +365,8 @@ class Slots:
             [] if suspended else gaps,
             unscored,
             again,
+            self._terms[slots],
+            np.asarray(first, np.int64).copy(),
         )
 
 

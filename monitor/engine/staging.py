@@ -98,6 +98,11 @@ class Staging:
         for _ in range(DEPTH):
             self._free.put(Stage(rows, probes, device, gates))
 
+    @property
+    def free(self) -> int:
+        """Stages that are free now."""
+        return self._free.qsize()
+
     def take(self) -> Stage | None:
         """A free stage, or ``None``."""
         try:

@@ -234,9 +234,11 @@ class AuditChanged(EventBase, frozen=True):
 
 
 class EngineChanged(EngineEvent, frozen=True):
-    """An engine connected, was lost, does not fit this monitor, or does not score as its bundle's model would."""
+    """An engine connected, was lost, does not fit this monitor, does not score as its bundle's model would, or serves
+    unread.
+    """
 
-    state: Literal["connected", "lost", "refused", "shadow"]
+    state: Literal["connected", "lost", "refused", "shadow", "silent"]
     detail: str
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from monitor.ingest.sequence import FrameSequence
 from monitor.telemetry.stats import EngineState, EngineStatus
-from monitor.wire.frames import FrameHeader
+from monitor.wire.frames import FrameHeader, Hello
 from probes.bundle.canaries import TOLERANCE
 
 
@@ -27,6 +27,8 @@ class Link:
     """Gates that may be armed at once; ``None``: it does not say."""
     lost: bool = False
     """True where it has been silent for too long."""
+    silent: str = ""
+    """Why nobody reads it although it serves, in words; empty: it is read, or is lost."""
     exporter: bytes | None = None
     """Routing id of who sends its frames."""
     sequence: FrameSequence = field(default_factory=FrameSequence)
@@ -41,6 +43,20 @@ class Link:
     """True where it was ordered to stream what probe workers read."""
     worker_unscored: int = 0
     """Tokens that probe workers did not score, each counted once a probe."""
+    fault: str = ""
+    """The last fault of its taps."""
+    untapped: bool = False
+    """Its taps are switched off."""
+    _faults: list[int] = field(default_factory=lambda: [0, 0])
+    """Faults that its exporter has told, and its core."""
+    _faulted: float | None = None
+    """When its taps failed last."""
+    _steps: int | None = None
+    """Steps that it had computed with its last HELLO."""
+    _framed: bool = False
+    """A frame has come since that."""
+    _unframed_since: float | None = None
+    """When it was first heard to compute without a frame."""
     _acked: int = -1
     _next_ack: float = 0.0
     _next_resync: float = 0.0
@@ -54,6 +70,8 @@ class Link:
             return "pending"
         if not self.fits:
             return "refused"
+        if self.silent:
+            return "silent"
         return "shadow" if self.shadow else "connected"
 
     @property
@@ -74,6 +92,57 @@ class Link:
         rose = max(0, header.dropped - self.dropped), max(0, header.unscored - self.unscored)
         self.dropped += rose[0]
         self.unscored += rose[1]
+        return rose
+
+    def hear_hello(self, hello: Hello, now: float) -> int:
+        """Take over how far an engine has come: one that computes sends a frame with each step.
+
+        Returns:
+            By how much its core's faults rose.
+        """
+        if hello.steps is not None:
+            if self._steps is not None and hello.steps > self._steps and not self._framed:
+                self._unframed_since = now if self._unframed_since is None else self._unframed_since
+            self._steps, self._framed = hello.steps, False
+        return self._count_faults(1, hello.faults)
+
+    def hear_frame(self, header: FrameHeader, now: float) -> int:
+        """Take over what an engine says of its taps.
+
+        Returns:
+            By how much its faults rose.
+        """
+        self._framed, self._unframed_since = True, None
+        rose = self._count_faults(0, header.faults)
+        # Of a monitor's first frame, nobody knows when they were.
+        if rose and self.frames:
+            self._faulted = now
+        self.fault, self.untapped = header.fault, header.untapped
+        return rose
+
+    def lose(self) -> None:
+        """The engine has been silent for too long: what it said of its progress is of no use any more."""
+        self.lost, self.streams, self.silent = True, False, ""
+        self._steps = self._unframed_since = self._faulted = None
+
+    def why_silent(self, now: float, patience: float) -> str:
+        """Why nobody reads the engine, in words; empty: it is read, as far as is known.
+
+        Args:
+            now: In seconds.
+            patience: Seconds without frames that are no reason, and for which a fault that is over still is one.
+        """
+        if self.untapped:
+            return f"its taps failed in every step and are switched off ({self.fault}); start it again"
+        if self._unframed_since is not None and now - self._unframed_since > patience:
+            return f"it computes, and no frame came for {patience:g} s"
+        if self._faulted is not None and now - self._faulted < patience:
+            return f"its taps failed, and go on ({self.fault}): what it computed meanwhile is unscored"
+        return ""
+
+    def _count_faults(self, part: int, count: int) -> int:
+        rose = max(0, count - self._faults[part])
+        self._faults[part] += rose
         return rose
 
     def take_ack(self, now: float, every: float) -> int | None:

@@ -72,6 +72,9 @@ class Actions:
         for case in cases:
             if case.decision.rule not in state.rules:
                 self._carry_out(case, state)
+            elif case.decision.rule in state.inherited:
+                self._order_again(case, state)
+        state.inherited -= {case.decision.rule for case in cases}
         # Only now: the decisions of one rule belong together.
         self._states.carried_out(fired.request, cases, ended=ended)
 
@@ -181,6 +184,21 @@ class Actions:
                 self._stop(case, action)
             case SteerAction() as action:
                 self._steer(case, action, state)
+
+    def _order_again(self, case: Case, state: RequestState) -> None:
+        """Order once more what an earlier monitor ordered and recorded, where a refusal stops the generation.
+
+        The engine takes an order's id once, so that nothing is steered twice; one that it refused it refuses again,
+        which its earlier refusal may have told nobody who still lives.
+        """
+        action, decision = case.decision.action, case.decision
+        if not isinstance(action, SteerAction) or decision.mode != "enforce" or action.on_refusal is None:
+            return
+        id = order_id(decision.rule, action.steering, state.orders)
+        state.orders.add(id)
+        state.fail_closed[id] = case
+        request = case.fired.request
+        self._order(request, steer_order(request.engine_request_id, action.steering, id, max_dose=self.max_dose))
 
     def _stop(self, case: Case, action: StopAction) -> None:
         request, enforced = case.fired.request, case.decision.mode == "enforce"

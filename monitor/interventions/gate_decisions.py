@@ -121,6 +121,8 @@ class GateDecisions:
         elif self._verdicts.note_fired(fired):
             self._stats.probe_fired[request.model, fired.probe] += 1
             self._recorder.record(fired)
+            if not ended:
+                self._states.tell(fired, gate=True)
         self._record(event, request, facts)
         return self._actions.apply(fired, decisions, held=link.held, ended=ended)
 

@@ -75,7 +75,7 @@ class Interventions:
         max_engines: int,
         clock: Callable[[], float],
     ) -> None:
-        self._policy = policy
+        self._policy, self._verdicts = policy, verdicts
         self.states = states = RequestStates(max_requests, stats, store)
         self.operator = operator = Operator(
             bundle, policy.max_dose, verdicts, links, recorder, stats, send_order, clock
@@ -150,6 +150,16 @@ class Interventions:
             ended: The request had ended when its probe fired.
         """
         self._actions.apply(fired, self._policy.decide(fired), held=held, ended=ended)
+
+    def restore(self, link: Link, header: FrameHeader) -> None:
+        """Have the verdicts of requests that are announced know what gates saw under an earlier monitor."""
+        for started in header.started:
+            for fired in self.states.by_gates(link.engine, started.engine_request_id):
+                request = self._verdicts.find(link.engine, started.engine_request_id, link.model)
+                if request is not None:
+                    self._verdicts.note_fired(
+                        ProbeFired(request, fired.probe, fired.aggregate, fired.aggregate, fired.position, "")
+                    )
 
     def change_policy(self, policy: Policy) -> None:
         """Decide by another policy from here on, on requests in flight as well; gates of engines follow."""

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from monitor.events import ProbeFired, Request
-from monitor.policy import Decision, SteerAction
-from monitor.store import Applied, RequestEnded, SteeredRequest, Store
+from monitor.policy import Decision
+from monitor.store import Applied, Fired, RequestEnded, SteeredRequest, Store, stored_identity
 from monitor.telemetry.stats import Stats
 
 Identity = tuple[str, str]
@@ -58,6 +58,8 @@ class RequestState:
     """Gates that do not steer it, or may have been armed too late to."""
     admitted: bool = False
     """The steering that it asked for is recorded."""
+    inherited: set[str] = field(default_factory=set[str])
+    """Of ``rules``, those that an earlier monitor carried out, as long as this one has not come across them."""
     gate_tokens: dict[str, int] = field(default_factory=dict[str, int])
     """Tokens that gates have steered, as far as they are counted, by the gate's id."""
 
@@ -76,13 +78,17 @@ class RequestStates:
         self._max_requests, self._stats, self._store = max_requests, stats, store
         self._states: OrderedDict[Identity, RequestState] = OrderedDict()
         self._ended: OrderedDict[Identity, dict[str, int]] = OrderedDict()
+        self._told = {identity: dict(known.fired) for identity, known in store.state.requests.items() if known.fired}
+        """Firings on requests in flight that a monitor before this one told of, by probe."""
 
     def of(self, engine: str, engine_request_id: str) -> RequestState:
         """State of a request, from here on if there was none."""
         identity = (engine, engine_request_id)
         if (state := self._states.get(identity)) is None:
             known = self._store.state.request(engine, engine_request_id) or SteeredRequest(0.0)
-            state = self._states[identity] = RequestState(set(known.rules), admitted=known.admitted)
+            state = self._states[identity] = RequestState(
+                set(known.rules), admitted=known.admitted, inherited=set(known.rules)
+            )
         self._states.move_to_end(identity)
         if len(self._states) > self._max_requests:
             oldest, forgotten = self._states.popitem(last=False)
@@ -103,9 +109,6 @@ class RequestStates:
     def carried_out(self, request: Request, cases: Sequence[Case], *, ended: bool = False) -> None:
         """Keep which rules were carried out on a request.
 
-        The store is not to know of those that fail closed: a monitor that is started again orders them again, to hear
-        of a refusal. An engine takes an order's id once.
-
         Args:
             request: In flight, unless it has ended.
             cases: Those that were carried out, of whole rules.
@@ -114,9 +117,30 @@ class RequestStates:
         rules = self.of(request.engine, request.engine_request_id).rules
         fresh = {case.decision.rule for case in cases} - rules
         rules |= fresh
-        fresh -= {case.decision.rule for case in cases if _fails_closed(case)}
         if fresh and not ended:
             self._store.note(Applied(request.engine, request.engine_request_id, tuple(sorted(fresh))))
+
+    def told(self, fired: ProbeFired) -> bool:
+        """Whether a monitor before this one told of a firing, and this one need not."""
+        return fired.probe in self._told.get(stored_identity(fired.request.engine, fired.request.engine_request_id), {})
+
+    def tell(self, fired: ProbeFired, *, gate: bool = False) -> None:
+        """Keep that a firing on a request in flight was told, for the next monitor.
+
+        Args:
+            fired: The firing.
+            gate: A gate of the engine saw it.
+        """
+        request = fired.request
+        self._store.note(
+            Fired(request.engine, request.engine_request_id, fired.probe, fired.position, fired.aggregate, gate)
+        )
+
+    def by_gates(self, engine: str, engine_request_id: str) -> list[Fired]:
+        """Firings on a request that gates saw, and that a monitor before this one told of."""
+        return [
+            fired for fired in self._told.get(stored_identity(engine, engine_request_id), {}).values() if fired.gate
+        ]
 
     def finish(self, request: Request) -> RequestState | None:
         """Let go of a request that has ended.
@@ -126,6 +150,7 @@ class RequestStates:
         """
         identity = (request.engine, request.engine_request_id)
         state = self._states.pop(identity, None)
+        self._told.pop(stored_identity(*identity), None)
         if self._store.state.request(*identity) is not None:
             self._store.note(RequestEnded(*identity))
         if state is not None and state.gate_tokens:
@@ -159,7 +184,3 @@ class RequestStates:
         if len(self._ended) > self._max_requests:
             self._ended.popitem(last=False)
             self._stats.forgotten["ended_request",] += 1
-
-
-def _fails_closed(case: Case) -> bool:
-    return isinstance(case.decision.action, SteerAction) and case.decision.action.on_refusal is not None

@@ -111,6 +111,8 @@ class Monitor:
         self._confirmations = Confirmations(
             self.store, durable, self.stats, patience_seconds=self._limits.settle_seconds, clock=clock
         )
+        self._other_versions: set[bytes] = set()
+        """Senders whose messages are of another version, told once each."""
         self._marks: dict[str, Mark] = {}
         """Engines of which something is to be settled before they are confirmed."""
         self.traces = Traces(
@@ -203,6 +205,16 @@ class Monitor:
             case Malformed(reason, detail):
                 self.stats.frames_malformed[reason,] += 1
                 logger.debug("Skipped a message of %r: %s", arrival.identity, detail)
+                if reason == "version" and arrival.identity not in self._other_versions:
+                    # Such an engine serves unread, and is none that this monitor knows.
+                    if len(self._other_versions) >= self._limits.max_engines:
+                        self._other_versions.clear()
+                    self._other_versions.add(arrival.identity)
+                    logger.error(
+                        "%r is of another release and is not read: %s",
+                        arrival.identity.decode(errors="replace"),
+                        detail,
+                    )
 
     def tick(self) -> None:
         """Do what is due: confirmations, requests to resync, engines that fell silent, workers to start again."""
@@ -220,13 +232,14 @@ class Monitor:
         for link in list(self._links.values()):
             silent = now - link.last_seen
             if not link.lost and silent > self._limits.silence_seconds:
-                link.lost, link.streams = True, False
+                link.lose()
                 self.interventions.lost(link.engine)
                 dropped = self._drop_requests(link)
                 self._changed(link, "lost", f"silent for {silent:.1f} s; {dropped} requests end without a verdict")
             elif link.lost and silent > self._limits.forget_seconds:
                 self._forget(link)
             else:
+                self._watch(link, now)
                 self._answer(link, now)
 
     def look_at_audit(self) -> None:
@@ -237,6 +250,16 @@ class Monitor:
     def _tell_of_audit(self, audit: AuditSink) -> None:
         for begins in audit.begun():
             self._recorder.record(AuditChanged(audit.file, begins.reason, begins.before, begins.detail))
+
+    def _watch(self, link: Link, now: float) -> None:
+        """Tell where an engine serves and nobody reads it, and where that is over."""
+        if link.lost or not link.fits:
+            return
+        before, link.silent = link.silent, link.why_silent(now, self._limits.silence_seconds)
+        if link.silent and not before:
+            self._changed(link, "silent", f"it serves unread: {link.silent}")
+        elif before and not link.silent:
+            self._changed(link, "shadow" if link.shadow else "connected", "it is read again")
 
     def _open_workers(self, pool: "WorkerPool | None") -> "ProbeWorkers | None":
         """Open the reader of the bundle's worker probes; ``None`` where it has none."""
@@ -265,6 +288,9 @@ class Monitor:
         link.model, link.vllm, link.fits = hello.model, hello.vllm, hello.bundle == self.bundle.digest
         self.stats.note_model(hello.model)
         link.shadow, link.drift, link.gates = hello.shadow, hello.drift, hello.gates
+        if (faults := link.hear_hello(hello, self._clock())) > 0:
+            self.stats.engine_faults[link.model,] += faults
+            logger.warning("engine %s: %d faults of its core's part, the last: %s", link.engine, faults, hello.fault)
         if link.fits and not link.streams and self._workers is not None:
             # Where one is not sent, all are with the next HELLO: an engine that streams already just goes on.
             link.streams = all(self._send_order(link.engine, Stream(layer, "all")) for layer in self._workers.layers)
@@ -299,8 +325,11 @@ class Monitor:
         if lost is None:
             return self._skip(link.model, "duplicate")
 
-        first, link.frames, link.exporter = not link.frames, link.frames + 1, sender
         now = self._clock()
+        if (faults := link.hear_frame(header, now)) > 0:
+            self.stats.engine_faults[link.model,] += faults
+            logger.warning("engine %s: %d faults of its taps, the last: %s", link.engine, faults, header.fault)
+        first, link.frames, link.exporter = not link.frames, link.frames + 1, sender
         link.lag_seconds = max(0.0, now - header.monotonic_ns / 1e9)
         self._count_frame(link, frame, lost)
         tally = self._verdict(frame, link)
@@ -316,6 +345,7 @@ class Monitor:
         # What gates decided of requests that end with this frame is part of their verdicts.
         decided = self.interventions.before_verdicts(link, frame.header)
         verdicts = self._verdicts.apply(frame, link.model)
+        self.interventions.restore(link, frame.header)
         self.stats.count_rows(link.model, verdicts.tally)
         finished = verdicts.finished
         if self._workers is not None:
@@ -343,8 +373,11 @@ class Monitor:
             self._finish(finished)
 
     def _fire(self, fired: ProbeFired, held: str, *, ended: bool = False) -> None:
-        self.stats.probe_fired[fired.request.model, fired.probe] += 1
-        self._recorder.record(fired)
+        if not self.interventions.states.told(fired):
+            self.stats.probe_fired[fired.request.model, fired.probe] += 1
+            self._recorder.record(fired)
+            if not ended:
+                self.interventions.states.tell(fired)
         self.interventions.fire(fired, held=held, ended=ended)
 
     def _finish(self, finished: RequestFinished) -> None:
@@ -416,7 +449,9 @@ class Monitor:
         self.stats.requests_dropped[link.model, "engine_lost"] += dropped
         return dropped
 
-    def _changed(self, link: Link, state: Literal["connected", "lost", "refused", "shadow"], detail: str) -> None:
+    def _changed(
+        self, link: Link, state: Literal["connected", "lost", "refused", "shadow", "silent"], detail: str
+    ) -> None:
         self._recorder.record(EngineChanged(link.engine, link.model, state, detail))
 
     def _skip(self, model: str, reason: SkipReason) -> None:

@@ -21,6 +21,7 @@ from monitor.store.entries import (
     Disarmed,
     EngineForgotten,
     Entry,
+    Fired,
     LogHead,
     PolicyInForce,
     Processed,
@@ -28,7 +29,7 @@ from monitor.store.entries import (
     Resumed,
 )
 from monitor.store.memory import MemoryStore
-from monitor.store.state import State
+from monitor.store.state import State, stored_identity
 from monitor.store.values import EngineState, FiringAlert, SteeredRequest
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "EngineForgotten",
     "EngineState",
     "Entry",
+    "Fired",
     "FiringAlert",
     "LogHead",
     "MemoryStore",
@@ -52,4 +54,5 @@ __all__ = [
     "State",
     "SteeredRequest",
     "Store",
+    "stored_identity",
 ]

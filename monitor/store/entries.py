@@ -92,6 +92,18 @@ class Applied(msgspec.Struct, frozen=True, array_like=True, tag="applied"):
     rules: tuple[str, ...]
 
 
+class Fired(msgspec.Struct, frozen=True, array_like=True, tag="fired"):
+    """A probe fired on a request in flight, and that was told."""
+
+    engine: str
+    engine_request_id: str
+    probe: str
+    position: int
+    aggregate: float
+    gate: bool = False
+    """A gate of the engine saw it: the rows that are read do not show it."""
+
+
 class RequestEnded(msgspec.Struct, frozen=True, array_like=True, tag="ended"):
     """A request ended that something was known of."""
 
@@ -149,6 +161,7 @@ Entry = (
     | EngineForgotten
     | Admitted
     | Applied
+    | Fired
     | RequestEnded
     | PolicyInForce
     | AlertFired

@@ -15,6 +15,7 @@ from monitor.store.entries import (
     Disarmed,
     EngineForgotten,
     Entry,
+    Fired,
     LogHead,
     Noted,
     PartlyDelivered,
@@ -72,7 +73,7 @@ class State:
 
     def request(self, engine: str, engine_request_id: str) -> SteeredRequest | None:
         """One request in flight; ``None``: nothing is known of it."""
-        return self.requests.get(_identity(engine, engine_request_id))
+        return self.requests.get(stored_identity(engine, engine_request_id))
 
     def holders(self, entry: Recording) -> tuple[str, ...]:
         """Durable sinks that have already what this entry goes ahead of."""
@@ -102,8 +103,10 @@ class State:
                 request.at, request.partly = ({}, tuple(entry.at)) if entry.again else (entry.at, ())
             case Applied():
                 self._request(entry.engine, entry.engine_request_id, time).rules.update(entry.rules)
+            case Fired():
+                self._request(entry.engine, entry.engine_request_id, time).fired[entry.probe] = entry
             case RequestEnded():
-                self.requests.pop(_identity(entry.engine, entry.engine_request_id), None)
+                self.requests.pop(stored_identity(entry.engine, entry.engine_request_id), None)
             case EngineForgotten():
                 self.engines.pop(entry.engine, None)
                 for identity in [identity for identity in self.requests if identity[0] == entry.engine]:
@@ -147,7 +150,8 @@ class State:
                 yield Noted(request.time, Admitted(engine, id, dict.fromkeys(request.partly, 0), again=True))
             if request.admitted:
                 yield Noted(request.time, Admitted(engine, id, request.at))
-            if request.rules or not request.admitted:
+            yield from (Noted(request.time, fired) for fired in request.fired.values())
+            if request.rules or not (request.admitted or request.fired):
                 yield Noted(request.time, Applied(engine, id, tuple(sorted(request.rules))))
         for key, alert in self._alerts.items():
             yield Noted(alert.last, AlertFired(*key, alert.times, alert.since))
@@ -161,7 +165,7 @@ class State:
         return engine
 
     def _request(self, engine: str, id: str, time: float) -> SteeredRequest:
-        identity = _identity(engine, id)
+        identity = stored_identity(engine, id)
         request = self.requests.setdefault(identity, SteeredRequest(time))
         request.time = time
         self.requests.move_to_end(identity)
@@ -213,7 +217,7 @@ def having(at: dict[str, int], settled: dict[str, int]) -> tuple[str, ...]:
     return tuple(sorted(sink for sink, position in at.items() if settled.get(sink, -1) >= position))
 
 
-def _identity(engine: str, engine_request_id: str) -> tuple[str, str]:
+def stored_identity(engine: str, engine_request_id: str) -> tuple[str, str]:
     """A request's identity, of bounded length: clients choose a part of its id."""
     if len(engine_request_id) <= ID_CHARACTERS:
         return engine, engine_request_id

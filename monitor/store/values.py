@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from monitor.store.entries import Channel
+from monitor.store.entries import Channel, Fired
 from monitor.store.numbers import Numbers
 
 
@@ -39,6 +39,8 @@ class SteeredRequest:
     """Durable sinks that have it, where others are to have it again."""
     rules: set[str] = field(default_factory=set[str])
     """Those that were carried out on it."""
+    fired: dict[str, Fired] = field(default_factory=dict[str, Fired])
+    """Firings that were told, by probe."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,12 @@ COUNTERS: Final = (
         MODEL,
         lambda s: s.engine_rows_unscored,
     ),
+    Family(
+        "engine_faults",
+        "Faults that engines report of their taps and of the threads that send to the monitor.",
+        MODEL,
+        lambda s: s.engine_faults,
+    ),
     Family("resyncs", "Times an engine had to announce its requests again.", MODEL, lambda s: s.resyncs),
     Family("tokens_scored", "Tokens that entered a verdict.", MODEL, lambda s: s.tokens_scored),
     Family(

@@ -93,6 +93,9 @@ class Stats:
         self.engine_rows_unscored: Counter[tuple[str]] = Counter()
         """``(model,)``: rows that engines say they computed but did not score since *their* start: LoRA
         requests, more requests than slots."""
+        self.engine_faults: Counter[tuple[str]] = Counter()
+        """``(model,)``: faults that engines report of their taps and of the threads that talk to the monitor, since
+        *their* start; each goes on after it."""
         self.resyncs: Counter[tuple[str]] = Counter()
         """``(model,)``: times an engine was asked to announce its requests again."""
 
@@ -281,7 +284,7 @@ AuditFault = Literal["write", "sync", "disturbed", "segment"]
 * ``segment``: a file could not be closed, or the next one not begun; tried again.
 """
 
-EngineState = Literal["pending", "connected", "lost", "refused", "shadow"]
+EngineState = Literal["pending", "connected", "lost", "refused", "shadow", "silent"]
 """The state of an engine, as the monitor sees it.
 
 * ``pending``: it sends frames; its first HELLO has not arrived.
@@ -290,6 +293,8 @@ EngineState = Literal["pending", "connected", "lost", "refused", "shadow"]
 * ``refused``: it scores with another bundle; its frames are skipped.
 * ``shadow``: it scores with the monitor's bundle, but its scores are not those of the bundle's model, or that is not
   known any more: every rule is held to shadow.
+* ``silent``: it serves and nobody reads it: it says that it computes and sends no frames, a part of its taps has just
+  failed, or they are switched off.
 """
 
 SCORING: Final[frozenset[EngineState]] = frozenset({"connected", "shadow"})

@@ -75,6 +75,7 @@ class EngineState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ENGINE_STATE_LOST: _ClassVar[EngineState]
     ENGINE_STATE_REFUSED: _ClassVar[EngineState]
     ENGINE_STATE_SHADOW: _ClassVar[EngineState]
+    ENGINE_STATE_SILENT: _ClassVar[EngineState]
 
 class AuditBeginning(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -129,6 +130,7 @@ ENGINE_STATE_CONNECTED: EngineState
 ENGINE_STATE_LOST: EngineState
 ENGINE_STATE_REFUSED: EngineState
 ENGINE_STATE_SHADOW: EngineState
+ENGINE_STATE_SILENT: EngineState
 AUDIT_BEGINNING_UNSPECIFIED: AuditBeginning
 AUDIT_BEGINNING_ROTATED: AuditBeginning
 AUDIT_BEGINNING_MOVED: AuditBeginning

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from monitor.errors import Cause
 from monitor.wire.orders import Admission
 
-VERSION: Final = 3
+VERSION: Final = 4
 
 Position = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 """A token's place in its request, or a number of tokens: what the monitor's protocol to watchers can have."""
@@ -41,6 +41,14 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
     """Gates that may be armed at once; ``None``: the engine does not say."""
     armed: list[str] | None = None
     """Ids of the gates that are armed for all requests; ``None``: the engine does not say."""
+    running: int | None = None
+    """Requests that it has running; ``None``: the engine does not say."""
+    steps: int | None = None
+    """Steps that computed rows since its start: one without a frame was not read. ``None``: the engine does not say."""
+    faults: int = 0
+    """Faults of the engine core's part since its start; it goes on after each."""
+    fault: str = ""
+    """The last of them; empty: none."""
 
 
 class Started(msgspec.Struct, frozen=True, array_like=True):
@@ -166,6 +174,12 @@ class FrameHeader(msgspec.Struct, frozen=True, array_like=True):
     """Orders that were not carried out and are not confirmed, oldest first."""
     guarded: list[GuardEvent] = []
     """Whom the guard released, oldest first, as far as it is not confirmed."""
+    faults: int = 0
+    """Faults of the taps and of the thread that sends, since the start; they go on after each."""
+    fault: str = ""
+    """The last of them; empty: none."""
+    untapped: bool = False
+    """The taps failed again and again and are switched off for good: nothing is scored any more."""
 
 
 class Frame(msgspec.Struct, frozen=True):

@@ -9,7 +9,9 @@ import zmq
 
 torch = pytest.importorskip("torch")
 
-from monitor.engine.exporter import EVENTS, FRAME_EVENTS, Exporter, OrderInbox, Step
+from monitor.engine.batch import Begins
+from monitor.engine.exporter import EVENTS, FRAME_EVENTS, Exporter, Step
+from monitor.engine.inbox import OrderInbox
 from monitor.engine.staging import DEPTH, Staging
 from monitor.engine.steering.refusals import refusal
 from monitor.errors import OrderError
@@ -26,6 +28,8 @@ class Peer:
     def __init__(self, endpoint: str) -> None:
         self.context = zmq.Context()
         self.socket = self.context.socket(zmq.ROUTER)
+        # As the monitor does.
+        self.socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self.socket.bind(endpoint)
         self.identities: set[bytes] = set()
 
@@ -280,4 +284,83 @@ def test_what_the_guard_did_goes_with_every_frame_until_one_that_had_it_is_confi
     wait_until(lambda: exporter._acked == header.sequence)
     offer(exporter)
     assert peer.read().header.guarded == []
+    peer.close()
+
+
+def begins(position: int) -> Begins:
+    return Begins(np.array([3]), np.array([1]), np.array([position]))
+
+
+def test_what_dropped_frames_had_is_known_and_nothing_newer_overtakes_it(endpoint, exporter):
+    exporter.offer(Step(unscored=0, begins=begins(7)))
+    renewed, (lost,) = exporter.take_losses()
+    assert not renewed and lost.positions.tolist() == [7]
+    peer = Peer(endpoint)
+    wait_until(lambda: not exporter._away)
+    # Who has just connected may know nothing, so that everything is to be sent again, before anything newer.
+    exporter.offer(Step(unscored=0, begins=begins(8)))
+    assert exporter.dropped == 2
+    renewed, lost = exporter.take_losses()
+    assert renewed and [one.positions.tolist() for one in lost] == [[8]]
+    exporter.offer(Step(unscored=0, begins=begins(0)))
+    header = peer.read().header
+    assert (header.sequence, header.complete, header.started) == (2, True, IN_FLIGHT)
+    assert exporter.take_losses() == (False, [])
+    # So has one that asks for everything.
+    peer.socket.send_multipart([b"engine/rank0", RESYNC])
+    wait_until(lambda: exporter.renewals == 2)
+    exporter.offer(Step(unscored=0, begins=begins(9)))
+    renewed, lost = exporter.take_losses()
+    assert renewed and [one.positions.tolist() for one in lost] == [[9]]
+    peer.close()
+
+
+def test_a_sender_that_raises_anything_begins_again(endpoint, exporter, caplog):
+    peer = Peer(endpoint)
+    wait_until(lambda: not exporter._away)
+    frame, left = exporter._frame, [3]
+
+    def fail(*arguments):
+        if left[0]:
+            left[0] -= 1
+            raise MemoryError("injected")
+        return frame(*arguments)
+
+    exporter._frame = fail
+    for faults in (1, 2, 3):
+        offer(exporter)
+        wait_until(lambda faults=faults: exporter._faults.count == faults)
+        wait_until(lambda: not exporter._away)
+    offer(exporter)
+    header = peer.read().header
+    assert (header.sequence, header.dropped, header.complete, header.faults) == (3, 3, True, 3)
+    assert "plumbob-exporter: MemoryError at test_link.py" in header.fault and "injected" not in header.fault
+    assert caplog.text.count("plumbob-exporter failed and begins again") == 1
+    assert exporter._staging.free == DEPTH
+    peer.close()
+
+
+def test_an_inbox_that_raises_anything_begins_again_and_says_so(endpoint):
+    inbox = OrderInbox(endpoint, Hello(VERSION, "engine", "model", "digest", "0.32.0"))
+    peer = Peer(endpoint)
+    receive, left = inbox._receive, [1]
+
+    def fail(socket):
+        if left[0]:
+            left[0] -= 1
+            raise ZeroDivisionError
+        return receive(socket)
+
+    inbox._receive = fail
+    assert peer.read().faults == 0
+    order = Steer("a-1", [Act("v", add=0.1)])
+    peer.socket.send_multipart([b"engine/core", *encode_order(order)])
+    hello = peer.read()
+    assert hello.faults == 1 and "plumbob-orders: ZeroDivisionError" in hello.fault
+    inbox.running, inbox.steps = 2, 17
+    peer.socket.send_multipart([b"engine/core", *encode_order(order)])
+    wait_until(inbox.take)
+    hello = peer.read()
+    assert (hello.running, hello.steps) == (2, 17)
+    inbox.close()
     peer.close()

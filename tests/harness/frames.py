@@ -1,6 +1,7 @@
 """Frames that are made in a line."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ def make_frame(
     dropped: int = 0,
     unscored: int = 0,
     monotonic_ns: int = 0,
+    **more: Any,
 ) -> Frame:
     """A frame of rows ``(slot, position, role, steered)``; one number for ``scores`` stands for all."""
     header = FrameHeader(
@@ -38,6 +40,7 @@ def make_frame(
         complete=complete,
         finished=list(finished),
         started=list(started),
+        **more,
     )
     values = np.full((len(rows), probes), scores) if isinstance(scores, int | float) else np.array(scores)
     return Frame(header, np.array(list(rows), ROW), values.astype("<f4").reshape(len(rows), probes), np.empty(0, "<i4"))

@@ -10,7 +10,7 @@ import zmq
 
 from monitor.offline.engine_process import Answer, Arm
 from monitor.wire.codec import decode, encode_ack, encode_order
-from monitor.wire.frames import Frame, Hello, Refusal, Started
+from monitor.wire.frames import Frame, FrameHeader, Hello, Refusal, Started
 from monitor.wire.orders import Order
 
 
@@ -32,6 +32,8 @@ class Wire:
     def __init__(self, endpoint: str) -> None:
         self._context = zmq.Context()
         self._router = self._context.socket(zmq.ROUTER)
+        # As the monitor does.
+        self._router.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self._router.bind(endpoint)
         self.endpoint = endpoint
         self.engine = ""
@@ -42,6 +44,8 @@ class Wire:
         self.refused: dict[int, Refusal] = {}
         self.relay: Callable[[bytes, list[bytes]], None] = lambda identity, parts: None
         """Called with each message, after it was read, with its sender's routing id."""
+        self.heard: Callable[[FrameHeader], None] = lambda header: None
+        """Called with the header of each frame."""
 
     def pump(self, seconds: float = 0.0) -> None:
         """Read what has come, waiting for the first message."""
@@ -79,6 +83,13 @@ class Wire:
 
     def _frame(self, frame: Frame) -> None:
         self.sequences.append(frame.header.sequence)
+        self.heard(frame.header)
+        if frame.header.complete:
+            # Who has ended with a frame that was lost.
+            in_flight = {(started.slot, started.engine_request_id) for started in frame.header.started}
+            for slot, seen in list(self.slots.items()):
+                if (slot, seen.started.engine_request_id) not in in_flight and slot not in frame.header.finished:
+                    self.slots.pop(slot).finished = True
         for slot in frame.header.finished:
             self.slots.pop(slot).finished = True
         for started in frame.header.started:

@@ -363,3 +363,76 @@ def test_over_real_sockets(tiny_bundle, frame):
 
     with tempfile.TemporaryDirectory(prefix="plumbob") as directory:
         asyncio.run(asyncio.wait_for(scenario(directory), 20))
+
+
+# Engines that serve unread.
+
+
+def states(house):
+    return [(change.state, change.detail) for change in house.events(EngineChanged)]
+
+
+def pass_seconds(house, seconds, **progress):
+    """HELLOs every second, as an engine says them."""
+    for second in range(seconds):
+        house.pass_time(1.0)
+        house.hello(**{name: value + second if name == "steps" else value for name, value in progress.items()})
+
+
+def test_an_engine_that_computes_and_sends_no_frames_is_silent_until_one_comes(house):
+    house.hello(running=2, steps=10)
+    house.frame(0, [], started=[started()])
+    # One long step, such as a prefill: nothing is computed meanwhile that a frame should have told of.
+    for _ in range(20):
+        house.pass_time(1.0)
+        house.hello(running=2, steps=10)
+    assert [state for state, _ in states(house)] == ["connected"]
+    pass_seconds(house, 20, running=2, steps=11)
+    (_, (state, detail)) = states(house)
+    assert state == "silent" and "it computes, and no frame came for 5 s" in detail
+    (engine,) = house.monitor.status().engines
+    assert engine.state == "silent"
+    # It is heard, so that it is not lost; and it stays silent while it computes nothing more.
+    house.pass_time(1.0)
+    house.hello(running=0, steps=60)
+    assert house.monitor.status().engines[0].state == "silent"
+    house.frame(5, rows([0]))
+    house.pass_time(0.1)
+    assert states(house)[-1] == ("connected", "it is read again")
+
+
+def test_an_engine_whose_every_step_has_a_frame_is_never_silent(house):
+    for second in range(30):
+        house.hello(running=1, steps=10 * second)
+        house.frame(second, [])
+        house.pass_time(1.0)
+    assert {state for state, _ in states(house)} == {"connected"}
+
+
+def test_an_engine_whose_taps_fail_is_silent_for_a_while_and_for_good_where_they_are_off(house):
+    house.hello()
+    house.frame(0)
+    house.frame(1, [], faults=1, fault="begin: IndexError at slots.py:3")
+    house.pass_time(0.1)
+    assert states(house)[-1][0] == "silent" and "IndexError at slots.py:3" in states(house)[-1][1]
+    house.frame(2, [], faults=1, fault="begin: IndexError at slots.py:3")
+    house.pass_time(4.0)
+    assert states(house)[-1][0] == "silent"
+    house.hello()
+    house.pass_time(2.0)
+    assert states(house)[-1][0] == "connected"
+    house.frame(3, [], faults=10, fault="begin: IndexError at slots.py:3", untapped=True)
+    house.pass_time(0.1)
+    assert states(house)[-1][0] == "silent" and "switched off" in states(house)[-1][1]
+    for second in range(20):
+        house.hello()
+        house.frame(4 + second, [], faults=10, fault="begin: IndexError at slots.py:3", untapped=True)
+        house.pass_time(1.0)
+    assert states(house)[-1][0] == "silent"
+    assert house.stats.engine_faults["tiny",] == 10
+
+
+def test_an_engine_of_another_release_is_said_once(house, caplog):
+    for _ in range(3):
+        house.monitor.receive(Arrival(b"other/core", Malformed("version", "A message has version 3.")))
+    assert caplog.text.count("is of another release and is not read") == 1

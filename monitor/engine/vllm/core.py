@@ -11,20 +11,15 @@
   Where a gate judges, it stops also at what the step itself computes, so that whatever is found was read before.
 """
 
+import logging
 import time
 from typing import Any
 
 import msgspec
 
-from monitor.engine.exporter import OrderInbox
 from monitor.engine.gates.compiling import gate_entries, judgement
-from monitor.engine.selftest import outcome_of
-from monitor.engine.settings import Settings, inherited, switched_on
-from monitor.engine.steering.caps import require_together
-from monitor.engine.steering.guard import Guard, Repeats
-from monitor.engine.steering.leases import Leases
-from monitor.engine.steering.refusals import refusal
-from monitor.engine.tapped import (
+from monitor.engine.inbox import OrderInbox
+from monitor.engine.intake import (
     ADMISSION_FIELD,
     ORDERS_FIELD,
     PART_FIELD,
@@ -32,6 +27,12 @@ from monitor.engine.tapped import (
     REPEATS_FIELD,
     REQUEST_FIELD,
 )
+from monitor.engine.selftest import outcome_of
+from monitor.engine.settings import Settings, inherited, switched_on
+from monitor.engine.steering.caps import require_together
+from monitor.engine.steering.guard import Guard, Repeats
+from monitor.engine.steering.leases import Leases
+from monitor.engine.steering.refusals import refusal
 from monitor.engine.vllm import admission
 from monitor.engine.vllm.requests import named
 from monitor.engine.vllm.stop import deliver, stop, tokenizer_of
@@ -41,6 +42,8 @@ from monitor.errors import OrderError
 from monitor.wire.frames import VERSION, Hello, Refusal
 from monitor.wire.orders import Arm, Disarm, Order, Steer, Stop
 from probes.bundle import load_bundle
+
+logger = logging.getLogger("vllm.plumbob")
 
 
 def install() -> None:
@@ -104,22 +107,12 @@ def _preprocess_add_request(method: Method) -> Method:
 
 def _schedule(method: Method) -> Method:
     def schedule(self: Any, *args: Any, **kwargs: Any) -> Any:
-        inbox: OrderInbox | None = self.__dict__.get("plumbob_inbox")
-        guard: Guard | None = self.__dict__.get("plumbob_guard")
-        # Before the orders: what they steer from this step on has yielded no token yet.
-        repeats: list[Repeats] = guard.judge(self.requests) if guard is not None else []
-        orders, refusals = list[Order](), list[Refusal]()
-        if inbox is not None:
-            orders, refusals = self.plumbob_leases.take(inbox.take(), time.monotonic(), self.requests.keys())
-        refusals += _stop(self, orders)
-        for order in orders:
-            # Blocks registered so far hold only tokens scheduled before this step, and this order begins with it.
-            if isinstance(order, Steer) and (request := self.requests.get(order.engine_request_id)) is not None:
-                _keep_private(self, request, request.num_computed_tokens)
-        orders, unarmed = _note_gates(self, orders)
-        refusals += unarmed
-        if orders and inbox is not None:
-            inbox.hello = msgspec.structs.replace(inbox.hello, armed=sorted(self.__dict__.get("plumbob_gates", ())))
+        orders, refusals, repeats = list[Order](), list[Refusal](), list[Repeats]()
+        try:
+            _gather(self, orders, refusals, repeats)
+        except Exception as error:
+            # What was gathered before rides with the step; serving goes on.
+            _note_fault(self, "orders", error)
         output = method(self, *args, **kwargs)
         if orders:
             setattr(output, ORDERS_FIELD, orders)
@@ -130,6 +123,37 @@ def _schedule(method: Method) -> Method:
         return output
 
     return schedule
+
+
+def _gather(scheduler: Any, orders: list[Order], refusals: list[Refusal], repeats: list[Repeats]) -> None:
+    """Gather what is to ride with the coming step, in the lists that are given."""
+    inbox: OrderInbox | None = scheduler.__dict__.get("plumbob_inbox")
+    guard: Guard | None = scheduler.__dict__.get("plumbob_guard")
+    # Before the orders: what they steer from this step on has yielded no token yet.
+    if guard is not None:
+        repeats += guard.judge(scheduler.requests)
+    if inbox is None:
+        return
+    arrived, refused = scheduler.plumbob_leases.take(inbox.take(), time.monotonic(), scheduler.requests.keys())
+    refusals += refused
+    refusals += _stop(scheduler, arrived)
+    for order in arrived:
+        # Blocks registered so far hold only tokens scheduled before this step, and this order begins with it.
+        if isinstance(order, Steer) and (request := scheduler.requests.get(order.engine_request_id)) is not None:
+            _keep_private(scheduler, request, request.num_computed_tokens)
+    kept, unarmed = _note_gates(scheduler, arrived)
+    orders += kept
+    refusals += unarmed
+    if orders:
+        inbox.hello = msgspec.structs.replace(inbox.hello, armed=sorted(scheduler.__dict__.get("plumbob_gates", ())))
+
+
+def _note_fault(scheduler: Any, part: str, error: Exception) -> None:
+    inbox: OrderInbox | None = scheduler.__dict__.get("plumbob_inbox")
+    if inbox is None or inbox.faults.count == 0:
+        logger.exception("Plumbob failed inside the engine core ('%s'); serving goes on", part)
+    if inbox is not None:
+        inbox.faults.note(part, error)
 
 
 def _stop(scheduler: Any, orders: list[Order]) -> list[Refusal]:
@@ -149,11 +173,25 @@ def _stop(scheduler: Any, orders: list[Order]) -> list[Refusal]:
 def _update_from_output(method: Method) -> Method:
     def update_from_output(self: Any, *args: Any, **kwargs: Any) -> Any:
         outputs = method(self, *args, **kwargs)
+        _count_step(self, args, kwargs)
         if answers := self.__dict__.pop("plumbob_answers", []):
             deliver(outputs, answers)
         return outputs
 
     return update_from_output
+
+
+def _count_step(scheduler: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Have HELLO say how far the engine has come: a monitor that gets no frames meanwhile says that nobody reads."""
+    inbox: OrderInbox | None = scheduler.__dict__.get("plumbob_inbox")
+    if inbox is None:
+        return
+    try:
+        computed = args[0] if args else kwargs["scheduler_output"]
+        inbox.steps = (inbox.steps or 0) + (computed.total_num_scheduled_tokens > 0)
+        inbox.running = len(scheduler.running)
+    except Exception as error:
+        _note_fault(scheduler, "count steps", error)
 
 
 def _keep_private(scheduler: Any, request: Any, clean_tokens: int) -> None:

@@ -5,7 +5,7 @@ Methods are wrapped on every class that defines them (the CPU runner overrides s
 * ``load_model``: puts the taps into the model once its weights are there, before anything is compiled;
 * ``initialize_kv_cache``: how large the KV cache is;
 * ``_update_states``: finished and new requests, and the orders that ride with the step. It runs even when nothing is
-  scheduled, which is how the last request of a burst is seen to end;
+  scheduled, which is how the last request of a burst is seen to end. Before it, the blocks of who ends are known;
 * ``_prepare_inputs``: which request each row belongs to, in the order of the batch;
 * ``execute_model``: when it returns, the scores are computed. With speculative decoding they are final only behind
   ``_sample``, which tells which drafts were accepted.
@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from monitor.engine.tapped import guarded
+from monitor.engine.guarded import close_step, guarded
+from monitor.engine.kv_scores import Blocks
 from monitor.engine.vllm.runners import initialize_kv_cache, load_model
 from monitor.engine.vllm.wrap import Method, wrap_once
 
@@ -41,8 +42,10 @@ def install() -> None:
 
 def _update_states(method: Method) -> Method:
     def update_states(self: Any, scheduler_output: Any) -> Any:
+        # Before the runner forgets who has ended.
+        guarded(self, "meet", lambda tap: tap.meet(scheduler_output, _blocks(self)))
         result = method(self, scheduler_output)
-        guarded(self, "update", lambda tap: tap.update(scheduler_output))
+        guarded(self, "update", lambda tap: tap.update(scheduler_output), missed=scheduler_output)
         return result
 
     return update_states
@@ -51,10 +54,6 @@ def _update_states(method: Method) -> Method:
 def _prepare_inputs(method: Method) -> Method:
     def prepare_inputs(self: Any, scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
         result = method(self, scheduler_output, num_scheduled_tokens)
-
-        def blocks(engine_request_id: str, group: int) -> Sequence[int]:
-            return self.requests[engine_request_id].block_ids[group]
-
         # Looked up each time: the runner replaces its batch when the KV cache has been sized.
         batch = self.input_batch
         keys = batch.req_ids
@@ -68,7 +67,7 @@ def _prepare_inputs(method: Method) -> Method:
                 first,
                 self.query_start_loc.gpu,
                 None,
-                blocks,
+                _blocks(self),
                 lambda group: _kv_slots(self, group),
             ),
         )
@@ -81,7 +80,8 @@ def _execute_model(method: Method) -> Method:
     def execute_model(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         result = method(self, scheduler_output, *args, **kwargs)
         if not scheduler_output.scheduled_spec_decode_tokens:
-            guarded(self, "send", lambda tap: tap.end(lambda group: _kv_slots(self, group)))
+            rows = scheduler_output.total_num_scheduled_tokens
+            close_step(self, rows, lambda group: _kv_slots(self, group))
         return result
 
     return execute_model
@@ -92,10 +92,17 @@ def _sample(method: Method) -> Method:
         result = method(self, logits, spec_decode_metadata)
         if spec_decode_metadata is not None:
             rejected = _rejected(self, spec_decode_metadata, result.sampled_token_ids)
-            guarded(self, "send", lambda tap: tap.end(lambda group: _kv_slots(self, group), rejected))
+            close_step(self, len(rejected), lambda group: _kv_slots(self, group), rejected)
         return result
 
     return sample
+
+
+def _blocks(runner: Any) -> Blocks:
+    def blocks(engine_request_id: str, group: int) -> Sequence[int]:
+        return runner.requests[engine_request_id].block_ids[group]
+
+    return blocks
 
 
 def _kv_slots(runner: Any, group: int) -> Tensor:

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from monitor.engine.guarded import tap_of
 from monitor.engine.settings import switched_on
-from monitor.engine.tapped import RunnerTap, tap_of
+from monitor.engine.tapped import RunnerTap
 from monitor.engine.vllm.wrap import Method
 
 

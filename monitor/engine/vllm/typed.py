@@ -12,8 +12,8 @@ A prompt that comes as text or as tokens has no messages: its markers are the cl
 import logging
 from typing import Any, Final
 
+from monitor.engine.intake import TYPED_FIELD
 from monitor.engine.settings import inherited, switched_on
-from monitor.engine.tapped import TYPED_FIELD
 from monitor.engine.vllm.wrap import Method, require_fields, wrap_once
 from probes.bundle import load_bundle
 from probes.models.typed_markers import TypedMarkers

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from monitor.engine.guarded import tap_of
 from monitor.engine.kv_scores import share_of_kv_memory
-from monitor.engine.tapped import tap_of
 from monitor.engine.vllm.wrap import Method, wrap_once
 
 

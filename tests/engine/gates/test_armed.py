@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from monitor.engine.exporter import OrderInbox
+from monitor.engine.inbox import OrderInbox
 from monitor.engine.steering.leases import Arrived, Leases
 from monitor.engine.vllm import core
 from monitor.events import Ordered

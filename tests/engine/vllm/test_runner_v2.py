@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from monitor.offline.engine_process import Arm
+from monitor.wire.codec import RESYNC
 from monitor.wire.frames import Frame
 from monitor.wire.orders import Act, Steer, Stream
 from probes.bundle import Bundle
@@ -220,6 +221,44 @@ def test_an_order_steers_one_request_from_its_next_step_on(uncached, plain, prom
     assert answer.tokens[-1][kept:] != untouched.tokens[-1][kept:]
 
 
+def sent_again(tapped: Tapped, prompts) -> tuple[object, list[Seen], list[Seen]]:
+    """Serve prompts; another monitor is there from some token of each on, and knows nothing.
+
+    Returns:
+        The answer, and what each of both monitors saw.
+    """
+    cut: list[int] = []
+
+    def act(wire: Wire, requests: list[Seen]) -> None:
+        ready = len(requests) == len(prompts) and all(
+            len(seen.positions) > seen.started.prompt_tokens + 2 for seen in requests
+        )
+        if ready and not cut:
+            wire.send(f"{wire.engine}/rank0".encode(), [RESYNC])
+            cut.append(1)
+
+    answer, seen = tapped.run(prompts, act=act)
+    assert cut
+    first, second = [], []
+    for request in seen:
+        # From its first row on, all of it again.
+        (at,) = [i for i, position in enumerate(request.positions) if position == 0 and i]
+        for into, part in ((first, slice(0, at)), (second, slice(at, None))):
+            into.append(
+                Seen(request.started, request.positions[part], request.scores[part], request.roles[part], finished=True)
+            )
+    return answer, first, second
+
+
+def test_a_monitor_that_knows_nothing_is_sent_every_row_again(uncached, plain, prompts, source, bundle):
+    answer, first, second = sent_again(plain, prompts)
+    assert once(first) and once(second)
+    check(prompts, answer, second, source, bundle)
+    # The very scores, out of the KV slots that the runner keeps on the device alone.
+    for one, two in zip(first, second, strict=True):
+        assert np.array_equal(one.scores, two.scores[: len(one.scores)]) and one.roles == two.roles[: len(one.roles)]
+
+
 def test_preempted_requests_come_back_to_their_rows(plain, source, bundle):
     tokens = 2 * BLOCK
     prompts = random_prompts(source, *8 * [2 * BLOCK])
@@ -236,6 +275,14 @@ def test_rejected_drafts_leave_no_rows(speculating, prompts, source, bundle, sto
     # Drafts can be accepted beyond the length that was asked for, and the step after is scheduled before that is known.
     check(prompts, answer, seen, source, bundle, beyond=DRAFTS + 1 + DRAFTS)
     assert answer.tokens == stock_tokens
+
+
+def test_rows_that_are_sent_again_are_of_accepted_drafts_only(speculating, prompts, source, bundle):
+    answer, _, second = sent_again(speculating, prompts)
+    for request in second:
+        marks = np.maximum.accumulate(request.positions)
+        assert (np.diff(marks, prepend=-1) <= 1).all(), "a row came before an older one"
+    check(prompts, answer, second, source, bundle, beyond=DRAFTS + 1 + DRAFTS)
 
 
 def test_drafts_are_accepted_and_rejected(speculating, source):

@@ -13,8 +13,8 @@ from vllm.renderers.params import ChatParams
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 
+from monitor.engine.intake import TYPED_FIELD
 from monitor.engine.settings import KEY
-from monitor.engine.tapped import TYPED_FIELD
 from monitor.engine.vllm import typed
 from monitor.engine.vllm.plugin import register
 from monitor.engine.vllm.typed import MARK, pass_on
