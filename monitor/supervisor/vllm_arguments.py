@@ -20,8 +20,6 @@ _SECRETS: Final = {
 """Options of vLLM whose values everybody who may list processes could read, and what to do instead."""
 _SHORTEST: Final = 5
 """Characters of the beginning of an option that stands for it, at least; shorter ones are of several."""
-
-
 _READ_SECONDS: Final = 300.0
 """Seconds for vLLM's parser to answer; importing it takes five to ten."""
 
@@ -82,14 +80,19 @@ def read_arguments(own: Sequence[str], further: Sequence[str], bundle: Path, env
         return Said()
     from monitor.engine.vllm.arguments import Asked, Found
 
-    asked = subprocess.run(
-        [sys.executable, "-m", "monitor.engine.vllm.arguments"],
-        # Not among its own arguments: everybody could read them.
-        input=msgspec.json.encode(Asked(list(own), list(further), str(bundle))),
-        env={"VLLM_LOGGING_LEVEL": "ERROR", **environment, **SAFE_PATH},
-        capture_output=True,
-        timeout=_READ_SECONDS,
-    )
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-m", "monitor.engine.vllm.arguments"],
+            # Not among its own arguments: everybody could read them.
+            input=msgspec.json.encode(Asked(list(own), list(further), str(bundle))),
+            env={"VLLM_LOGGING_LEVEL": "ERROR", **environment, **SAFE_PATH},
+            capture_output=True,
+            timeout=_READ_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise EngineError(
+            f"vLLM's parser has not read its arguments in {_READ_SECONDS:.0f} s.", "Look what vllm serve --help does."
+        ) from error
     try:
         found = msgspec.json.decode((asked.stdout.strip().splitlines() or [b""])[-1], type=Found)
     except msgspec.DecodeError:

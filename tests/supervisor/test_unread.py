@@ -5,7 +5,7 @@ import pytest
 from tests.harness.command_line import Running
 from tests.harness.ports import free_port
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 BETWEEN = """\
 import os, sys
@@ -28,7 +28,7 @@ def test_a_server_without_the_plugin_is_stopped(model_path, tmp_path, monkeypatc
         # Where the model is unpacked.
         PLUMBOB_CACHE=str(model_path.parents[1]),
     )
-    result = run.finish(240)
+    result = run.finish(400)
     lines = result.err.strip().splitlines()
     assert any("vLLM ready" in line for line in lines), result.err[-3000:]
     assert lines[-1].startswith("error: vLLM serves unread, and is stopped: 15 s after it was ready"), lines[-1]

@@ -72,14 +72,17 @@ def require_plugin(environment: Mapping[str, str] | None = None) -> Path:
 
 
 def _look(environment: Mapping[str, str]) -> _Said:
-    looked = subprocess.run(
-        [sys.executable, "-c", _LOOK],
-        env={**environment, **SAFE_PATH},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=_SECONDS,
-    )
+    try:
+        looked = subprocess.run(
+            [sys.executable, "-c", _LOOK],
+            env={**environment, **SAFE_PATH},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return _Said(error=f"that takes more than {_SECONDS:.0f} s")
     lines = looked.stdout.strip().splitlines()
     try:
         return msgspec.json.decode(lines[-1] if lines else "", type=_Said)
