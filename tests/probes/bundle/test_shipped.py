@@ -52,6 +52,10 @@ def test_it_holds_every_concept_and_is_found_by_the_models_name(shipped):
     assert shipped_bundle("owner/name") is None
 
 
+def test_it_has_the_markers_of_its_models_template(shipped, source):
+    assert shipped.manifest.markers == source.markers
+
+
 def test_a_directory_of_that_name_comes_first(tmp_path, monkeypatch, tiny_bundle):
     monkeypatch.chdir(tmp_path)
     assert bundle_directory(DEMO) == DEMO_BUNDLE
