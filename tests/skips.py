@@ -15,6 +15,7 @@ ALLOWED = {
     r"the interpreter compiles nothing": "compiling is tested outside the interpreter",
     r"takes a GPU": "the machines that run this have none",
     r"only root may start processes of other users": "the machines that run this are root's",
+    r"nothing may be mounted here": "mounting takes privileges, which the machines that build images have",
     r"the public (data )?sets are not beside the (repository|checkout)": "they are too large to be in it",
 }
 """Reasons, as regular expressions, and why they are no gap."""

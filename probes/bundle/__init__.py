@@ -3,7 +3,8 @@
 ``manifest``     the types of ``bundle.json``
 ``artefact``     a loaded bundle
 ``canaries``     short conversations with the scores that their tokens had at fit
-``store``        the directory, written whole and read back
+``store``        a bundle written and read back
+``directory``    where one may be written, and how it takes the place of another
 ``consistency``  checks of a bundle against itself
 ``keys``         key files
 ``signing``      the signature beside a bundle
@@ -23,8 +24,9 @@ from probes.bundle.artefact import (
     Bundle,
     WorkerProbe,
 )
+from probes.bundle.directory import require_destination
 from probes.bundle.manifest import Calibration, Evaluation, Manifest, ModelIdentity, Probe, Vector
-from probes.bundle.store import load_bundle, require_destination, save_bundle
+from probes.bundle.store import load_bundle, save_bundle
 
 __all__ = [
     "MANIFEST",

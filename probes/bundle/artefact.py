@@ -11,9 +11,10 @@
       signature.json       the signature of the manifest's digest (:mod:`probes.bundle.signing`)
 
 The manifest names the SHA-256 of every other file, the signature excepted, and the bundle's digest is the SHA-256 of
-the manifest, so that one digest stands for all of it. A file that it does not name is refused: it would pass for a
-part. A bundle is bound to one model by the fingerprint of its configuration, weights, tokenizer and chat template; its
-canaries show whether an engine computes that model. Nothing here needs torch, and nothing is pickled.
+the manifest, so that one digest stands for all of it. What else the directory holds, as those of volumes and hubs do,
+is no part of the bundle: it is not read, and nothing vouches for it. A bundle is bound to one model by the fingerprint
+of its configuration, weights, tokenizer and chat template; its canaries show whether an engine computes that model.
+Nothing here needs torch, and nothing is pickled.
 """
 
 from dataclasses import dataclass

@@ -1,13 +1,9 @@
 """Bundles on disk: written whole or not at all, and read back only where every digest holds."""
 
 import hashlib
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
 
 import msgspec
 import numpy as np
@@ -15,18 +11,15 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from probes.bundle.artefact import MANIFEST, MULTIMAX, SIGNATURE, TENSORS, Bundle, WorkerProbe
+from probes.bundle.artefact import MANIFEST, MULTIMAX, TENSORS, Bundle, WorkerProbe
 from probes.bundle.canaries import Canaries
 from probes.bundle.consistency import require_consistent
+from probes.bundle.directory import OPTIONAL, replace_bundle, require_destination
 from probes.bundle.manifest import FORMAT, Manifest, ModelIdentity, Probe, Provenance, Vector
 from probes.bundle.shipped import bundle_directory
 from probes.errors import BundleError
 from probes.scoring.multimax import MultiMax
 from probes.scoring.roles import Markers
-
-_OPTIONAL: Final = ("report.json", "report.html")
-"""Further files that a bundle may have."""
-_NAMES: Final = {MANIFEST, TENSORS, SIGNATURE, *_OPTIONAL}
 
 
 def save_bundle(
@@ -102,41 +95,9 @@ def save_bundle(
         provenance={name: list(sets) for name, sets in provenance.items()},
         worker_probes=[worker.probe for worker in workers],
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        temporary.chmod(0o755)
-        (temporary / TENSORS).write_bytes(blob)
-        for name, content in files.items():
-            (temporary / name).write_bytes(content)
-        (temporary / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
-        # What cannot be read back does not replace what can.
-        load_bundle(temporary)
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.replace(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+    replace_bundle(path, {TENSORS: blob, **files, MANIFEST: encoded}, load_bundle)
     return load_bundle(path)
-
-
-def require_destination(path: Path) -> Path:
-    """Resolve where a bundle may be written.
-
-    Args:
-        path: A directory that does not exist, is empty, or is a bundle.
-
-    Raises:
-        BundleError: It is something else, or cannot be made.
-    """
-    path = path.expanduser().resolve()
-    another = "Name another directory with --out."
-    if path.exists() and not (path.is_dir() and {entry.name for entry in path.iterdir()} <= _NAMES):
-        raise BundleError(f"{path} exists and is not a bundle.", another)
-    folder = next(parent for parent in path.parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise BundleError(f"{path} cannot be written: {folder} is not a directory that you may write to.", another)
-    return path
 
 
 def load_bundle(path: Path | str) -> Bundle:
@@ -192,19 +153,15 @@ class _Versioned(msgspec.Struct):
 
 
 def _require_files(path: Path, manifest: Manifest, blob: bytes) -> None:
-    """Check every file's digest, and that there is none beside them."""
+    """Check the digest of every file that the manifest names; others in the directory are no part of the bundle."""
     again = "Fit it again with: plumbob fit MODEL --out BUNDLE"
-    if unknown := sorted(set(manifest.files) - set(_OPTIONAL)):
+    if unknown := sorted(set(manifest.files) - set(OPTIONAL)):
         raise BundleError(f"Bundle {path} names a file that no bundle has: {unknown[0]}.", again)
     contents = {TENSORS: blob, **{name: (path / name).read_bytes() for name in manifest.files}}
     for name, content in contents.items():
         wanted = manifest.tensors_sha256 if name == TENSORS else manifest.files[name]
         if hashlib.sha256(content).hexdigest() != wanted:
             raise BundleError(f"Bundle {path} is damaged: {name} does not match its manifest.", again)
-    if stray := sorted({entry.name for entry in path.iterdir()} - {MANIFEST, SIGNATURE, *contents}):
-        raise BundleError(
-            f"Bundle {path} has a file that its manifest does not name: {stray[0]}.", "Move it elsewhere."
-        )
 
 
 def _stack(rows: list[NDArray[np.floating]], hidden: int) -> NDArray[np.float32]:

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from probes.bundle import Bundle, WorkerProbe, require_destination, save_bundle
 from probes.bundle.canaries import CONVERSATIONS, Canaries
+from probes.bundle.directory import fitting_directory
 from probes.bundle.manifest import Probe, Provenance
 from probes.calibration.thresholds import may_fire
 from probes.data.concepts import CONCEPTS, Concept, benign_path, load_benign
@@ -72,7 +73,8 @@ def fit_bundle(
 
     Args:
         model: A Hugging Face id, a local directory, or ``demo``.
-        out: Directory of the bundle. What is read on the way is kept beside it until the bundle is written.
+        out: Directory of the bundle. What is read on the way is kept beside it until the bundle is written, or in it
+            where nothing can be written beside it.
         version: Of plumbob, for the manifest.
         data: Directory of public data sets; ``None`` for the pairs that ship with Plumbob alone.
         false_positive_rate: Share of benign requests on which each probe may fire; of a family of probes, together.
@@ -102,7 +104,7 @@ def fit_bundle(
     source = TransformersSource(path)
     _require_roles(source, model, concepts)
     layers = sorted({min(round(depth * source.layers), source.layers - 1) for depth in DEPTHS})
-    work = out.parent / f".{out.name}.fitting"
+    work = fitting_directory(out)
     # The configuration changes what the weights compute, the chat template whose tokens are whose.
     parts = "".join(identity.parts.values())
     with reader(path, layers) if reader else nullcontext(source) as reads:
