@@ -108,7 +108,7 @@ class Reading(msgspec.Struct, frozen=True, gc=False):
     fired_at: int | None
     """Position of the token at which the probe fired."""
     unscored: int = 0
-    """Tokens of the probe's roles that its worker did not score; 0 for probes that the engine reads. Positions that
+    """Tokens of the probe's roles whose score was no finite number, or that its worker did not score. Positions that
     were never heard of have no role, and are among those of the request."""
 
     @property

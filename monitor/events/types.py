@@ -196,7 +196,8 @@ class RequestFinished(RequestEvent, frozen=True):
     tokens: int
     """Positions read, each counted once."""
     unscored: int
-    """Tokens that no probe could score: served from the prefix cache, or lost on the way. Never passed off as clean."""
+    """Tokens that were not wholly scored: served from the prefix cache, lost on the way, or with a score that is no
+    finite number. Never passed off as clean."""
     steered: int
     """Rows computed downstream of steering; not part of the verdict."""
     readings: tuple[Reading, ...]

@@ -4,7 +4,7 @@
 2. :func:`wording`: an event as one line, and how grave it is.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, assert_never
 
@@ -94,6 +94,15 @@ def guard_released(repetition: float, window: int, threshold: float, position: i
     ) + (f"; steered up to there by {steered}" if steered else "")
 
 
+def scores_invalid(counts: Mapping[str, int]) -> str:
+    """What an engine's state is told with where probes gave no numbers; scores by probe."""
+    of = ", ".join(f"{count} of {probe}" for probe, count in sorted(counts.items()))
+    return f"{_NO_NUMBERS}: {of}; these tokens are unscored"
+
+
+_NO_NUMBERS: Final = "scores that are no finite numbers"
+
+
 def done(event: Intervention) -> str:
     """An intervention's effect on a generation."""
     if event.operation == "stop":
@@ -173,6 +182,8 @@ def wording(event: Event) -> Wording:
         case EngineChanged(engine, model, state):
             severities: dict[str, Severity] = {"connected": "info", "shadow": "warning"}
             severity = severities.get(state, "critical")
+            if severity == "info" and event.detail.startswith(_NO_NUMBERS):
+                severity = "warning"
             return Wording("ENGINE", model or engine, f"{state}: {event.detail}", severity, state)
         case FramesLost(engine, model):
             return Wording("LOST", model or engine, f"{event.frames} frames", "warning")

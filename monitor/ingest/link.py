@@ -1,5 +1,6 @@
 """One engine as the monitor knows it, and what is due to it: a confirmation, a request to resync."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from monitor.ingest.sequence import FrameSequence
@@ -57,9 +58,12 @@ class Link:
     """A frame has come since that."""
     _unframed_since: float | None = None
     """When it was first heard to compute without a frame."""
+    invalid: Counter[str] = field(default_factory=Counter[str])
+    """Probe to scores that were no finite numbers, and that were not told yet."""
     _acked: int = -1
     _next_ack: float = 0.0
     _next_resync: float = 0.0
+    _next_invalid: float = 0.0
 
     @property
     def state(self) -> EngineState:
@@ -168,6 +172,19 @@ class Link:
             return False
         self.resync_wanted, self._next_resync = False, now + every
         return True
+
+    def take_invalid(self, now: float, every: float) -> dict[str, int]:
+        """The scores that were no finite numbers, by probe, if they are to be told now; empty if not.
+
+        Args:
+            now: In seconds.
+            every: Seconds that must lie between two tellings.
+        """
+        if not self.invalid or now < self._next_invalid:
+            return {}
+        told, self._next_invalid = dict(self.invalid), now + every
+        self.invalid.clear()
+        return told
 
     def status(self, now: float, requests_active: int) -> EngineStatus:
         """A snapshot."""

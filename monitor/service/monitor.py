@@ -21,7 +21,16 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal
 
-from monitor.events import AuditChanged, EngineChanged, EventLog, FramesLost, PolicyChanged, ProbeFired, RequestFinished
+from monitor.events import (
+    AuditChanged,
+    EngineChanged,
+    EventLog,
+    FramesLost,
+    PolicyChanged,
+    ProbeFired,
+    RequestFinished,
+    words,
+)
 from monitor.ingest import Arrival, Link, Malformed, Source, core_identity
 from monitor.interventions import Interventions
 from monitor.policy import Policy
@@ -42,6 +51,8 @@ if TYPE_CHECKING:
     from monitor.workers import ProbeWorkers, WorkerPool
 
 _TICK_SECONDS: Final = 0.05
+_INVALID_SECONDS: Final = 60.0
+"""Seconds between two tellings that an engine's scores are no numbers."""
 
 logger = logging.getLogger(__name__)
 
@@ -230,6 +241,7 @@ class Monitor:
         self.interventions.tick()
         now = self._clock()
         for link in list(self._links.values()):
+            self._tell_invalid(link, now)
             silent = now - link.last_seen
             if not link.lost and silent > self._limits.silence_seconds:
                 link.lose()
@@ -272,6 +284,7 @@ class Monitor:
             pool or WorkerPool(self.bundle, workers=self._worker_processes),
             self.stats,
             on_unscored=self._count_worker_unscored,
+            on_invalid=self._count_invalid,
             clock=self._clock,
         )
 
@@ -347,6 +360,7 @@ class Monitor:
         verdicts = self._verdicts.apply(frame, link.model)
         self.interventions.restore(link, frame.header)
         self.stats.count_rows(link.model, verdicts.tally)
+        link.invalid.update(verdicts.tally.invalid)
         finished = verdicts.finished
         if self._workers is not None:
             finished = self._workers.finish(finished, verdicts.ended)
@@ -470,6 +484,16 @@ class Monitor:
     def _count_worker_unscored(self, engine: str, tokens: int) -> None:
         if (link := self._links.get(engine)) is not None:
             link.worker_unscored += tokens
+
+    def _count_invalid(self, engine: str, probe: str, scores: int) -> None:
+        if (link := self._links.get(engine)) is not None:
+            link.invalid[probe] += scores
+
+    def _tell_invalid(self, link: Link, now: float) -> None:
+        """Tell of scores that are no numbers, at once and then once in a while; never of an engine that is not read."""
+        state = link.state
+        if state != "pending" and (told := link.take_invalid(now, _INVALID_SECONDS)):
+            self._changed(link, state, words.scores_invalid(told))
 
     def _count_faults(self) -> None:
         for fault, count in self.store.faults.items():

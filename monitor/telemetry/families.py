@@ -89,7 +89,7 @@ COUNTERS: Final = (
     Family("tokens_scored", "Tokens that entered a verdict.", MODEL, lambda s: s.tokens_scored),
     Family(
         "tokens_unscored",
-        "Tokens without a score: from the prefix cache, or lost on the way.",
+        "Tokens without a score: from the prefix cache, lost on the way, or of scores that are no finite numbers.",
         MODEL,
         lambda s: s.tokens_unscored,
     ),
@@ -113,7 +113,7 @@ COUNTERS: Final = (
     ),
     Family(
         "scores_invalid",
-        "Scores that were not finite, and not read.",
+        "Scores that were no finite numbers; their tokens are unscored.",
         ("model_name", "probe"),
         lambda s: s.scores_invalid,
     ),

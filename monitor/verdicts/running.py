@@ -23,6 +23,8 @@ class RunningVerdicts:
         self.aggregates = Aggregates(
             [probe.aggregate for probe in probes], np.array([probe.threshold for probe in probes])
         )
+        # Tokens that a probe was to read and could not, by row and probe.
+        self._unscored = np.zeros((0, len(self.probes)), np.int64)
         known = np.array([[probe.reads(role) for probe in probes] for role in Role], bool).reshape(len(Role), -1)
         # Indexed by a row's byte of role: one that this version does not know is read as TEMPLATE, without a test.
         self._reads = np.repeat(known[[Role.TEMPLATE]], 256, axis=0)
@@ -31,6 +33,20 @@ class RunningVerdicts:
     def reset(self, row: int) -> None:
         """Give ``row`` to a new request."""
         self.aggregates.reset(row)
+        if row >= len(self._unscored):
+            grown = np.zeros((self.aggregates.capacity, len(self.probes)), np.int64)
+            grown[: len(self._unscored)] = self._unscored
+            self._unscored = grown
+        self._unscored[row] = 0
+
+    def count_unscored(self, rows: NDArray[np.int64], unscored: NDArray[np.bool_]) -> None:
+        """Count tokens that probes were to read and could not.
+
+        Args:
+            rows: The row of each token's request, shape ``(tokens,)``.
+            unscored: Shape ``(tokens, probes)``.
+        """
+        np.add.at(self._unscored, rows, unscored)
 
     def reads(self, roles: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """The mask of tokens that each probe reads, by role, shape ``(tokens, probes)``."""
@@ -93,14 +109,15 @@ class RunningVerdicts:
             role=Role(role).name.lower() if role < len(Role) else "template",
         )
 
-    def readings(self, row: int, unscored: Sequence[int] = ()) -> tuple[Reading, ...]:
+    def readings(self, row: int, unscored: Sequence[int] | None = None) -> tuple[Reading, ...]:
         """The reading of each probe on a request.
 
         Args:
             row: The request's.
-            unscored: Tokens of each probe's roles that it could not score, where that is counted by probe.
+            unscored: Tokens of each probe's roles that it could not score; ``None``: those that were counted here.
         """
         aggregates = self.aggregates
+        missing: Sequence[int] = self._unscored[row].tolist() if unscored is None else unscored
         return tuple(
             Reading(
                 probe=probe.name,
@@ -108,7 +125,7 @@ class RunningVerdicts:
                 peak=peak if (peak := float(aggregates.peak[row, column])) > -np.inf else None,
                 threshold=probe.threshold,
                 fired_at=position if (position := int(aggregates.fired_at[row, column])) >= 0 else None,
-                unscored=unscored[column] if unscored else 0,
+                unscored=missing[column],
             )
             for column, probe in enumerate(self.probes)
         )

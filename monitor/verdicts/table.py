@@ -7,7 +7,8 @@ A frame is applied in this order:
 2. ``started`` binds slots to requests. A slot bound to the same request is left alone, since engines announce again
    after a resync; bound to another, that one has ended without our hearing of it.
 3. Rows are grouped by request. Replays are set aside; skipped positions are counted as unscored; steered rows move the
-   high-water mark but do not enter the verdict; what is left is read by the probes of its role.
+   high-water mark but do not enter the verdict; what is left is read by the probes of its role. A row with a score that
+   is no finite number, for a probe that should read it, is unscored; its other probes read it.
 4. What was read is folded into the running verdicts (:mod:`monitor.verdicts.running`).
 """
 
@@ -32,7 +33,8 @@ class Tally:
     scored: int = 0
     """Rows that entered a verdict."""
     unscored: int = 0
-    """Positions that were skipped, and rows of requests that the table has no room for."""
+    """Positions that were skipped, rows of requests that the table has no room for, and rows with a score that is no
+    finite number where a probe should read it."""
     replayed: int = 0
     """Rows at or below their request's high-water mark."""
     steered: int = 0
@@ -47,7 +49,9 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class EnteredRows:
-    """The rows of a frame that entered a verdict, grouped by request and in order of position within it."""
+    """The rows of a frame that a verdict is made of, grouped by request and in order of position within it; those with
+    scores that are no numbers too, since other probes may read them.
+    """
 
     index: NDArray[np.int64]
     """Index of each one's row in the frame, shape ``(rows,)``."""
@@ -227,21 +231,20 @@ class VerdictTable:
         step = advance(positions, starts, lengths, self._rows.high_water[requests])
         clean = step.fresh & (rows["steered"] == 0)
         steered = step.fresh & ~clean
+        read = self._running.reads(roles) & clean[:, None]
+        # Of any probe: what is not wholly read is not passed off as read.
+        broken = self._set_aside(owner, scores, read, tally)
+        scored = clean & ~broken
         self._rows.high_water[requests] = step.high_water
-        self._rows.tokens[requests] += np.add.reduceat(clean, starts, dtype=np.int64)
+        self._rows.tokens[requests] += np.add.reduceat(scored, starts, dtype=np.int64)
+        self._rows.unscored[requests] += np.add.reduceat(broken, starts, dtype=np.int64)
         self._rows.steered[requests] += np.add.reduceat(steered, starts, dtype=np.int64)
         self._rows.unscored[requests] += np.add.reduceat(step.skipped, starts)
-        tally.scored = int(np.count_nonzero(clean))
+        tally.scored = int(np.count_nonzero(scored))
         tally.steered = int(np.count_nonzero(steered))
         tally.replayed = int(np.count_nonzero(~step.fresh))
-        tally.unscored += int(step.skipped.sum())
+        tally.unscored += int(step.skipped.sum()) + int(np.count_nonzero(broken))
 
-        read = self._running.reads(roles) & clean[:, None]
-        finite = np.isfinite(scores)
-        if not finite.all():
-            invalid = np.count_nonzero(read & ~finite, axis=0)
-            tally.invalid = {self._running.probes[i].name: int(invalid[i]) for i in np.flatnonzero(invalid)}
-            read &= finite
         fired: list[tuple[int, int, ProbeFired]] = []
         for at, probe in self._running.fold(starts, lengths, requests, scores, positions, read):
             row = int(owner[at])
@@ -249,3 +252,27 @@ class VerdictTable:
             fired.append((int(order[at]), probe, event))
         entered = EnteredRows(order[clean], owner[clean])
         return entered, [event for _, _, event in sorted(fired, key=lambda item: item[:2])]
+
+    def _set_aside(
+        self, owner: NDArray[np.int64], scores: NDArray[np.float32], read: NDArray[np.bool_], tally: Tally
+    ) -> NDArray[np.bool_]:
+        """Take scores that are no finite numbers out of ``read``, and count them.
+
+        Args:
+            owner: The request's row of the table, shape ``(rows,)``.
+            scores: Shape ``(rows, probes)``.
+            read: Which probe reads which row, the same shape; changed in place.
+            tally: Counted in.
+
+        Returns:
+            The rows that have one, shape ``(rows,)``.
+        """
+        finite = np.isfinite(scores)
+        if finite.all():
+            return np.zeros(len(read), bool)
+        invalid = read & ~finite
+        read &= finite
+        self._running.count_unscored(owner, invalid)
+        counts = np.count_nonzero(invalid, axis=0)
+        tally.invalid = {self._running.probes[i].name: int(counts[i]) for i in np.flatnonzero(counts)}
+        return np.any(invalid, axis=1)

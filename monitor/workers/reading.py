@@ -61,6 +61,7 @@ class ProbeWorkers:
         pool: The workers; closed with this.
         stats: Where tokens are counted.
         on_unscored: Told an engine, and how many tokens were not scored.
+        on_invalid: Told an engine, a probe, and how many of its scores were no finite numbers.
         wait_seconds: How long a finished request waits for outstanding answers.
         clock: Seconds of a monotonic clock.
     """
@@ -72,6 +73,7 @@ class ProbeWorkers:
         stats: Stats,
         *,
         on_unscored: Callable[[str, int], None] = lambda _, __: None,
+        on_invalid: Callable[[str, str, int], None] = lambda _, __, ___: None,
         wait_seconds: float = WAIT_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -79,7 +81,7 @@ class ProbeWorkers:
         """Layers that engines are to stream."""
         self.pool = pool
         self._running = RunningVerdicts(probes)
-        self._stats, self._on_unscored = stats, on_unscored
+        self._stats, self._on_unscored, self._on_invalid = stats, on_unscored, on_invalid
         self._wait_seconds, self._clock = wait_seconds, clock
         self._layer_of_probe = np.array([self.layers.index(probe.layer) for probe in probes])
         self._unread = tuple(Reading(probe.name, 0, None, probe.threshold, None) for probe in probes)
@@ -260,6 +262,7 @@ class ProbeWorkers:
         for probe, bad, scored in zip(self._running.probes, invalid.sum(axis=0), read.sum(axis=0), strict=True):
             if bad:
                 self._stats.scores_invalid[asked.model, probe.name] += int(bad)
+                self._on_invalid(asked.engine, probe.name, int(bad))
             self._stats.worker_tokens_scored[asked.model, probe.name] += int(scored)
         starts = np.flatnonzero(np.diff(asked.rows, prepend=-1))
         lengths = np.diff(starts, append=len(asked.rows))

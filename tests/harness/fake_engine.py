@@ -48,8 +48,9 @@ class FakeEngine:
         started: Sequence[Started] = (),
         finished: Sequence[int] = (),
         rows: Iterable[tuple[int, int, int, int]] = (),
-        score: float = 5.0,
+        score: float | Sequence[Sequence[float]] = 5.0,
     ) -> None:
+        """Send a frame of rows ``(slot, position, role, steered)``; one number for ``score`` stands for all."""
         made = np.array(list(rows), ROW)
         probes = len(self._bundle.probes)
         header = FrameHeader(
@@ -68,7 +69,8 @@ class FakeEngine:
             started=list(started),
         )
         self._sequence += 1
-        self._rank.send_multipart(encode_frame(header, made, np.full((len(made), probes), score, np.float32)))
+        scores = np.ascontiguousarray(np.broadcast_to(np.asarray(score, np.float32), (len(made), probes)))
+        self._rank.send_multipart(encode_frame(header, made, scores))
 
     def request(
         self, slot: int, request_id: str, engine_request_id: str, *, score: float = 5.0, part: str = ""

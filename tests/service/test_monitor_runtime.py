@@ -436,3 +436,25 @@ def test_an_engine_of_another_release_is_said_once(house, caplog):
     for _ in range(3):
         house.monitor.receive(Arrival(b"other/core", Malformed("version", "A message has version 3.")))
     assert caplog.text.count("is of another release and is not read") == 1
+
+
+def test_scores_that_are_no_numbers_are_told_once_in_a_while(house):
+    """An engine may send thousands of them a second."""
+
+    def told():
+        found = [event.detail for event in house.events(EngineChanged) if "no finite" in event.detail]
+        return [detail.removeprefix("scores that are no finite numbers: ") for detail in found]
+
+    house.hello()
+    house.frame(0, rows([0, 1]), float("nan"), started=[started()])
+    house.pass_time(0.1)
+    assert told() == ["2 of harmful_intent, 2 of toxicity; these tokens are unscored"]
+    for sequence in range(1, 4):
+        house.frame(sequence, rows([sequence + 1]), float("inf"))
+        house.pass_time(1.0)
+    assert len(told()) == 1
+    for _ in range(15):
+        house.hello()
+        house.pass_time(4.0)
+    assert told()[1:] == ["3 of harmful_intent, 3 of toxicity; these tokens are unscored"]
+    assert house.stats.tokens_scored["tiny",] == 0 and house.stats.tokens_unscored["tiny",] == 5

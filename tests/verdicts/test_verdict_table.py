@@ -144,10 +144,35 @@ def test_scores_that_are_not_finite_are_not_read(apply, bad, positions):
     scores[:, SYCOPHANCY] = bad  # does not read the user's tokens: not counted
     verdicts = apply(0, rows_of(0, positions), scores, started=[started(0)])
     assert verdicts.tally.invalid == {"toxicity": len(positions)} and not verdicts.fired
-    apply(1, rows_of(0, [5]), 0.75)
-    readings = finish(apply).readings
+    assert (verdicts.tally.scored, verdicts.tally.unscored) == (0, len(positions))
+    apply(1, rows_of(0, [len(positions)]), 0.75)
+    finished = finish(apply)
+    assert (finished.tokens, finished.unscored) == (1, len(positions)), "not passed off as read"
+    readings = finished.readings
+    assert [reading.unscored for reading in readings] == [len(positions) if at == TOXICITY else 0 for at in range(3)]
     assert readings[TOXICITY].tokens == 1 and readings[TOXICITY].peak == pytest.approx(0.75)
     assert readings[HARMFUL].tokens == len(positions) + 1
+
+
+def test_one_score_that_is_none_leaves_the_rest_of_its_request_as_it_was(apply):
+    """Of two requests in one frame, between tokens that are read, and of a row that another request had before."""
+    scores = np.full((6, 3), 0.5)
+    scores[1, HARMFUL] = np.nan
+    apply(0, [*rows_of(0, range(3)), *rows_of(1, range(3))], scores, started=[started(0), started(1)])
+    verdicts = apply(1, finished=[0, 1])
+    assert [(one.tokens, one.unscored) for one in verdicts.finished] == [(2, 1), (3, 0)]
+    assert [one.readings[HARMFUL].unscored for one in verdicts.finished] == [1, 0]
+    assert [one.readings[HARMFUL].tokens for one in verdicts.finished] == [2, 3]
+    assert [one.readings[TOXICITY].tokens for one in verdicts.finished] == [3, 3]
+    apply(2, rows_of(0, [0]), 0.5, started=[started(0, "again")])
+    (again,) = apply(3, finished=[0]).finished
+    assert (again.tokens, again.unscored, again.readings[HARMFUL].unscored) == (1, 0, 0)
+
+
+def test_an_average_goes_on_behind_a_score_that_is_none(apply):
+    apply(0, rows_of(0, [0, 1]), [[0.25] * 3, [np.inf] * 3], started=[started(0)])
+    fired = apply(1, rows_of(0, [2, 3]), 40.0).fired
+    assert {event.probe for event in fired} == {"harmful_intent", "toxicity"}
 
 
 def test_roles_decide_which_probe_reads(apply):
