@@ -25,10 +25,12 @@ from rich.text import Text
 from monitor import __version__
 from monitor.cli.console import err, out, print_table, progress
 from probes.bundle import MANIFEST, SIGNATURE, Bundle, Probe, WorkerProbe, load_bundle, require_destination, save_bundle
+from probes.bundle.directory import mount_points
 from probes.bundle.shipped import require_trusted
 from probes.errors import PlumbobError
 
 if TYPE_CHECKING:
+    from probes.data.requests import Skipped
     from probes.models.activations import OpenReader
 
 _BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle of the model, or: demo")]
@@ -40,7 +42,10 @@ _Trust = Annotated[
     list[Path] | None,
     typer.Option("--trust", help="Public key that may have signed the bundle, else it is refused; may be repeated."),
 ]
-_LINE = '{"id", "messages": [{"role", "content"}, …]} or {"id", "prompt"}'
+_SkipInvalid = Annotated[
+    bool, typer.Option("--skip-invalid", help="Leave out lines that cannot be read, and say how many and why.")
+]
+_LINE = '{"id", "messages": [{"role", "content"}, …]} or {"id", "prompt"}, or a line of OpenAI\'s batch format'
 """The form of a request, for the help."""
 
 
@@ -80,18 +85,25 @@ def score(
     probability: Annotated[
         bool, typer.Option("--probability", help="Give the probability beside the score, where the bundle has it.")
     ] = False,
+    skip_invalid: _SkipInvalid = False,
     trust: _Trust = None,
 ) -> None:
-    """Score requests of a file as the monitor would: one line in, one line out, in the same order."""
-    from probes.data.requests import read_requests
+    """Score requests of a file as the monitor would: one line in, one line out, in the same order.
+
+    A conversation is read as vLLM's server reads it, tools and all, up to where the answer begins; one whose last
+    message is the assistant's is scored with that answer.
+    """
+    from probes.data.requests import Skipped, read_requests
     from probes.evaluation.offline_scores import open_scorer
 
     _quiet()
     loaded = _load(bundle, trust)
-    rows = read_requests(requests, [probe.name for probe in loaded.all_probes])
+    skipped = Skipped() if skip_invalid else None
+    rows = read_requests(requests, [probe.name for probe in loaded.all_probes], skipped)
     target = _destination(scored, requests)
     with progress() as report:
         scorer = open_scorer(loaded, model, batch_tokens, report)
+        rows = rows if skipped is None else scorer.readable(rows, skipped)
         encoded = scorer.encode(rows)
         tally = np.zeros((2, len(loaded.all_probes)), np.int64)
         with _whole(target) as stream:
@@ -111,6 +123,7 @@ def score(
         err.print(
             Text(f"{truncated} of {len(rows)} requests exceed the model's context: only their beginning was read")
         )
+    _tell(skipped)
     out.print(Text(f"{len(rows)} requests scored in {target}"))
 
 
@@ -133,18 +146,20 @@ def evaluate(
     ] = False,
     model: _Model = None,
     batch_tokens: _BatchTokens = 2048,
+    skip_invalid: _SkipInvalid = False,
     trust: _Trust = None,
 ) -> None:
     """Judge a bundle, its thresholds as they are, on labelled requests: recall, false positives, and text baselines."""
     from monitor.cli.judgement import judgement_table
-    from probes.data.requests import read_requests
+    from probes.data.requests import Skipped, read_requests
     from probes.evaluation.judge import judge, require_labels
     from probes.evaluation.offline_scores import open_scorer
     from probes.report import HTML, Report, concluded, require_renderer, write
 
     _quiet()
     loaded = _load(bundle, trust)
-    rows = read_requests(data, [probe.name for probe in loaded.all_probes])
+    skipped = Skipped() if skip_invalid else None
+    rows = read_requests(data, [probe.name for probe in loaded.all_probes], skipped)
     require_labels(rows, data)
     if examples and made is None:
         raise PlumbobError("--heatmaps are part of the report, and no report is asked for.", "Add --out DIR.")
@@ -152,7 +167,12 @@ def evaluate(
         require_renderer()
         made = _report_directory(made)
     with progress() as report:
-        judged = judge(open_scorer(loaded, model, batch_tokens, report), rows, examples=examples, progress=report)
+        scorer = open_scorer(loaded, model, batch_tokens, report)
+        if skipped is not None:
+            rows = scorer.readable(rows, skipped)
+            require_labels(rows, data)
+        judged = judge(scorer, rows, examples=examples, progress=report)
+    _tell(skipped)
     found = concluded(
         Report(
             plumbob=__version__,
@@ -191,26 +211,33 @@ def calibrate(
     ] = None,
     model: _Model = None,
     batch_tokens: _BatchTokens = 2048,
+    skip_invalid: _SkipInvalid = False,
     trust: _Trust = None,
 ) -> None:
     """Set a bundle's thresholds on your own benign traffic, without fitting its probes again."""
     from probes.calibration.thresholds import may_fire, recalibrate, traffic_slices
-    from probes.data.requests import read_requests
+    from probes.data.requests import Skipped, read_requests
     from probes.evaluation.offline_scores import open_scorer, score_requests
 
     _quiet()
     loaded = _load(bundle, trust)
-    rows = read_requests(benign, [probe.name for probe in loaded.all_probes])
-    for number, row in enumerate(rows, 1):
+    skipped = Skipped() if skip_invalid else None
+    rows = read_requests(benign, [probe.name for probe in loaded.all_probes], skipped)
+    for row in rows:
         if shown := sorted(probe for probe, label in row.labels.items() if label):
             raise PlumbobError(
-                f"{benign}, line {number}: is labelled as {shown[0]}, which is not benign.", "Leave the line out."
+                f"{benign}: request {row.id!r} is labelled as {shown[0]}, which is not benign.", "Leave the line out."
             )
     may_fire(len(rows), rate)
     traffic_slices(np.ones(len(rows), np.int64), [row.source for row in rows], [row.slices for row in rows])
     target = require_destination(made or bundle)
     with progress() as report:
-        scores = score_requests(open_scorer(loaded, model, batch_tokens, report), rows, report)
+        scorer = open_scorer(loaded, model, batch_tokens, report)
+        if skipped is not None:
+            rows = scorer.readable(rows, skipped)
+            may_fire(len(rows), rate)
+        scores = score_requests(scorer, rows, report)
+    _tell(skipped)
     probes, kept = recalibrate(loaded.all_probes, rows, scores, rate)
     if len(kept) == len(probes):
         raise PlumbobError(f"No threshold can be set on {benign}: {next(iter(kept.values()))}")
@@ -261,6 +288,14 @@ def calibration_table(before: Bundle, probes: list[Probe], kept: dict[str, str])
     return table
 
 
+def _tell(skipped: "Skipped | None") -> None:
+    """Say what was left out."""
+    if skipped is not None and skipped.count:
+        err.print(Text(f"{skipped.count} requests skipped, which cannot be read; the first for these reasons:"))
+        for why in skipped.reasons:
+            err.print(Text(f"  {why}"))
+
+
 def _share(fired: int, count: int, interval: tuple[float, float]) -> str:
     return f"{fired} ({interval[0]:.1%} to {interval[1]:.1%})" if count else "0"
 
@@ -293,6 +328,8 @@ def _report_directory(path: Path) -> Path:
     there = next(parent for parent in (resolved, *resolved.parents) if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise PlumbobError(f"{path} cannot be written: {there} is not a directory that you may write to.", another)
+    files = [entry for entry in resolved.iterdir() if entry.is_file()] if resolved.exists() else []
+    _require_no_mount(path, files, "Mount the directory, not its files.")
     return resolved
 
 
@@ -311,7 +348,14 @@ def _destination(path: Path, source: Path) -> Path:
         raise PlumbobError(
             f"{path} cannot be written: {resolved.parent} is not a directory that you may write to.", another
         )
+    _require_no_mount(path, [resolved], "Mount its directory instead, or name another file with --out.")
     return resolved
+
+
+def _require_no_mount(path: Path, files: Sequence[Path], fix: str) -> None:
+    """Raise PlumbobError where one of the files is mounted by itself, and cannot be replaced by another."""
+    if fixed := mount_points(files):
+        raise PlumbobError(f"{path} cannot be written: {fixed[0]} is a mount point, which no file can replace.", fix)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Offline scoring: what the monitor would have said of requests that are in a file.
 
-1. A conversation is encoded by the chat template, up to where the answer begins unless its last message is the
-   assistant's; a prompt is tokenised as it is. Both are what a server would read.
+1. A conversation is encoded by the chat template as vLLM's server does it (:mod:`probes.models.rendering`), up to where
+   the answer begins unless its last message is the assistant's; a prompt is tokenised as it is.
 2. Of a text longer than the model's context, the first tokens that fit are read. The model is causal, so their scores
    are exactly those of the whole text, and a position means the same. Keeping the last ones instead would cut off the
    headers that tell whose words they are. Truncated requests are marked: the rest of them was not looked at.
@@ -24,11 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probes.bundle import Bundle, Probe
-from probes.data.requests import Request, RequestError
-from probes.errors import BundleError, reason
+from probes.data.requests import Request, RequestError, Skipped, encode_request, rendered_with
+from probes.errors import BundleError
 from probes.models import Progress, identify, no_progress, resolve_model
 from probes.models.activations import ActivationSource, TransformersSource
-from probes.models.chat import encode
 from probes.models.typed_markers import TypedMarkers
 from probes.scoring.aggregate import Aggregates
 from probes.scoring.roles import RoleReader
@@ -63,6 +62,8 @@ class Scores:
     """Tokens that the probe read; 0 where the request has none of its roles."""
     fired_at: NDArray[np.int64]
     """Position of the token at which it fired, −1 where it did not."""
+    unscored: NDArray[np.int64]
+    """Tokens of the probe's roles whose score is no finite number, and that it did not read."""
 
     def __len__(self) -> int:
         return len(self.peak)
@@ -78,6 +79,8 @@ class TokenScores:
     """In logits, shape ``(tokens, all probes)``."""
     read: NDArray[np.bool_]
     """The mask of tokens whose score counts for each probe's verdict, shape ``(tokens, all probes)``."""
+    unscored: NDArray[np.bool_]
+    """The mask of those that would count if their score were a finite number, the same shape."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -95,6 +98,8 @@ class Verdict(msgspec.Struct, frozen=True):
     scored: bool
     """True where it has a verdict: false without tokens of its roles, and with fewer than it needs. The two are
     told apart by ``tokens``; neither means that the request is harmless."""
+    unscored: int | msgspec.UnsetType = msgspec.UNSET
+    """Tokens of its roles whose score is no finite number, and that it did not read; left out where there are none."""
     probability: float | msgspec.UnsetType | None = msgspec.UNSET
     """That the request shows the concept, for the mixture that the bundle names; ``None`` without a verdict, or where
     none was fitted. Left out unless asked for."""
@@ -145,6 +150,28 @@ class Scorer:
             RequestError: The chat template refuses one; the message names its id.
         """
         return [self._encode(request) for request in requests]
+
+    def readable(self, requests: Sequence[Request], skipped: Skipped) -> list[Request]:
+        """Those of some requests that can be encoded.
+
+        Args:
+            requests: From a file.
+            skipped: Told of the others.
+
+        Raises:
+            RequestError: There are none.
+        """
+        kept: list[Request] = []
+        for request in requests:
+            try:
+                self._encode(request)
+            except RequestError as error:
+                skipped.add(error)
+            else:
+                kept.append(request)
+        if not kept:
+            raise RequestError(f"No request can be read. The first: {skipped.reasons[0]}", "Correct the file.")
+        return kept
 
     def score(self, encoded: Sequence[Encoded], progress: Progress = no_progress) -> Iterator[Scores]:
         """Verdicts, chunk by chunk, in the order of the requests.
@@ -202,7 +229,8 @@ class Scorer:
             roles = self._roles.prompt(reading.token_ids, typed=request.typed)
             reads = self.bundle.all_read_mask[roles]
             scores = self.token_scores(reading.states, reads)
-            yield TokenScores(roles, scores, reads & np.isfinite(scores))
+            finite = np.isfinite(scores)
+            yield TokenScores(roles, scores, reads & finite, reads & ~finite)
 
     def decode(self, token: int) -> str:
         """A token's text."""
@@ -231,6 +259,7 @@ class Scorer:
                 token=fired_at if fired_at >= 0 else None,
                 tokens=int(scores.tokens[row, column]),
                 scored=score is not None,
+                unscored=int(scores.unscored[row, column]) or msgspec.UNSET,
                 probability=_probability(probe, score) if probability else msgspec.UNSET,
             )
         return ScoredRequest(request.id, verdicts, encoded.truncated)
@@ -240,20 +269,10 @@ class Scorer:
         return TypedMarkers(self.bundle.manifest.markers, self._tokenizer)
 
     def _encode(self, request: Request) -> Encoded:
-        try:
-            if request.messages:
-                ids = encode(self._tokenizer, request.messages, respond=request.messages[-1].role != "assistant")
-            else:
-                ids = self._tokenizer(request.prompt)["input_ids"]
-        except Exception as error:
-            # Templates raise what they like of roles that they do not know, or do not expect in this order.
-            raise RequestError(
-                f"Request {request.id!r} cannot be encoded for the model: {reason(error)}.",
-                "Write it as its chat template takes it, or leave it out.",
-            ) from error
+        ids = encode_request(self._tokenizer, request)
         kept = np.asarray(ids[: self._context], np.int32)
         # The markers of a prompt are those of whoever wrote it, as they are in a server.
-        typed = bool(request.messages) and self._typed.found(msgspec.to_builtins(request.messages))
+        typed = bool(request.messages) and self._typed.found(rendered_with(self._tokenizer, request))
         return Encoded(kept, truncated=len(kept) < len(ids), typed=typed)
 
     def _chunks(self, encoded: Sequence[Encoded]) -> Iterator[Sequence[Encoded]]:
@@ -273,12 +292,15 @@ class Scorer:
             aggregates.reset(row)
         # A tokenizer may leave nothing of a text of white space.
         read = [row for row, request in enumerate(chunk) if len(request.token_ids)]
+        unscored = np.zeros((len(chunk), len(self.bundle.all_probes)), np.int64)
         for row, found in zip(read, self.read([chunk[row] for row in read], progress), strict=True):
             aggregates.update(row, found.scores, np.arange(len(found.scores)), found.read)
+            unscored[row] = found.unscored.sum(axis=0)
         return Scores(
             peak=aggregates.peak[rows].copy(),
             tokens=aggregates.count[rows].copy(),
             fired_at=aggregates.fired_at[rows].copy(),
+            unscored=unscored,
         )
 
 

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import Final
 
+import msgspec
+
 from probes.data.concepts import Concept
-from probes.data.requests import Request, RequestError
-from probes.errors import SteeringError, reason
+from probes.data.requests import Request, RequestError, encode_request
+from probes.errors import SteeringError
 from probes.models.activations import TransformersSource
-from probes.models.chat import Conversation
 from probes.steering.comparison import Question
 from probes.steering.damage import Text
 
@@ -77,21 +78,18 @@ def ordinary_of(requests: Sequence[Request]) -> list[Text]:
 
 
 def _encoded(source: TransformersSource, request: Request) -> list[int]:
-    try:
-        if not request.messages:
-            return list(source.tokenizer(request.prompt)["input_ids"])
-        messages: Conversation = request.messages
-        while messages and messages[-1].role == "assistant":
-            messages = messages[:-1]
-        if not messages:
-            raise ValueError("there is nothing before its answer")
-        return source.encode(messages, respond=True)
-    except Exception as error:
-        # Templates raise what they like of roles that they do not know, or do not expect in this order.
+    """A request's tokens up to where its answer begins."""
+    messages = request.messages
+    while messages and messages[-1].role == "assistant":
+        messages = messages[:-1]
+    if request.messages and not messages:
         raise RequestError(
-            f"Request {request.id!r} cannot be encoded for the model: {reason(error)}.",
-            "Write it as its chat template takes it, or leave it out.",
-        ) from error
+            f"Request {request.id!r} cannot be asked: there is nothing before its answer.", "Leave it out."
+        )
+    # The answer is given anew, whatever became of it in the file.
+    template = {name: value for name, value in request.template.items() if name != "continue_final_message"}
+    template["add_generation_prompt"] = True
+    return encode_request(source.tokenizer, msgspec.structs.replace(request, messages=messages, template=template))
 
 
 def _require_room(source: TransformersSource, name: str, ids: Sequence[int], max_tokens: int) -> None:

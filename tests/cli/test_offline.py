@@ -22,6 +22,7 @@ from probes.evaluation.offline_scores import Scorer, open_scorer, score_requests
 from probes.report import HTML, JSON, read, require_renderer
 from tests.harness.command_line import assert_one_error
 from tests.harness.models import tiny_model
+from tests.harness.mounts import mounted
 from tests.harness.offline_bundles import bundle_for, with_workers
 from tests.probes.conftest import one_thread  # noqa: F401  (a fixture: so small a model is slower on several threads)
 
@@ -29,6 +30,12 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 CONTEXT = 48
+SHOWS_TOOLS = (
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
+    "{% endfor %}{% for tool in tools or [] %}{{ '<|im_start|>user\\n' + tool | tojson + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+"""A template that writes tools as what the user said."""
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +182,113 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(plumbob, fold
     result = plumbob("score", folder / "bundle", "--in", requests, "--out", folder / out)
     assert_one_error(result, str(folder / out), said, "Name another file with --out.")
     assert files(folder) == ["bundle", "in.jsonl"]
+
+
+def test_a_file_that_is_mounted_is_refused_before_any_work(plumbob, folder, no_model):
+    """It is replaced by another when that is whole, and a mount point cannot be."""
+    requests = write(folder / "in.jsonl", [line(0)])
+    for name in ("out.jsonl", "elsewhere"):
+        (folder / name).write_text("earlier\n")
+    with mounted(folder / "out.jsonl", folder / "elsewhere"):
+        result = plumbob("score", folder / "bundle", "--in", requests, "--out", folder / "out.jsonl")
+        assert_one_error(
+            result, f"{folder / 'out.jsonl'} is a mount point, which no file can replace. Mount its directory"
+        )
+    assert (folder / "out.jsonl").read_text() == "earlier\n"
+
+
+def call(text):
+    return [{"id": "c1", "type": "function", "function": {"name": "lookup", "arguments": text}}]
+
+
+LOOKED_UP = [
+    {"role": "developer", "content": "Be brief."},
+    {"role": "user", "content": [{"type": "text", "text": "look "}, {"type": "text", "text": "it up"}]},
+    {"role": "assistant", "content": None, "tool_calls": call('{"q": "weather"}')},
+    {"role": "tool", "tool_call_id": "c1", "content": "It is warm."},
+    {"role": "assistant", "content": "It is warm in the house."},
+]
+TOOLS = [{"type": "function", "function": {"name": "lookup", "parameters": {"type": "object"}}}]
+TRAFFIC = {
+    "a byte order mark": b'\xef\xbb\xbf{"id": 1, "prompt": "hi"}\n',
+    "a blank last line": b'{"id": 1, "prompt": "hi"}\n\n',
+    "tools": json.dumps({"id": 1, "messages": LOOKED_UP, "tools": TOOLS}).encode(),
+    "a batch": json.dumps(
+        {
+            "custom_id": "1", "method": "POST", "url": "/v1/chat/completions",
+            "body": {"model": "m", "messages": LOOKED_UP[:2], "tools": TOOLS, "max_tokens": 5},
+        }
+    ).encode(),
+    "a missing content": json.dumps({"id": 1, "messages": [{"role": "user"}, *LOOKED_UP[2:]]}).encode(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", TRAFFIC)
+def test_files_of_real_traffic_are_read(plumbob, folder, shape):
+    (folder / "in.jsonl").write_bytes(TRAFFIC[shape])
+    result = plumbob(*score(folder))
+    assert result.code == 0, result.err
+    (written,) = [json.loads(text) for text in (folder / "out.jsonl").read_text().splitlines()]
+    assert str(written["id"]) == "1" and written["verdicts"]["either"]["tokens"] > 0
+
+
+def test_tools_are_part_of_what_is_scored(plumbob, folder, model, tmp_path):
+    """They are in the prompt of the server, and so in that of the file."""
+    served = shutil.copytree(model, tmp_path / "served")
+    (served / "chat_template.jinja").write_text(SHOWS_TOOLS)
+    shutil.rmtree(folder / "bundle")
+    bundle_for(served, folder / "bundle", threshold=5.0)
+    asked = {"messages": [{"role": "user", "content": "Is it warm?"}]}
+    write(folder / "in.jsonl", [{"id": "without", **asked}, {"id": "with", **asked, "tools": TOOLS}])
+    assert plumbob(*score(folder)).code == 0
+    without, including = [json.loads(text) for text in (folder / "out.jsonl").read_text().splitlines()]
+    assert without["verdicts"]["asked"]["tokens"] + 10 < including["verdicts"]["asked"]["tokens"]
+
+
+def test_bad_lines_are_skipped_and_told(plumbob, folder):
+    image = [{"type": "image_url", "image_url": {"url": "data:,x"}}]
+    bad = [
+        "nope",
+        '{"id": 7, "prompt": "\\ud800"}',
+        {"id": 8, "messages": [{"role": "user", "content": image}]},
+        {"id": 9, "messages": [{"role": "user", "content": None}]},
+    ]
+    requests = write(folder / "in.jsonl", [line(0), *bad, line(1)])
+    assert_one_error(plumbob(*score(folder)), f"{requests}, line 2: not JSON", "--skip-invalid")
+    result = plumbob(*score(folder, "--skip-invalid"))
+    assert result.code == 0 and "2 requests scored" in result.out
+    told = result.err[result.err.index("4 requests skipped, which cannot be read; the first for these reasons:\n") :]
+    assert told.splitlines()[1:4] == [
+        f"  {requests}, line 2: not JSON (Expecting value at character 1).",
+        f"  {requests}, line 3: prompt has \\ud800 without its other half, which is no character: "
+        "the server cannot read it either.",
+        f"  {requests}, line 4: messages[0].content[0] is of type 'image_url', and only text is read.",
+    ]
+    written = [json.loads(text)["id"] for text in (folder / "out.jsonl").read_text().splitlines()]
+    assert written == [0, 1]
+    write(requests, bad)
+    assert_one_error(plumbob(*score(folder, "--skip-invalid")), "has no line that can be read. The first: ")
+
+
+def test_what_the_template_refuses_is_skipped_too(plumbob, folder, model, tmp_path):
+    served = shutil.copytree(model, tmp_path / "served")
+    refusing = (
+        "{% for message in messages %}{% if message.role == 'tool' %}{{ raise_exception('No tools') }}{% endif %}"
+    )
+    (served / "chat_template.jinja").write_text(refusing + SHOWS_TOOLS.replace("{% for message in messages %}", "", 1))
+    shutil.rmtree(folder / "bundle")
+    bundle_for(served, folder / "bundle", threshold=5.0)
+    refused = {"id": "t", "messages": [{"role": "user", "content": "x"}, {"role": "tool", "content": "x"}]}
+    write(folder / "in.jsonl", [line(0), refused])
+    result = plumbob(*score(folder))
+    assert result.code == 2 and result.err.count("error: ") == 1
+    assert "error: Request 't' cannot be encoded for the model: No tools. " in result.err and "--skip-inv" in result.err
+    result = plumbob(*score(folder, "--skip-invalid"))
+    assert result.code == 0, result.err
+    assert "1 requests skipped" in result.err and "1 requests scored" in result.out
+    write(folder / "in.jsonl", [refused])
+    result = plumbob(*score(folder, "--skip-invalid"))
+    assert result.code == 2 and "error: No request can be read. The first: Request 't' cannot" in result.err
 
 
 @pytest.mark.parametrize("size", [0, 300, 20_000], ids=["at once", "in the first lines", "late"])
@@ -337,7 +451,7 @@ def test_traffic_too_small_for_the_rate_is_refused_before_any_work(plumbob, fold
 def test_traffic_that_is_labelled_as_harmful_is_refused_before_any_work(plumbob, folder, no_model):
     write(folder / "benign.jsonl", [line(0, labels={"said": 0}), line(1, labels={"asked": 0, "said": 1})])
     result = plumbob("calibrate", folder / "bundle", "--benign", folder / "benign.jsonl", "--fpr", "0.5")
-    assert_one_error(result, "benign.jsonl, line 2: is labelled as said, which is not benign")
+    assert_one_error(result, "benign.jsonl: request 1 is labelled as said, which is not benign")
 
 
 def test_a_slice_for_each_request_is_refused_before_any_work(plumbob, folder, no_model):

@@ -74,9 +74,13 @@ def unlimited() -> dict[str, str]:
 
 @contextmanager
 def running_server(
-    folder: Path, bundle_path: Path, *options: str, environment: Mapping[str, str] = os.environ
+    folder: Path,
+    bundle_path: Path,
+    *options: str,
+    model: str | Path = "demo",
+    environment: Mapping[str, str] = os.environ,
 ) -> Iterator[Server]:
-    """``plumbob serve demo``, ready, until it has been stopped; its working directory has namesakes of our packages."""
+    """``plumbob serve``, ready, until it has been stopped; its working directory has namesakes of our packages."""
     ports = [free_port() for _ in range(3)]
     # Whoever starts it may be anywhere.
     elsewhere = folder / "elsewhere"
@@ -89,7 +93,7 @@ def running_server(
         "-m",
         "monitor.cli",
         "serve",
-        "demo",
+        str(model),
         "--bundle",
         str(bundle_path),
         "--eager",

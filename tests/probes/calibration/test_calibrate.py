@@ -143,7 +143,7 @@ def test_a_probe_is_calibrated_on_the_requests_that_it_reads():
     tokens[1, 1], peak[1, 1] = 2, -np.inf
     tokens[8:, 2], peak[8:, 2] = 0, -np.inf
     before = [probe("all"), probe("half"), probe("few")]
-    after, kept = recalibrate(before, requests, Scores(peak, tokens, np.full((count, 3), -1)), RATE)
+    after, kept = recalibrate(before, requests, Scores(peak, tokens, np.full((count, 3), -1), 0 * tokens), RATE)
 
     assert [one.threshold for one in after[:2]] == [
         calibrate(peak[:, 0], RATE)[0],

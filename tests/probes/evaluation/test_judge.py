@@ -34,7 +34,7 @@ class Words:
     def __init__(self):
         self.words, self.read_texts = ["<pad>", "<|", "user|>", "assistant|>", "<end>"], []
 
-    def __call__(self, text):
+    def __call__(self, text, add_special_tokens=True):
         known = {word: at for at, word in enumerate(self.words)}
         for word in text.split():
             if word not in known:
@@ -42,11 +42,13 @@ class Words:
                 self.words.append(word)
         return {"input_ids": [known[word] for word in text.split()]}
 
-    def apply_chat_template(self, messages, *, add_generation_prompt, return_dict):
-        ids = []
-        for message in messages:
-            ids += [*MARKERS.headers[message["role"]], *self(message["content"])["input_ids"], 4]
-        return ids + MARKERS.headers["assistant"] * add_generation_prompt
+    def get_chat_template(self, template, tools):
+        return self.chat_template
+
+    def apply_chat_template(self, messages, *, tools, chat_template, tokenize, add_generation_prompt):
+        assert not tokenize
+        text = " ".join(f"<| {message['role']}|> {message['content']} <end>" for message in messages)
+        return text + " <| assistant|>" * add_generation_prompt
 
     def decode(self, ids, **options):
         return "".join(f"{self.words[token]} " for token in ids)

@@ -180,7 +180,8 @@ def test_a_probability_is_given_where_it_was_fitted_and_is_asked_for(bundle, sou
     ]
     manifest = msgspec.structs.replace(bundle.manifest, probes=probes)
     scorer = Scorer(dataclasses.replace(bundle, manifest=manifest), source, source.tokenizer)
-    scores = Scores(np.array([[30.0, 30.0, -1.0], [-np.inf] * 3]), np.ones((2, 3), int), np.full((2, 3), -1))
+    ones = np.ones((2, 3), int)
+    scores = Scores(np.array([[30.0, 30.0, -1.0], [-np.inf] * 3]), ones, -ones, 0 * ones)
     encoded = scorer.encode(REQUESTS[:2])
     given, none = (scorer.describe(REQUESTS[row], encoded[row], scores, row, probability=True) for row in (0, 1))
     assert given.verdicts["asked"].probability == pytest.approx(1 / (1 + np.exp(-2.0)))
@@ -190,14 +191,37 @@ def test_a_probability_is_given_where_it_was_fitted_and_is_asked_for(bundle, sou
     assert b"probability" in msgspec.json.encode(given) and b"probability" not in msgspec.json.encode(plain)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_score_that_is_no_number_is_unscored_and_told(bundle, source, monkeypatch, bad):
+    """The probe's verdict is of the others; both other probes are as they were."""
+    scorer = Scorer(bundle, source, source.tokenizer)
+    request, computed = REQUESTS[1], scorer.token_scores
+    (encoded,) = scorer.encode([request])
+    roles = recomputed(bundle, source, request)[1]
+    (at, *_) = np.flatnonzero(bundle.all_read_mask[roles][:, 0])
+
+    def broken(states, reads):
+        found = computed(states, reads)
+        found[at, 0] = bad
+        return found
+
+    before = score_requests(scorer, [request])
+    monkeypatch.setattr(scorer, "token_scores", broken)
+    after = score_requests(scorer, [request])
+    assert (before.unscored.tolist(), after.unscored.tolist()) == ([[0, 0, 0]], [[1, 0, 0]])
+    assert (before.tokens - after.tokens).tolist() == [[1, 0, 0]]
+    assert np.array_equal(before.peak[:, 1:], after.peak[:, 1:]) and np.isfinite(after.peak).all()
+    said = msgspec.json.decode(msgspec.json.encode(scorer.describe(request, encoded, after, 0)))["verdicts"]
+    assert [verdict.get("unscored") for verdict in said.values()] == [1, None, None]
+
+
 def test_a_text_of_which_no_token_is_left_has_no_verdict(bundle, source):
-    tokenizer = lambda text: {"input_ids": source.tokenizer(text)["input_ids"] if text.strip() else []}  # noqa: E731
+    tokenizer = lambda text, **_: {"input_ids": source.tokenizer(text)["input_ids"] if text.strip() else []}  # noqa: E731
     scorer = Scorer(bundle, source, tokenizer)
     scores = score_requests(scorer, [Request(0, prompt=" "), REQUESTS[3], Request(2, prompt=" ")])
     assert scores.tokens[[0, 2]].tolist() == [[0] * 3] * 2 and np.isinf(scores.peak[[0, 2]]).all()
-    assert_equal(
-        Scores(scores.peak[1:2], scores.tokens[1:2], scores.fired_at[1:2]), [expected(bundle, source, REQUESTS[3])]
-    )
+    one = Scores(scores.peak[1:2], scores.tokens[1:2], scores.fired_at[1:2], scores.unscored[1:2])
+    assert_equal(one, [expected(bundle, source, REQUESTS[3])])
 
 
 def test_a_conversation_that_the_template_refuses_is_named(scorer, source, monkeypatch):
@@ -292,7 +316,9 @@ def test_worker_probes_have_verdicts_beside_the_linear_ones(bundle, source, tmp_
     scorer = Scorer(both, source, source.tokenizer)
     scores = score_requests(scorer, REQUESTS)
     first = [np.s_[:, :3], np.s_[:, 3:]]
-    linear, workers = (Scores(scores.peak[part], scores.tokens[part], scores.fired_at[part]) for part in first)
+    linear, workers = (
+        Scores(scores.peak[part], scores.tokens[part], scores.fired_at[part], scores.unscored[part]) for part in first
+    )
     assert_equal(linear, [expected(both, source, request) for request in REQUESTS])
     assert_equal(workers, wanted)
     line = scorer.describe(REQUESTS[1], scorer.encode(REQUESTS[1:2])[0], scores, 1)
