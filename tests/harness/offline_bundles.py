@@ -18,9 +18,9 @@ from probes.scoring.multimax import MultiMax
 
 transformers = pytest.importorskip("transformers")
 PROBES = (
-    ("asked", 1, ["user"], Aggregate(half_life=4.0, min_tokens=3)),
+    ("asked", 1, ["user", "text"], Aggregate(half_life=4.0, min_tokens=3)),
     ("said", 3, ["assistant"], Aggregate(half_life=2.0, min_tokens=2, window=3, agree=2, agree_of=3)),
-    ("either", 3, ["user", "assistant"], Aggregate(half_life=8.0, min_tokens=1)),
+    ("either", 3, ["user", "assistant", "text"], Aggregate(half_life=8.0, min_tokens=1)),
 )
 
 
