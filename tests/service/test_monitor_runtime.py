@@ -8,10 +8,11 @@ import zmq.asyncio
 
 from monitor.events import Alert, EngineChanged, FramesLost, Intervention, ProbeFired, RequestFinished
 from monitor.ingest import Arrival, LocalSource, Malformed, MemorySource
-from monitor.policy import AlertAction, Policy, Rule, SteerAction, Steering, default_policy
+from monitor.policy import AlertAction, Policy, Rule, SteerAction, Steering, StopAction, default_policy
 from monitor.service.config import Limits
 from monitor.service.monitor import Monitor
 from monitor.sinks import MemorySink
+from monitor.store import MemoryStore
 from monitor.wire.codec import RESYNC, decode_order, encode_frame, encode_hello
 from monitor.wire.frames import VERSION, Hello, Started
 from monitor.wire.orders import Ack, Act, Steer
@@ -44,7 +45,7 @@ def rows(positions, slot=0):
 class House:
     """A monitor driven by hand, with a clock that stands still."""
 
-    def __init__(self, bundle, make_frame, policy=None, **limits):
+    def __init__(self, bundle, make_frame, policy=None, store=None, **limits):
         self.bundle, self.make_frame, self.now = bundle, make_frame, 1000.0
         self.source, self.sink = MemorySource(), MemorySink()
         self.monitor = Monitor(
@@ -53,6 +54,7 @@ class House:
             self.source,
             sinks=[self.sink],
             limits=Limits(**limits),
+            store=store,
             clock=lambda: self.now,
         )
         self.stats = self.monitor.stats
@@ -458,3 +460,36 @@ def test_scores_that_are_no_numbers_are_told_once_in_a_while(house):
         house.pass_time(4.0)
     assert told()[1:] == ["3 of harmful_intent, 3 of toxicity; these tokens are unscored"]
     assert house.stats.tokens_scored["tiny",] == 0 and house.stats.tokens_unscored["tiny",] == 5
+
+
+# Monitors that follow one another.
+
+
+def test_a_successor_that_reads_the_same_rows_again_tells_and_orders_nothing_twice(tiny_bundle, frame):
+    store = MemoryStore()
+    failing = SteerAction(Steering("sycophancy", dose=-0.2, tokens=50), on_refusal=StopAction("Not so."))
+    rules = (
+        Rule("open", "toxicity", (), "enforce", (SteerAction(Steering("sycophancy", dose=-0.2)), AlertAction("info"))),
+        Rule("closed", "toxicity", (), "enforce", (failing, AlertAction("warning"))),
+    )
+    told = []
+    for sequence in (0, 1):
+        house = House(tiny_bundle(), frame, Policy("test", "", rules), store=store)
+        house.hello()
+        house.sent()
+        house.frame(sequence, rows(range(40)), 50.0, complete=True, started=[started()])
+        told.append((house.events(ProbeFired), house.events(Alert), house.events(Intervention), orders(house)))
+    house.frame(2, [], finished=[0])
+    (finished,) = house.events(RequestFinished)
+    assert finished.unscored == 0 and finished.tokens == 40
+    (fired, alerts, interventions, first), (again, *rest, second) = told
+    # Its verdict is complete, whoever told of it.
+    assert {event.probe for event in fired} == {reading.probe for reading in finished.readings if reading.fired}
+    assert "toxicity" in {event.probe for event in fired} and len(alerts) == len(interventions) == 2 and len(first) == 2
+    assert again == [] and rest == [[], []]
+    # That which fails closed is ordered again, under its id, which the engine takes once: its refusal stops.
+    assert [order.id for order in second] == [order.id for order in first if order.id.startswith("closed")]
+
+
+def orders(house):
+    return [order for _, order in house.sent() if isinstance(order, Steer)]
