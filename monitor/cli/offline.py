@@ -8,6 +8,7 @@ import os
 import secrets
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -119,6 +120,10 @@ def score(
     for probe, fired, read in zip(loaded.all_probes, *tally.tolist(), strict=True):
         table.add_row(Text(probe.name), str(fired), str(read), str(len(rows) - read))
     print_table(table)
+    unread = sum((Counter(scorer.unread(request)) for request in encoded), Counter[str]())
+    if unread:
+        said = ", ".join(f"{count} ({role})" for role, count in sorted(unread.items()))
+        err.print(Text(f"tokens that no probe of the bundle reads, and that are not called clean: {said}"))
     if truncated := sum(request.truncated for request in encoded):
         err.print(
             Text(f"{truncated} of {len(rows)} requests exceed the model's context: only their beginning was read")

@@ -17,6 +17,7 @@ __all__ = [
     "Request",
     "RequestEvent",
     "Severity",
+    "Unread",
     "request_of",
     "type_name",
 ]
@@ -115,6 +116,14 @@ class Reading(msgspec.Struct, frozen=True, gc=False):
     def fired(self) -> bool:
         """True where the probe fired."""
         return self.fired_at is not None
+
+
+class Unread(msgspec.Struct, frozen=True, gc=False):
+    """Tokens of content that no probe of the bundle reads."""
+
+    role: str
+    """Theirs: ``text`` without the chat template, for one; ``unknown`` where the engine is newer than the monitor."""
+    tokens: int
 
 
 class EventBase(msgspec.Struct, frozen=True, tag_field="type", tag=_tag):

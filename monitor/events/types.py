@@ -21,6 +21,7 @@ from monitor.events.base import (
     Request,
     RequestEvent,
     Severity,
+    Unread,
 )
 
 __all__ = [
@@ -194,13 +195,15 @@ class RequestFinished(RequestEvent, frozen=True):
     routine: ClassVar[bool] = True
 
     tokens: int
-    """Positions read, each counted once."""
+    """Positions read, each counted once; the system's and the template's are among them."""
     unscored: int
     """Tokens that were not wholly scored: served from the prefix cache, lost on the way, or with a score that is no
     finite number. Never passed off as clean."""
     steered: int
     """Rows computed downstream of steering; not part of the verdict."""
     readings: tuple[Reading, ...]
+    unread: tuple[Unread, ...] = ()
+    """Tokens of content that no probe of the bundle reads, by role; neither in ``tokens`` nor passed off as clean."""
 
 
 class PolicyChanged(EventBase, frozen=True):

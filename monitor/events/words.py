@@ -212,6 +212,7 @@ def _ordered(event: Ordered) -> Wording:
 def _finished(event: RequestFinished) -> Wording:
     said = [f"{event.tokens} tokens"]
     said += [f"{event.unscored} unscored"] if event.unscored else []
+    said += [f"{unread.tokens} unread ({unread.role})" for unread in event.unread]
     said += [f"{reading.probe}: {reading.unscored} unscored" for reading in event.readings if reading.unscored]
     said += [f"{event.steered} steered"] if event.steered else []
     text = ", ".join(said)

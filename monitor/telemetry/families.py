@@ -94,6 +94,12 @@ COUNTERS: Final = (
         lambda s: s.tokens_unscored,
     ),
     Family(
+        "tokens_unread",
+        "Tokens of content that no probe of the bundle reads: text without the chat template, for one.",
+        ("model_name", "role"),
+        lambda s: s.tokens_unread,
+    ),
+    Family(
         "tokens_replayed",
         "Tokens computed again after a preemption; counted once in the verdict.",
         MODEL,

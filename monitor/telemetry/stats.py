@@ -104,6 +104,8 @@ class Stats:
         self.tokens_unscored: Counter[tuple[str]] = Counter()
         """``(model,)``: positions without a score: served from the prefix cache, lost on the way, or of a
         request beyond the table's limit."""
+        self.tokens_unread: Counter[tuple[str, str]] = Counter()
+        """``(model, role)``: rows of content that no probe of the bundle reads."""
         self.tokens_replayed: Counter[tuple[str]] = Counter()
         """``(model,)``: rows computed again after a preemption; counted once in the verdict."""
         self.tokens_steered: Counter[tuple[str]] = Counter()
@@ -190,6 +192,8 @@ class Stats:
         """Count what became of the rows of one frame."""
         self.tokens_scored[model,] += tally.scored
         self.tokens_unscored[model,] += tally.unscored
+        for role, count in tally.unread.items():
+            self.tokens_unread[model, role] += count
         self.tokens_replayed[model,] += tally.replayed
         self.tokens_steered[model,] += tally.steered
         self.tokens_unknown[model,] += tally.unknown

@@ -204,6 +204,14 @@ class Reading(_message.Message):
     unscored: int
     def __init__(self, probe: _Optional[str] = ..., tokens: _Optional[int] = ..., peak: _Optional[float] = ..., threshold: _Optional[float] = ..., fired_at: _Optional[int] = ..., unscored: _Optional[int] = ...) -> None: ...
 
+class Unread(_message.Message):
+    __slots__ = ("role", "tokens")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    role: str
+    tokens: int
+    def __init__(self, role: _Optional[str] = ..., tokens: _Optional[int] = ...) -> None: ...
+
 class ProbeFired(_message.Message):
     __slots__ = ("request", "probe", "aggregate", "threshold", "position", "role")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
@@ -377,18 +385,20 @@ class Ordered(_message.Message):
     def __init__(self, order: _Optional[str] = ..., kind: _Optional[_Union[OrderKind, str]] = ..., result: _Optional[_Union[OrderResult, str]] = ..., engine: _Optional[str] = ..., model: _Optional[str] = ..., request: _Optional[_Union[Request, _Mapping]] = ..., who: _Optional[str] = ..., lease_seconds: _Optional[float] = ..., detail: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class RequestFinished(_message.Message):
-    __slots__ = ("request", "tokens", "unscored", "steered", "readings")
+    __slots__ = ("request", "tokens", "unscored", "steered", "readings", "unread")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     UNSCORED_FIELD_NUMBER: _ClassVar[int]
     STEERED_FIELD_NUMBER: _ClassVar[int]
     READINGS_FIELD_NUMBER: _ClassVar[int]
+    UNREAD_FIELD_NUMBER: _ClassVar[int]
     request: Request
     tokens: int
     unscored: int
     steered: int
     readings: _containers.RepeatedCompositeFieldContainer[Reading]
-    def __init__(self, request: _Optional[_Union[Request, _Mapping]] = ..., tokens: _Optional[int] = ..., unscored: _Optional[int] = ..., steered: _Optional[int] = ..., readings: _Optional[_Iterable[_Union[Reading, _Mapping]]] = ...) -> None: ...
+    unread: _containers.RepeatedCompositeFieldContainer[Unread]
+    def __init__(self, request: _Optional[_Union[Request, _Mapping]] = ..., tokens: _Optional[int] = ..., unscored: _Optional[int] = ..., steered: _Optional[int] = ..., readings: _Optional[_Iterable[_Union[Reading, _Mapping]]] = ..., unread: _Optional[_Iterable[_Union[Unread, _Mapping]]] = ...) -> None: ...
 
 class EngineChanged(_message.Message):
     __slots__ = ("engine", "model", "state", "detail")

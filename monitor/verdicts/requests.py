@@ -30,9 +30,13 @@ class Holder:
 
 
 class RequestRows:
-    """Gives rows to requests and takes them back, with four counters a row, each of shape ``(capacity,)``."""
+    """Gives rows to requests and takes them back, with counters of shape ``(capacity,)`` unless they say otherwise.
 
-    def __init__(self) -> None:
+    Args:
+        roles: How many roles are told apart.
+    """
+
+    def __init__(self, roles: int) -> None:
         self._holders: list[Holder | None] = []
         self._free: list[int] = []
         self.high_water = np.full(_FIRST_CAPACITY, -1, np.int64)
@@ -43,6 +47,8 @@ class RequestRows:
         """Positions that were skipped."""
         self.steered = np.zeros(_FIRST_CAPACITY, np.int64)
         """Positions downstream of steering."""
+        self.unread = np.zeros((_FIRST_CAPACITY, roles), np.int64)
+        """Positions of content that no probe reads, by role, shape ``(capacity, roles)``."""
 
     def __len__(self) -> int:
         return len(self._holders) - len(self._free)
@@ -72,8 +78,10 @@ class RequestRows:
         if row == len(self.high_water):
             for name in ("high_water", "tokens", "unscored", "steered"):
                 setattr(self, name, np.resize(getattr(self, name), 2 * row))
+            self.unread = np.resize(self.unread, (2 * row, self.unread.shape[1]))
         self.high_water[row] = -1
         self.tokens[row] = self.unscored[row] = self.steered[row] = 0
+        self.unread[row] = 0
         return row
 
     def recycle(self, row: int) -> None:

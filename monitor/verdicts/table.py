@@ -8,22 +8,28 @@ A frame is applied in this order:
    after a resync; bound to another, that one has ended without our hearing of it.
 3. Rows are grouped by request. Replays are set aside; skipped positions are counted as unscored; steered rows move the
    high-water mark but do not enter the verdict; what is left is read by the probes of its role. A row with a score that
-   is no finite number, for a probe that should read it, is unscored; its other probes read it.
+   is no finite number, for a probe that should read it, is unscored; its other probes read it. Content of a role that
+   no probe of the bundle reads is counted as unread.
 4. What was read is folded into the running verdicts (:mod:`monitor.verdicts.running`).
 """
 
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.events import ProbeFired, Request, RequestFinished
+from monitor.events import ProbeFired, Request, RequestFinished, Unread
 from monitor.verdicts.positions import advance
 from monitor.verdicts.requests import Holder, RequestRows
 from monitor.verdicts.running import RunningVerdicts
 from monitor.verdicts.slots import MAX_SLOTS, UNKNOWN, UNTRACKED, SlotMap
 from monitor.wire.frames import Frame, Started
 from probes.bundle import Bundle
+from probes.scoring.roles import CONTENT, Role
+
+ROLES: Final = (*(role.name.lower() for role in Role), "unknown")
+"""Names of a row's byte of role; those behind the last that is known are the last."""
 
 
 @dataclass(slots=True)
@@ -41,6 +47,8 @@ class Tally:
     """Rows downstream of steering."""
     unknown: int = 0
     """Rows of slots that no request was announced for: the engine should announce its requests again."""
+    unread: dict[str, int] = field(default_factory=dict[str, int])
+    """Role to rows of content that no probe of the bundle reads."""
     untracked: int = 0
     """Requests that began while the table was full."""
     invalid: dict[str, int] = field(default_factory=dict[str, int])
@@ -85,7 +93,12 @@ class VerdictTable:
         self._max_requests = max_requests
         self._running = RunningVerdicts(bundle.probes)
         self._slots: dict[str, SlotMap] = {}
-        self._rows = RequestRows()
+        self._rows = RequestRows(len(ROLES))
+        # Indexed by a row's byte of role; those that this version does not know are content as well.
+        self._unread = np.ones(256, bool)
+        self._unread[: len(Role)] = [
+            role in CONTENT and not any(probe.reads(role) for probe in bundle.all_probes) for role in Role
+        ]
 
     def __len__(self) -> int:
         """Requests in flight, of all engines."""
@@ -206,6 +219,10 @@ class VerdictTable:
             unscored=int(self._rows.unscored[row]) + missing,
             steered=int(self._rows.steered[row]),
             readings=self._running.readings(row),
+            unread=tuple(
+                Unread(ROLES[role], int(self._rows.unread[row, role]))
+                for role in np.flatnonzero(self._rows.unread[row]).tolist()
+            ),
         )
         self._rows.recycle(row)
         return finished
@@ -236,6 +253,10 @@ class VerdictTable:
         broken = self._set_aside(owner, scores, read, tally)
         scored = clean & ~broken
         self._rows.high_water[requests] = step.high_water
+        unread = clean & self._unread[roles]
+        if unread.any():
+            self._count_unread(owner[unread], roles[unread], tally)
+            scored &= ~unread
         self._rows.tokens[requests] += np.add.reduceat(scored, starts, dtype=np.int64)
         self._rows.unscored[requests] += np.add.reduceat(broken, starts, dtype=np.int64)
         self._rows.steered[requests] += np.add.reduceat(steered, starts, dtype=np.int64)
@@ -276,3 +297,10 @@ class VerdictTable:
         counts = np.count_nonzero(invalid, axis=0)
         tally.invalid = {self._running.probes[i].name: int(counts[i]) for i in np.flatnonzero(counts)}
         return np.any(invalid, axis=1)
+
+    def _count_unread(self, owner: NDArray[np.int64], roles: NDArray[np.uint8], tally: Tally) -> None:
+        """Count rows of content that no probe reads; ``owner`` is the table row of each, both of shape ``(rows,)``."""
+        known = np.minimum(roles, len(Role))
+        np.add.at(self._rows.unread, (owner, known), 1)
+        counts = np.bincount(known, minlength=len(ROLES)).tolist()
+        tally.unread = {role: count for role, count in zip(ROLES, counts, strict=True) if count}

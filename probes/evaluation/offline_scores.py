@@ -30,7 +30,7 @@ from probes.models import Progress, identify, no_progress, resolve_model
 from probes.models.activations import ActivationSource, TransformersSource
 from probes.models.typed_markers import TypedMarkers
 from probes.scoring.aggregate import Aggregates
-from probes.scoring.roles import RoleReader
+from probes.scoring.roles import CONTENT, Role, RoleReader
 
 BATCH_TOKENS: Final = 2048
 """Padded tokens of one forward pass, unless told otherwise."""
@@ -114,6 +114,8 @@ class ScoredRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     """By name of the probe."""
     truncated: bool = False
     """True where the request was longer than the model's context; only its beginning was read."""
+    unread: dict[str, int] = {}
+    """Tokens of content that no probe of the bundle reads, by role; left out where there are none."""
 
 
 class Scorer:
@@ -262,7 +264,17 @@ class Scorer:
                 unscored=int(scores.unscored[row, column]) or msgspec.UNSET,
                 probability=_probability(probe, score) if probability else msgspec.UNSET,
             )
-        return ScoredRequest(request.id, verdicts, encoded.truncated)
+        return ScoredRequest(request.id, verdicts, encoded.truncated, self.unread(encoded))
+
+    def unread(self, encoded: Encoded) -> dict[str, int]:
+        """Tokens of a request's content that no probe of the bundle reads, by role."""
+        roles = self._roles.prompt(encoded.token_ids, typed=encoded.typed)
+        counts = np.bincount(roles, minlength=len(Role))
+        return {
+            role.name.lower(): int(counts[role])
+            for role in CONTENT
+            if counts[role] and not self.bundle.all_read_mask[role].any()
+        }
 
     @cached_property
     def _typed(self) -> TypedMarkers:

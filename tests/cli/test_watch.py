@@ -130,6 +130,10 @@ def line(event):
             events.RequestFinished(REQUEST, 40, 0, 0, (*READINGS, events.Reading("worker", 5, -1.0, 1.0, None, 25))),
             "DONE   chat-1 40 tokens, worker: 25 unscored; closest: harm 1.00 of 1.50",
         ),
+        (
+            events.RequestFinished(REQUEST, 8, 0, 0, READINGS, (events.Unread("text", 12), events.Unread("tool", 3))),
+            "DONE   chat-1 8 tokens, 12 unread (text), 3 unread (tool); closest: harm 1.00 of 1.50",
+        ),
         (events.EngineChanged("engine-1", "tiny", "lost", "silent"), "ENGINE tiny lost: silent"),
         (events.FramesLost("engine-1", "", 9), "LOST   engine-1 9 frames"),
     ],

@@ -32,6 +32,7 @@ LABELS = {
         "result",
         "decision",
         "what",
+        "role",
     ),
     *("version", "digest", "le"),
 }

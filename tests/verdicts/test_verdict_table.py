@@ -136,6 +136,32 @@ def test_a_request_announced_in_two_slots_is_found_while_one_is_left(apply, tabl
     assert table.steered(request) == 0
 
 
+def test_content_of_a_role_that_no_probe_reads_is_unread_and_not_clean(apply):
+    roles = [Role.TEMPLATE, Role.SYSTEM, Role.USER, Role.TOOL, Role.TEXT, Role.TEXT, Role.REASONING, 200]
+    rows = [(0, position, role, 0) for position, role in enumerate(roles)]
+    seen = apply(0, rows, 0.25, started=[started(0, prompt_tokens=8)])
+    counted = {"text": 2, "reasoning": 1, "unknown": 1}
+    assert seen.tally.unread == counted and seen.tally.scored == 4
+    assert apply(1, rows[2:], 9.0).tally.unread == {}, "what is computed again counts once"
+    steered = apply(2, [(0, 8, Role.TEXT, 1)], 9.0)
+    assert (steered.tally.unread, steered.tally.steered) == ({}, 1)
+    finished = finish(apply)
+    assert {unread.role: unread.tokens for unread in finished.unread} == counted
+    assert finished.tokens + sum(counted.values()) + finished.steered == len(roles) + 1
+    assert [reading.tokens for reading in finished.readings] == [2, 2, 0], "of the user and of the tool"
+
+
+def test_what_is_unread_is_told_by_request(apply):
+    apply(0, rows_of(0, range(3), Role.TEXT), started=[started(0), started(1, "b")])
+    apply(1, [*rows_of(0, [3], Role.TEXT), *rows_of(1, range(2), Role.REASONING)])
+    many = [started(slot, f"key-{slot}") for slot in range(2, 100)]
+    assert not apply(2, [(slot, 0, Role.USER, 0) for slot in range(2, 100)], started=many).tally.unread
+    assert [(unread.role, unread.tokens) for unread in finish(apply, 1).unread] == [("reasoning", 2)]
+    assert [(unread.role, unread.tokens) for unread in finish(apply, 0).unread] == [("text", 4)]
+    apply(3, rows_of(0, [0]), started=[started(0, "c")])
+    assert not finish(apply).unread, "the row's next request begins anew"
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("positions", [[0], [0, 1]], ids=["decode", "prefill"])
 def test_scores_that_are_not_finite_are_not_read(apply, bad, positions):
@@ -178,7 +204,8 @@ def test_an_average_goes_on_behind_a_score_that_is_none(apply):
 def test_roles_decide_which_probe_reads(apply):
     apply(0, [(0, 0, Role.SYSTEM, 0), (0, 1, Role.TEMPLATE, 0), (0, 2, 200, 0)], 100.0, started=[started(0)])
     finished = finish(apply)
-    assert finished.tokens == 3 and [reading.tokens for reading in finished.readings] == [0, 0, 0]
+    assert finished.tokens == 2 and [reading.tokens for reading in finished.readings] == [0, 0, 0]
+    assert [(unread.role, unread.tokens) for unread in finished.unread] == [("unknown", 1)]
 
 
 @pytest.mark.parametrize("slot", [1, 7, 100, 101, -1, -3, -4, 2**31 - 1, -(2**31)])
