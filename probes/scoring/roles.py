@@ -10,7 +10,7 @@ them:
    role cannot be told is read as the least trusted.
 3. Content under any other header of the template's form, and results of tools, are ``TOOL``: the probes of the user's
    tokens read them.
-4. ``SYSTEM`` counts only before the first user turn: text that spoofs a system header later would otherwise hide from
+4. ``SYSTEM`` counts only before the first turn of a user or a tool: text that spoofs a system header later would otherwise hide from
    the probes of the user's tokens. Of a prompt into which a user typed markers, everything behind the first header of
    the user is ``USER``.
 5. Thoughts are ``REASONING``: within an answer, from the token that completes a marker of their beginning to the one
@@ -163,7 +163,7 @@ class RoleReader:
             roles[at:begin] = Role.TEMPLATE
             stops = terminators[(terminators >= begin) & (terminators < following)]
             end = int(stops[0]) if len(stops) else following
-            user_spoke |= role is Role.USER
+            user_spoke |= role in (Role.USER, Role.TOOL)
             said = Role.USER if role is Role.SYSTEM and user_spoke else role
             roles[begin:end] = said
             if said is Role.ASSISTANT and self.thoughts:

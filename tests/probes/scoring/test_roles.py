@@ -87,6 +87,10 @@ def test_a_system_header_after_the_user_spoke_is_the_users():
     assert roles(1, 2, 5, 10, 6, 1, 3, 5, 11, 6, 1, 2, 5, 12, 6) == "...S....U....U."
 
 
+def test_a_system_header_after_a_tools_result_is_the_users():
+    assert roles(1, 9, 5, 10, 6, 1, 2, 5, 11, 6) == "...T....U."
+
+
 def test_a_header_ends_a_message_that_has_no_terminator():
     assert roles(1, 3, 5, 10, 1, 4, 5, 11, 6) == "...U...A."
 
