@@ -10,8 +10,8 @@ them:
    role cannot be told is read as the least trusted.
 3. Content under any other header of the template's form, and results of tools, are ``TOOL``: the probes of the user's
    tokens read them.
-4. ``SYSTEM`` counts only before the first turn of a user or a tool: text that spoofs a system header later would otherwise hide from
-   the probes of the user's tokens. Of a prompt into which a user typed markers, everything behind the first header of
+4. ``SYSTEM`` counts only before the first turn of a user or a tool: text that spoofs a system header later would
+   otherwise hide from the probes of the user's tokens. Of a prompt into which a user typed markers, everything behind the first header of
    the user is ``USER``.
 5. Thoughts are ``REASONING``: within an answer, from the token that completes a marker of their beginning to the one
    that completes a marker of their end. Generated tokens are walked alike (:class:`RoleWalk`).
