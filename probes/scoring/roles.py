@@ -11,8 +11,8 @@ them:
 3. Content under any other header of the template's form, and results of tools, are ``TOOL``: the probes of the user's
    tokens read them.
 4. ``SYSTEM`` counts only before the first turn of a user or a tool: text that spoofs a system header later would
-   otherwise hide from the probes of the user's tokens. Of a prompt into which a user typed markers, everything behind the first header of
-   the user is ``USER``.
+   otherwise hide from the probes of the user's tokens. Of a prompt into which a user typed markers, everything behind
+   the first header of the user is ``USER``.
 5. Thoughts are ``REASONING``: within an answer, from the token that completes a marker of their beginning to the one
    that completes a marker of their end. Generated tokens are walked alike (:class:`RoleWalk`).
 6. A prompt without any header, of a model whose template writes them, is ``TEXT``, and so is what is generated after
