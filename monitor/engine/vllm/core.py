@@ -35,7 +35,7 @@ from monitor.engine.steering.leases import Leases
 from monitor.engine.steering.refusals import refusal
 from monitor.engine.vllm import admission
 from monitor.engine.vllm.requests import named
-from monitor.engine.vllm.stop import deliver, stop, tokenizer_of
+from monitor.engine.vllm.stop import deliver, stop
 from monitor.engine.vllm.versions import vllm_version
 from monitor.engine.vllm.wrap import Method, require_fields, wrap_once
 from monitor.errors import OrderError
@@ -74,7 +74,6 @@ def _init(method: Method) -> Method:
         if settings is not None and settings.endpoint is not None:
             self.plumbob_inbox = OrderInbox(settings.endpoint, _hello(self.vllm_config, settings))
             self.plumbob_leases = Leases()
-            self.plumbob_tokenizer = tokenizer_of(self)
             if settings.gates:
                 self.plumbob_gates = dict[str, Arm]()
                 self.plumbob_bundle = load_bundle(settings.bundle)
@@ -162,7 +161,7 @@ def _stop(scheduler: Any, orders: list[Order]) -> list[Refusal]:
     for order in orders:
         if isinstance(order, Stop):
             try:
-                answer = stop(scheduler, scheduler.plumbob_tokenizer, order)
+                answer = stop(scheduler, order)
             except OrderError as error:
                 refusals.append(refusal(order, error))
             else:

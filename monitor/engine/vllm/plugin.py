@@ -48,6 +48,12 @@ def _install_requests() -> None:
     typed.install()
 
 
+def _install_stopped() -> None:
+    from monitor.engine.vllm import stopped
+
+    stopped.install()
+
+
 def _install_core() -> None:
     from monitor.engine import selftest
     from monitor.engine.vllm import core, worker
@@ -101,6 +107,8 @@ def _create_engine_config(method: Method) -> Method:
             raise EngineError(f"--{misfit.argument.replace('_', '-')} {misfit.why}.", misfit.fix)
         self.additional_config = {**self.additional_config, settings.KEY: settings.take_over(wanted, bundle)}
         vllm_config = method(self, *args, **kwargs)
+        # Here, in the processes that answer clients: the others need not import what serves them.
+        _install(None, _install_stopped)
         versions.require_features(vllm_config, gates=wanted.gates > 0)
         versions.require_seams(_missing, "V2" if vllm_config.use_v2_model_runner else "V1")
         return vllm_config
