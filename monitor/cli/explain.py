@@ -117,6 +117,8 @@ def _outcome(event: Intervention, later: Sequence[Event]) -> Chain:
 
 
 def _result(event: Intervention) -> str:
+    if event.sent and event.gate and event.operation == "stop":
+        return "the engine ended it there: no token that follows was sent"
     if event.sent:
         return "the engine steered from that very token on" if event.gate else "the order went to the engine"
     if event.mode != "enforce":

@@ -31,6 +31,8 @@ REFUSALS_FIELD: Final = "plumbob_refusals"
 """Attribute of ``SchedulerOutput`` under which the core says what it refused, for the exporter to tell."""
 REPEATS_FIELD: Final = "plumbob_repeats"
 """The same for answers that repeat themselves."""
+STOPPED_FIELD: Final = "plumbob_stopped"
+"""Attribute of ``ModelRunnerOutput`` under which a worker tells the core which requests its gates have stopped."""
 
 LOGGED_REFUSALS: Final = 20
 """Orders refused that are logged, and as many releases by the guard; all go to the monitor."""

@@ -33,6 +33,7 @@ from monitor.engine.steering.table import ENTRIES_PER_SLOT, Steering, to_device
 from monitor.engine.streams import Streams
 from monitor.engine.taps import Taps
 from monitor.wire.frames import Started
+from monitor.wire.orders import Stop
 from probes.bundle import load_bundle
 
 SLOTS_PER_SEQUENCE: Final = 2
@@ -315,6 +316,10 @@ class RunnerTap:
             yield
         finally:
             self._gates = gates
+
+    def take_stopped(self) -> list[Stop]:
+        """Take the requests that gates have stopped with this step."""
+        return [] if self._gates is None else self._gates.take_stopped()
 
     def suspend(self) -> None:
         """Score nothing from the next step on: the weights are not those that the taps were tested with."""

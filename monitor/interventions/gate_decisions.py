@@ -153,7 +153,7 @@ class GateDecisions:
                 tokens=facts.steering.tokens,
                 sent=True,
                 reason=_reason(event, facts, average),
-                operation=facts.steering.operation,
+                operation="stop" if facts.stops else facts.steering.operation,
                 low=facts.steering.low,
                 high=facts.steering.high,
                 gate=event.gate,
@@ -174,4 +174,6 @@ class GateDecisions:
 
 def _reason(event: GateEvent, facts: GateFacts, average: float) -> str:
     read = words.gate_opened(facts.probe, average, facts.threshold, facts.agree, event.position)
-    return f"{read}; {facts.what}"
+    # Of the token that the opening row yields, too.
+    left = "; nothing that the model said behind it left the engine" if facts.stops else ""
+    return f"{read}; {facts.what}{left}"

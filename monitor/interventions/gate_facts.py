@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from monitor.events import words
-from monitor.policy import Gate, PolicyGate, Steering
+from monitor.policy import Gate, PolicyGate, Steering, StopAction
 from probes.bundle import Bundle, Probe
 
 OPERATOR_PREFIX = "order:"
@@ -22,15 +22,19 @@ class GateFacts:
     agree: int
     """Averages in a row that must reach it."""
     steering: Steering
-    """Of no vector, where it is not known."""
+    """Of no vector, where it is not known, or the gate stops."""
     at_probe_threshold: bool
     """It opens where the probe fires, not at a threshold of its own."""
     what: str
     """Its rule or operator, and what it does, in words."""
+    stops: bool = False
+    """It ends the generation as it opens."""
 
 
-def facts_of(steering: Steering, probe: Probe, rule: str, what: str) -> GateFacts:
+def facts_of(does: Steering | StopAction, probe: Probe, rule: str, what: str) -> GateFacts:
     """Facts of a gate that this monitor armed."""
+    stops = isinstance(does, StopAction)
+    steering = Steering("") if stops else does
     gate = steering.gate or Gate()
     return GateFacts(
         rule=rule,
@@ -40,13 +44,14 @@ def facts_of(steering: Steering, probe: Probe, rule: str, what: str) -> GateFact
         steering=steering,
         at_probe_threshold=gate.threshold is None,
         what=what,
+        stops=stops,
     )
 
 
 def policy_facts(gate: PolicyGate, bundle: Bundle) -> GateFacts:
     """Facts of a gate of the policy."""
     probe = next(probe for probe in bundle.probes if probe.name == gate.rule.probe)
-    return facts_of(gate.steering, probe, gate.rule.name, words.rule_decided(gate.rule.name, "enforce", gate.steering))
+    return facts_of(gate.does, probe, gate.rule.name, words.rule_decided(gate.rule.name, "enforce", gate.does))
 
 
 def unknown_facts(gate: str) -> GateFacts:

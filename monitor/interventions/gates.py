@@ -200,7 +200,7 @@ class Gates:
         state.before.clear()
 
     def _arm(self, engine: str, state: _Engine, gate: PolicyGate, hello: Hello) -> None:
-        order = arm_order(gate.id, gate.rule.probe, gate.steering, max_dose=self._max_dose)
+        order = arm_order(gate.id, gate.rule.probe, gate.does, max_dose=self._max_dose)
         if not self._send(engine, order):
             # Tried again with the next HELLO, which is what says that it can be reached.
             logger.warning("The order to arm %s did not reach engine %s.", gate.id, engine)
@@ -210,7 +210,7 @@ class Gates:
                 self._states.of(engine, engine_request_id).left_out_by.add(gate.id)
         state.sent.add(gate.id)
         state.disarmed.discard(gate.id)
-        self._tell(engine, state, gate.id, "arm", words.rule_decided(gate.rule.name, "enforce", gate.steering))
+        self._tell(engine, state, gate.id, "arm", words.rule_decided(gate.rule.name, "enforce", gate.does))
 
     def _disarm(self, engine: str, state: _Engine, gate: str) -> None:
         if gate in state.disarmed or not self._send(engine, Disarm(gate)):
@@ -222,7 +222,7 @@ class Gates:
     def _refuse(self, engine: str, state: _Engine, gate: PolicyGate, why: str) -> None:
         state.refused.add(gate.id)
         logger.error("Engine %s does not decide by gate %s: %s.", engine, gate.id, why)
-        self._tell(engine, state, gate.id, "arm", words.rule_decided(gate.rule.name, "enforce", gate.steering), why)
+        self._tell(engine, state, gate.id, "arm", words.rule_decided(gate.rule.name, "enforce", gate.does), why)
 
     def _tell(self, engine: str, state: _Engine, gate: str, kind: OrderKind, detail: str, why: str = "") -> None:
         result = "refused" if why else "sent"

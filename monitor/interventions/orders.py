@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Collection
 
-from monitor.policy import Gate, Steering
+from monitor.policy import Gate, Steering, StopAction
 from monitor.wire.orders import Act, Arm, Order, Steer
 
 SendOrder = Callable[[str, Order], bool]
@@ -38,27 +38,29 @@ def steer_order(
 
 
 def arm_order(
-    id: str, probe: str, steering: Steering, *, max_dose: float | None, lease_seconds: float | None = None
+    id: str, probe: str, does: Steering | StopAction, *, max_dose: float | None, lease_seconds: float | None = None
 ) -> Arm:
     """Order to arm a gate for all requests.
 
     Args:
         id: Of the gate.
         probe: Name of the probe that it reads.
-        steering: What is done while it is open.
+        does: What is done while it is open, or the end that it makes as it opens.
         max_dose: Cap on all that may be done to a request at once along the vector; ``None``: the bundle's.
         lease_seconds: The engine disarms it after so long; ``None``: it stays armed.
     """
-    gate = steering.gate or Gate()
+    if isinstance(does, StopAction):
+        return Arm(id, probe, [], lease=lease_seconds, stop=does.message)
+    gate = does.gate or Gate()
     return Arm(
         id=id,
         probe=probe,
-        acts=[act_of(steering)],
+        acts=[act_of(does)],
         threshold=gate.threshold,
         release=gate.release,
         release_streak=gate.release_streak,
         hold=gate.hold,
-        budget=steering.tokens,
+        budget=does.tokens,
         max_dose=max_dose,
         lease=lease_seconds,
     )

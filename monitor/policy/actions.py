@@ -21,9 +21,11 @@ class StopAction:
     """End the generation with a message."""
 
     message: str
+    gate: bool = False
+    """The engine decides, and ends it before the token that follows leaves; otherwise the monitor orders it."""
 
     def __str__(self) -> str:
-        return words.stop(self.message)
+        return words.stop(self.message) + (", by the engine's gate" if self.gate else "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,11 @@
               threshold: 0.8              # in logits; without it, the gate opens where the probe fires
           - escalate: {}                  # marks the request for review and keeps its trace
           - stop: {message: "I cannot go on with this."}
+      - name: nothing-of-the-answer
+        when: {probe: harmful_intent}
+        mode: enforce
+        actions:
+          - stop: {message: "I cannot help with this.", gate: true}   # the first token waits for the prompt's verdict
 
 ``release`` is a margin in logits and not a share of the threshold, which may be zero or below it. ``fail`` says what
 becomes of a generation that cannot be steered, since the engine refuses the order or cannot be reached: with ``open``,
@@ -43,7 +48,7 @@ from monitor.errors import PolicyError
 from monitor.events import Mode, Severity
 
 MESSAGE_CHARACTERS: Final = 1000
-"""Length of the message of ``stop``: a refusal, not a page, since every token of it is a step of the engine."""
+"""Length of the message of ``stop``: a refusal, not a page."""
 
 
 class _Strict(BaseModel):
@@ -87,6 +92,7 @@ class StopSpec(_Strict):
     """``stop``."""
 
     message: Annotated[str, Field(max_length=MESSAGE_CHARACTERS)]
+    gate: bool = False
 
 
 class EscalateSpec(_Strict):

@@ -7,9 +7,9 @@ from typing import Final
 from monitor.configuration.yaml_mapping import suggest
 from monitor.errors import InvalidSteering, PolicyError
 from monitor.policy.actions import Action, AlertAction, EscalateAction, SteerAction, StopAction
-from monitor.policy.document import ActionSpec, Place, PolicySpec, ReleaseSpec, RuleSpec, SteerSpec, parse
+from monitor.policy.document import ActionSpec, Place, PolicySpec, ReleaseSpec, RuleSpec, SteerSpec, StopSpec, parse
 from monitor.policy.rules import Policy, Rule
-from monitor.policy.steering import MAX_DOSE, Gate, Steering, require_valid
+from monitor.policy.steering import MAX_DOSE, Gate, Steering, require_gate, require_valid
 from probes.bundle import Bundle
 
 _OF_GATES: Final = ("hold", "release", "threshold")
@@ -98,8 +98,17 @@ def _action(spec: ActionSpec, place: Place, rule: RuleSpec, bundle: Bundle, max_
             "Write mode: enforce, or mode: shadow to see what it would do.",
         )
     if steer is None:
-        return StopAction(stop.message if stop is not None else "")
+        return _stop(stop or StopSpec(message=""), place.at("stop"), rule.when.probe, bundle)
     return _steer(steer, place.at("steer"), rule.when.probe, bundle, max_dose)
+
+
+def _stop(spec: StopSpec, place: Place, probe: str, bundle: Bundle) -> StopAction:
+    if spec.gate:
+        try:
+            require_gate(Gate(), probe, bundle)
+        except InvalidSteering as error:
+            place.at(*error.field).fail(error.message.rstrip("."), error.fix)
+    return StopAction(spec.message, spec.gate)
 
 
 def _steer(spec: SteerSpec, place: Place, probe: str, bundle: Bundle, max_dose: float | None) -> SteerAction:

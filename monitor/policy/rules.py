@@ -6,8 +6,8 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from monitor.events import Mode, ProbeFired, words
-from monitor.policy.actions import Action, SteerAction
-from monitor.policy.steering import Steering
+from monitor.policy.actions import Action, SteerAction, StopAction
+from monitor.policy.steering import Gate, Steering
 
 GATE_PREFIX: Final = "policy:"
 """Prefix of the ids of gates that policies arm."""
@@ -52,7 +52,7 @@ class PolicyGate:
 
     id: str
     rule: Rule
-    steering: Steering
+    does: Steering | StopAction
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,20 +71,23 @@ class Policy:
     def gates(self) -> dict[str, PolicyGate]:
         """Gates that engines are to have, by their ids: all are of rules that enforce."""
         return {
-            gate: PolicyGate(gate, rule, action.steering)
+            gate: PolicyGate(gate, rule, action.steering if isinstance(action, SteerAction) else action)
             for rule in self.rules
             for index, action in enumerate(rule.actions)
-            if isinstance(action, SteerAction) and (gate := self._gate(rule, index))
+            if isinstance(action, SteerAction | StopAction) and (gate := self._gate(rule, index))
         }
 
     def _gate(self, rule: Rule, index: int) -> str:
         """Id of the gate of a rule's action; empty where the engine does not decide it."""
         action = rule.actions[index]
-        if rule.mode != "enforce" or not isinstance(action, SteerAction) or action.steering.gate is None:
-            return ""
+        match action:
+            case SteerAction(Steering(gate=Gate()) as does) | (StopAction(gate=True) as does) if rule.mode == "enforce":
+                pass
+            case _:
+                return ""
         # What it does is part of the id: gates may outlive their policy and their monitor, and one that the next policy
         # has as well is to go on, with all that it has read. Which models it is for is seen to as engines are armed.
-        own = hashlib.sha256(repr((rule.probe, action.steering, self.max_dose)).encode()).hexdigest()
+        own = hashlib.sha256(repr((rule.probe, does, self.max_dose)).encode()).hexdigest()
         return f"{GATE_PREFIX}{own[:12]}:{rule.name}:{index}"
 
     def decide(self, fired: ProbeFired) -> list[Decision]:

@@ -85,7 +85,7 @@ def require_valid(steering: Steering, probe: str, bundle: Bundle, max_dose: floa
         raise InvalidSteering(("vector",), f"the bundle has no steering vector '{name}'", suggest(name, vectors))
     _require_at_least(1, steering.tokens, "tokens")
     if steering.gate is not None:
-        _require_gate(steering.gate, probe, bundle)
+        require_gate(steering.gate, probe, bundle)
     if steering.operation == "add":
         _require_dose(steering, bundle, max_dose)
     elif steering.operation == "clamp":
@@ -127,7 +127,17 @@ def _require_within_caps(vector: str, dose: float, field: str, bundle: Bundle, m
         raise InvalidSteering((field,), error.message, error.fix) from error
 
 
-def _require_gate(gate: Gate, name: str, bundle: Bundle) -> None:
+def require_gate(gate: Gate, name: str, bundle: Bundle) -> None:
+    """Check that an engine can judge by a gate.
+
+    Args:
+        gate: As it was written.
+        name: Of the probe that it reads.
+        bundle: Has the probe.
+
+    Raises:
+        InvalidSteering: It cannot; the error names the field.
+    """
     probe = next((probe for probe in bundle.probes if probe.name == name), None)
     if probe is None:
         raise InvalidSteering(
@@ -142,13 +152,13 @@ def _require_gate(gate: Gate, name: str, bundle: Bundle) -> None:
         raise InvalidSteering(
             ("gate",),
             f"probe '{name}' averages means of {own.window} scores, which no gate does",
-            "Remove gate: true, and the monitor steers from the next step on.",
+            "Remove gate: true, and the monitor acts from the next step on.",
         )
     if own.agree != own.agree_of:
         raise InvalidSteering(
             ("gate",),
             f"probe '{name}' wants {own.agree} of {own.agree_of} averages to agree, which no gate does",
-            "Remove gate: true, and the monitor steers from the next step on.",
+            "Remove gate: true, and the monitor acts from the next step on.",
         )
     if gate.release is not None:
         _require_release(gate.release, probe, probe.threshold if gate.threshold is None else gate.threshold)

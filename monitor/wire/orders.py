@@ -1,8 +1,11 @@
 """Messages of a monitor to an engine, and the acts of steering that they and requests ask for."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
+
+MESSAGE_CHARACTERS: Final = 4096
+"""The longest message that a generation is stopped with."""
 
 
 class Act(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,16 +84,18 @@ class Stream(msgspec.Struct, frozen=True, tag="stream"):
 
 class Arm(msgspec.Struct, frozen=True, tag="arm"):
     """Let the engine itself steer requests, from the very token at which a probe's running average crosses a threshold
-    (:mod:`monitor.engine.ops.gate`); it needs no monitor for that. The engine must have been started with gates. A gate
-    is for all requests; those in flight are judged from their next row on. It averages as its probe does, with the
-    probe's half-life, least number of tokens, and averages in a row that must reach the threshold.
+    (:mod:`monitor.engine.ops.gate`), or stop them there; it needs no monitor for that. The engine must have been
+    started with gates. A gate is for all requests; those in flight are judged from their next row on. It averages as
+    its probe does, with the probe's half-life, least number of tokens, and averages in a row that must reach the
+    threshold.
 
     A gate of the same id is tuned: averages go on. Where ``acts`` differ, it steers anew only when it opens again.
     """
 
     id: str
     probe: str
-    acts: Annotated[list[Act], msgspec.Meta(min_length=1)]
+    acts: list[Act]
+    """Empty where it stops."""
     threshold: float | None = None
     """In logits; ``None``: the probe's own."""
     release: float | None = None
@@ -106,6 +111,9 @@ class Arm(msgspec.Struct, frozen=True, tag="arm"):
     """Seconds after which the engine disarms it by itself, from when the order arrived; ``None``: never."""
     max_dose: Annotated[float, msgspec.Meta(gt=0)] | None = None
     """Cap on all that may be done to a request at once along one of its vectors; ``None``: the bundle's alone."""
+    stop: str | None = None
+    """It ends the generation with this message, before the token that follows leaves: where a token of the prompt opens
+    the gate, nothing of the answer does. ``None``: it steers. Release, hold and budget mean nothing to it."""
 
 
 class Disarm(msgspec.Struct, frozen=True, tag="disarm"):

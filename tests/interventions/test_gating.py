@@ -16,14 +16,14 @@ from monitor.events import (
     RequestFinished,
 )
 from monitor.ingest import Arrival, MemorySource
-from monitor.policy import AlertAction, Gate, Policy, Rule, SteerAction, Steering
+from monitor.policy import AlertAction, Gate, Policy, Rule, SteerAction, Steering, StopAction
 from monitor.service.monitor import Monitor
 from monitor.sinks import MemorySink
 from monitor.sinks.audit import AuditLog, verify
 from monitor.store import MemoryStore
 from monitor.wire.codec import decode_order
 from monitor.wire.frames import VERSION, GateEvent, Hello, Refusal, Started
-from monitor.wire.orders import Ack, Act, Admission, Arm, Disarm, Release, Steer
+from monitor.wire.orders import Ack, Act, Admission, Arm, Disarm, Release, Steer, Stop
 from probes.scoring.roles import Role
 
 CLAMP = SteerAction(
@@ -558,3 +558,47 @@ def test_what_a_request_asked_for_is_recorded_once_though_its_engine_was_lost_an
     assert admissions == ["a", "b"]
     if (found := restart.records()) is not None:
         assert sum(record.get("kind") == "admission" for record in found) == 2
+
+
+STOPS = Policy(
+    "policy.yaml",
+    "abcdef0123456789" * 4,
+    (Rule("silenced", "sycophancy", (), "enforce", (StopAction("Enough.", gate=True), AlertAction("info"))),),
+)
+(SILENCE,) = STOPS.gates
+
+
+def test_a_gate_that_stops_is_armed_and_what_it_stopped_is_recorded(tiny_bundle, frame):
+    desk = Desk(tiny_bundle(), frame, policy=STOPS)
+    desk.hello()
+    assert desk.orders() == [Arm(SILENCE, "sycophancy", [], stop="Enough.")]
+    desk.frame(0, rows([0, 1]), 0.9, started=[started()], gates=[opened(gate=SILENCE, position=1)])
+    assert desk.orders() == []
+    (stop,) = desk.events(Intervention)
+    assert (stop.rule, stop.operation, stop.sent, stop.gate, stop.position) == ("silenced", "stop", True, SILENCE, 1)
+    assert stop.reason.endswith("nothing that the model said behind it left the engine")
+    assert [event.rule for event in desk.events(Alert)] == ["silenced"]
+    assert [event.position for event in desk.events(ProbeFired)] == [1]
+
+
+def test_what_no_gate_stops_the_monitor_stops(tiny_bundle, frame):
+    desk = Desk(tiny_bundle(), frame, policy=STOPS)
+    desk.hello(gates=0)
+    desk.frame(0, rows([4]), 9.0, started=[started()])
+    assert desk.orders() == [Stop("a", "Enough.", "silenced:stop")]
+    refusing = Desk(tiny_bundle(), frame, policy=STOPS)
+    refusing.hello()
+    refusing.orders()
+    refusing.frame(0, rows([4]), 9.0, started=[started()])
+    assert refusing.orders() == []
+    refusing.frame(1, refused=[Refusal(0, "arm", SILENCE, "", "gate", "It runs on a GPU.")])
+    assert refusing.orders() == [Stop("a", "Enough.", "silenced:stop")]
+
+
+def test_no_gate_stops_in_shadow(tiny_bundle, frame):
+    desk = Desk(tiny_bundle(), frame, policy=STOPS)
+    desk.hello(shadow=True, drift=0.9)
+    desk.frame(0, rows([4]), 9.0, started=[started()])
+    assert desk.orders() == []
+    (event,) = desk.events(Intervention)
+    assert (event.mode, event.operation, event.sent) == ("shadow", "stop", False)

@@ -51,8 +51,8 @@ def test_a_gate_is_armed_where_the_rule_enforces(load):
     policy = load(RULE)
     ((id, gate),) = policy.gates.items()
     assert re.fullmatch(r"policy:[0-9a-f]{12}:flattery:0", id) and gate.rule.name == "flattery"
-    assert gate.steering == Steering("sycophancy", dose=-0.25, tokens=200, gate=Gate(16, -0.25, 4, 0.75))
-    assert str(gate.steering) == (
+    assert gate.does == Steering("sycophancy", dose=-0.25, tokens=200, gate=Gate(16, -0.25, 4, 0.75))
+    assert str(gate.does) == (
         "steer sycophancy at dose -0.25 for 200 tokens, by the engine's gate holding 16 tokens until below -0.25"
     )
     assert policy.max_dose == 0.5
@@ -185,3 +185,21 @@ def _bundle(path, aggregate, max_dose=None):
         probes=[(probe, np.ones(8), 0.0)],
         vectors=[(vector, np.ones(8))],
     )
+
+
+def test_a_stop_may_be_left_to_the_engines_gate(load):
+    text = RULE.replace('go on with this."}', 'go on with this.", gate: true}')
+    steer, stop = load(text).gates.values()
+    assert isinstance(steer.does, Steering)
+    assert stop.does == StopAction("I cannot go on with this.", gate=True)
+    assert re.fullmatch(r"policy:[0-9a-f]{12}:flattery:2", stop.id)
+    assert str(stop.does) == "stop with the policy's message, by the engine's gate"
+    assert load(text.replace("enforce", "shadow")).gates == {}
+    fired = ProbeFired(Request("engine", "tiny", "u", "a", 4), "sycophancy", 0.9, 0.5, 7, "assistant")
+    assert [decision.gate for decision in load(text).decide(fired)] == [steer.id, "", stop.id]
+
+
+@pytest.mark.parametrize("key", ["hold: 3", "tokens: 3", "release: {margin: 1.0}", "dose: 0.1"])
+def test_a_stop_has_no_more_to_say(load, key):
+    with pytest.raises(PolicyError, match=r"rules\[0\].actions\[2\].stop"):
+        load(RULE.replace('go on with this."}', f'go on with this.", gate: true, {key}}}'))

@@ -9,7 +9,7 @@ from monitor.engine.ops.gate_layout import FOREVER
 from monitor.engine.ops.tap import NEUTRAL
 from monitor.engine.steering.acts import entry_of
 from monitor.errors import OrderError
-from monitor.wire.orders import Arm
+from monitor.wire.orders import MESSAGE_CHARACTERS, Arm
 from probes.bundle import Bundle, Probe
 from probes.scoring.roles import Role
 
@@ -24,6 +24,12 @@ def gate_entries(bundle: Bundle, order: Arm) -> dict[int, NDArray[np.float32]]:
         OrderError: The bundle has no such vector, its cap is below the dose, a vector is named twice, or what is to be
             done makes no sense.
     """
+    if bool(order.acts) == (order.stop is not None):
+        raise OrderError("gate", f"Gate '{order.id}' has to do one thing.", "Have it steer, or have it stop.")
+    if order.stop is not None and len(order.stop) > MESSAGE_CHARACTERS:
+        raise OrderError(
+            "stop", f"A message of {len(order.stop)} characters is too long.", f"Use at most {MESSAGE_CHARACTERS}."
+        )
     if len({act.vector for act in order.acts}) < len(order.acts):
         raise OrderError("gate", f"Gate '{order.id}' names a vector twice.", "Say once what to do to its projection.")
     rows = {layer: bundle.vector_rows(layer) for layer in bundle.layers}

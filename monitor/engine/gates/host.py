@@ -22,14 +22,14 @@ from monitor.engine.batch import Batch
 from monitor.engine.gates.compiling import gate_entries, judgement
 from monitor.engine.gates.history import History, Judged, Steered, as_they_were
 from monitor.engine.ops.gate import open_rows
-from monitor.engine.ops.gate_layout import FOREVER, Counter, Rule
+from monitor.engine.ops.gate_layout import FOREVER, Counter, Flag, Rule
 from monitor.engine.staging import Stage
 from monitor.engine.steering.caps import require_together
 from monitor.engine.steering.table import to_device
 from monitor.engine.taps import Taps
 from monitor.errors import OrderError
 from monitor.wire.frames import GateEvent, Started
-from monitor.wire.orders import Arm
+from monitor.wire.orders import Arm, Stop
 from probes.bundle import Bundle
 from probes.scoring.roles import Role
 
@@ -68,6 +68,9 @@ class Gates:
         """Places of gates that are armed no more, and the step from which on they steered nobody anew."""
         self._reads: dict[int, int] = {}
         """The layer that each gate reads."""
+        self._stopping: dict[int, str] = {}
+        """Messages of the gates that stop, by their place."""
+        self._stopped: list[Stop] = []
         self._requests: dict[int, Judged] = {}
         self._fresh: set[int] = set()
         """Slots whose state on the device is that of a request that has ended."""
@@ -84,6 +87,11 @@ class Gates:
         """Take the events since the last call, oldest first."""
         return self._history.take_events()
 
+    def take_stopped(self) -> list[Stop]:
+        """Take the requests that gates have stopped since the last call."""
+        stopped, self._stopped = self._stopped, []
+        return stopped
+
     def start(self, started: Started) -> None:
         """Take in a request that has a slot."""
         self._requests[started.slot] = Judged(
@@ -96,7 +104,8 @@ class Gates:
         for request in self._requests.values():
             if request.engine_request_id == engine_request_id:
                 request.respond = max(prompt_tokens - 1, 0)
-                self._buffers.counters[request.slot, :, Counter.RESPOND] = request.respond
+                for index in range(len(self._buffers.rules)):
+                    self._buffers.counters[request.slot, index, Counter.RESPOND] = self._respond(index, request)
 
     def finish(self, slot: int) -> None:
         """Let a request go."""
@@ -119,12 +128,17 @@ class Gates:
         return [] if request is None else list(request.gates.values())
 
     def exempt(self, slot: int) -> list[str]:
-        """Let no gate steer a slot's request any more; the ids of those that did so to its last row."""
+        """Let no gate steer a slot's request any more; the ids of those that did so to its last row.
+
+        Gates that stop go on: whoever has an answer repeat itself gets rid of the steering alone.
+        """
         request = self._requests.get(slot)
         if request is None:
             return []
         request.exempt = True
-        self._buffers.counters[slot, :, Counter.ARMED] = 0
+        for index in range(len(self._buffers.rules)):
+            if index not in self._stopping:
+                self._buffers.counters[slot, index, Counter.ARMED] = 0
         return self._history.close(request)
 
     def armed_for(self, engine_request_id: str) -> list[Arm]:
@@ -162,7 +176,8 @@ class Gates:
         entries = gate_entries(self._bundle, order)
         others = [gate for _, gate in self._armed.values() if gate.id != order.id]
         require_together(self._bundle, {}, [*others, order])
-        chosen = [request for request in self._requests.values() if not request.exempt]
+        stops = order.stop is not None
+        chosen = [request for request in self._requests.values() if stops or not request.exempt]
         index, before = self._armed.get(order.id, (-1, None))
         refused: dict[str, OrderError] = {}
         if before is None or _identity(before) != _identity(order):
@@ -186,6 +201,8 @@ class Gates:
                     request.without.add(order.id)
                     refused[request.engine_request_id] = error
             index = self._free.pop()
+            if order.stop is not None:
+                self._stopping[index] = order.stop
             self._begin(index, previous, [one for one in chosen if order.id not in one.without], upcoming)
             for layer, entry in entries.items():
                 if (table := self._taps.layers[layer].gate_table) is not None:
@@ -280,13 +297,26 @@ class Gates:
     def _report(self, *parts: Tensor, rows: int) -> None:
         """Have the host learn slots, positions, flags and averages of rows."""
         if self._device.type == "cpu":
-            return self._history.learn(self._ids, self._requests, *(part.numpy()[:rows] for part in parts))
+            slots, positions, flags, averages = (part.numpy()[:rows] for part in parts)
+            self._stop(slots, flags)
+            return self._history.learn(self._ids, self._requests, slots, positions, flags, averages)
         host = tuple(torch.empty_like(part[:rows], device="cpu", pin_memory=True) for part in parts)
         for target, part in zip(host, parts, strict=True):
             target.copy_(part[:rows], non_blocking=True)
         copied = torch.cuda.Event()
         copied.record()
         return self._reports.append(Report(self._step, dict(self._requests), host, copied))
+
+    def _stop(self, slots: NDArray[np.int32], flags: NDArray[np.int8]) -> None:
+        """Note the requests of rows that have opened a gate that stops."""
+        for index, message in self._stopping.items():
+            for row in np.flatnonzero(flags[:, index] & Flag.FIRED).tolist():
+                if (request := self._requests.get(int(slots[row]))) is not None:
+                    self._stopped.append(Stop(request.engine_request_id, message, self._ids[index]))
+
+    def _respond(self, index: int, request: Judged) -> int:
+        """The first row that a gate may steer: one that stops steers none."""
+        return FOREVER if index in self._stopping else request.respond
 
     def _read_cached(self, rows: NDArray[np.void], scores: Tensor) -> None:
         """Judge tokens that are not computed: they may open a gate, and cannot be steered."""
@@ -325,7 +355,8 @@ class Gates:
         counters = np.zeros((len(state), len(Counter)), np.int32)
         for request in chosen:
             row = counters[request.slot]
-            row[Counter.ARMED], row[Counter.RESPOND], row[Counter.SEEN] = 1, request.respond, upcoming(request.slot)
+            row[Counter.ARMED], row[Counter.SEEN] = 1, upcoming(request.slot)
+            row[Counter.RESPOND] = self._respond(index, request)
         state[:, index].copy_(to_device(counters, self._device))
         averages[:, index] = 0.0
         if kept is not None:
@@ -339,9 +370,10 @@ class Gates:
         for row, slot in enumerate(slots):
             if (request := self._requests.get(slot)) is None:
                 continue
-            state[row, :, Counter.RESPOND] = request.respond
+            state[row, :, Counter.RESPOND] = [self._respond(index, request) for index in range(state.shape[1])]
             for index, order in self._armed.values():
-                state[row, index, Counter.ARMED] = order.id not in request.without and not request.exempt
+                exempt = request.exempt and index not in self._stopping
+                state[row, index, Counter.ARMED] = order.id not in request.without and not exempt
         at = to_device(np.array(slots), self._device)
         self._buffers.counters.index_copy_(0, at, to_device(state, self._device))
         self._buffers.averages.index_fill_(0, at, 0.0)
@@ -367,6 +399,7 @@ class Gates:
             held = {index for request in [*self._requests.values(), *owners] for index in request.gates}
         for index in [i for i, step in self._retired.items() if step < oldest and i not in held]:
             del self._retired[index], self._ids[index]
+            self._stopping.pop(index, None)
             self._buffers.rules[index, Rule.LAYER] = -1
             self._free.append(index)
         self._switch()
@@ -381,4 +414,4 @@ class Gates:
 
 def _identity(order: Arm) -> tuple[Any, ...]:
     """The parts of a gate that cannot be tuned: with others, it is another gate."""
-    return order.acts, order.probe, order.max_dose
+    return order.acts, order.probe, order.max_dose, order.stop

@@ -6,14 +6,16 @@
 * ``Scheduler.schedule`` takes the orders that have arrived, and what undoes those whose lease has ended
   (:mod:`monitor.engine.steering.leases`), and attaches them to the step, so that every rank applies them at the same
   one. Those to stop a generation it carries out itself, and ``Scheduler.update_from_output`` says so to who waits for
-  the answer. It also tells the workers which steered answers repeat themselves (:mod:`monitor.engine.steering.guard`).
+  the answer; before it hands out a step's tokens, it ends the requests that gates have stopped in that step. It also
+  tells the workers which steered answers repeat themselves (:mod:`monitor.engine.steering.guard`).
 * ``KVCacheCoordinator.cache_blocks`` stops at the first token that may be steered: steered KV never serves anyone else.
   Where a gate judges, it stops also at what the step itself computes, so that whatever is found was read before.
 """
 
 import logging
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
 import msgspec
 
@@ -26,6 +28,7 @@ from monitor.engine.intake import (
     REFUSALS_FIELD,
     REPEATS_FIELD,
     REQUEST_FIELD,
+    STOPPED_FIELD,
 )
 from monitor.engine.selftest import outcome_of
 from monitor.engine.settings import Settings, inherited, switched_on
@@ -44,6 +47,9 @@ from monitor.wire.orders import Arm, Disarm, Order, Steer, Stop
 from probes.bundle import load_bundle
 
 logger = logging.getLogger("vllm.plumbob")
+
+_ALL: Final = 2**31 - 1
+"""So many tokens of a request are clean: nothing steers it."""
 
 
 def install() -> None:
@@ -155,7 +161,7 @@ def _note_fault(scheduler: Any, part: str, error: Exception) -> None:
         inbox.faults.note(part, error)
 
 
-def _stop(scheduler: Any, orders: list[Order]) -> list[Refusal]:
+def _stop(scheduler: Any, orders: Sequence[Order]) -> list[Refusal]:
     """End the generations that are to be stopped; what could not be done."""
     refusals: list[Refusal] = []
     for order in orders:
@@ -170,9 +176,12 @@ def _stop(scheduler: Any, orders: list[Order]) -> list[Refusal]:
 
 
 def _update_from_output(method: Method) -> Method:
-    def update_from_output(self: Any, *args: Any, **kwargs: Any) -> Any:
-        outputs = method(self, *args, **kwargs)
-        _count_step(self, args, kwargs)
+    def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any, *args: Any) -> Any:
+        # Ended before vLLM looks at the step's tokens: those of requests that have ended go nowhere. Where a request
+        # has ended meanwhile, as with two gates at once, there is nothing to refuse: nobody ordered it.
+        _stop(self, getattr(model_runner_output, STOPPED_FIELD, []))
+        outputs = method(self, scheduler_output, model_runner_output, *args)
+        _count_step(self, (scheduler_output,), {})
         if answers := self.__dict__.pop("plumbob_answers", []):
             deliver(outputs, answers)
         return outputs
@@ -201,6 +210,15 @@ def _keep_private(scheduler: Any, request: Any, clean_tokens: int) -> None:
     request.plumbob_clean_tokens = min(getattr(request, "plumbob_clean_tokens", clean_tokens), clean_tokens)
 
 
+def _judge(scheduler: Any, request: Any, clean_tokens: int) -> None:
+    """Gates judge a request: keep what they may steer private, and let others find no more than what was read."""
+    gates: dict[str, Arm] = scheduler.__dict__.get("plumbob_gates") or {}
+    if any(gate.acts for gate in gates.values()):
+        _keep_private(scheduler, request, clean_tokens)
+    elif gates:
+        request.plumbob_clean_tokens = getattr(request, "plumbob_clean_tokens", _ALL)
+
+
 def _note_gates(scheduler: Any, orders: list[Order]) -> tuple[list[Order], list[Refusal]]:
     """Keep private what gates may steer from this step on, and remember them for the requests that come.
 
@@ -222,7 +240,7 @@ def _note_gates(scheduler: Any, orders: list[Order]) -> tuple[list[Order], list[
                 continue
             gates[order.id] = order
             for request in scheduler.requests.values():
-                _keep_private(scheduler, request, max(request.num_computed_tokens, request.num_prompt_tokens - 1))
+                _judge(scheduler, request, max(request.num_computed_tokens, request.num_prompt_tokens - 1))
         elif isinstance(order, Disarm):
             gates.pop(order.id, None)
         kept.append(order)
@@ -234,6 +252,15 @@ def _require_armable(scheduler: Any, gates: dict[str, Arm], order: Arm) -> None:
     most = scheduler.plumbob_inbox.hello.gates or 0
     if order.id not in gates and len(gates) >= most:
         raise OrderError("gate", f"All {most} gates are in use.", "Disarm one, or start the engine with more.")
+    if order.stop is not None and (
+        scheduler.vllm_config.use_v2_model_runner or scheduler.vllm_config.device_config.device_type != "cpu"
+    ):
+        # There, flags reach the host a step or two later: a token would have left.
+        raise OrderError(
+            "gate",
+            f"Gate '{order.id}' is to stop generations, which gates do in engines on a CPU alone so far.",
+            "The monitor stops them, from the next step on.",
+        )
     judgement(scheduler.plumbob_bundle, order)
     gate_entries(scheduler.plumbob_bundle, order)
     others = [gate for gate in gates.values() if gate.id != order.id]
@@ -249,8 +276,9 @@ def _add_request(method: Method) -> Method:
 
     def add_request(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         sampling = request.sampling_params
-        if self.__dict__.get("plumbob_gates") or (sampling and (sampling.extra_args or {}).get(ADMISSION_FIELD)):
+        if sampling and (sampling.extra_args or {}).get(ADMISSION_FIELD):
             _keep_private(self, request, request.num_prompt_tokens - 1)
+        _judge(self, request, request.num_prompt_tokens - 1)
         return method(self, request, *args, **kwargs)
 
     return add_request

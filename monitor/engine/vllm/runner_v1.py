@@ -8,7 +8,8 @@ Methods are wrapped on every class that defines them (the CPU runner overrides s
   scheduled, which is how the last request of a burst is seen to end. Before it, the blocks of who ends are known;
 * ``_prepare_inputs``: which request each row belongs to, in the order of the batch;
 * ``execute_model``: when it returns, the scores are computed. With speculative decoding they are final only behind
-  ``_sample``, which tells which drafts were accepted.
+  ``_sample``, which tells which drafts were accepted;
+* ``sample_tokens``: what it returns takes along which requests gates have stopped, with the tokens sampled for them.
 
 Dummy and warm-up runs come through neither ``_update_states`` nor ``_prepare_inputs``.
 """
@@ -21,7 +22,9 @@ import torch
 from torch import Tensor
 
 from monitor.engine.guarded import close_step, guarded
+from monitor.engine.intake import STOPPED_FIELD
 from monitor.engine.kv_scores import Blocks
+from monitor.engine.tapped import RunnerTap
 from monitor.engine.vllm.runners import initialize_kv_cache, load_model
 from monitor.engine.vllm.wrap import Method, wrap_once
 
@@ -38,6 +41,7 @@ def install() -> None:
         wrap_once(runner_class, "_prepare_inputs", _prepare_inputs)
         wrap_once(runner_class, "execute_model", _execute_model)
         wrap_once(runner_class, "_sample", _sample)
+        wrap_once(runner_class, "sample_tokens", _sample_tokens)
 
 
 def _update_states(method: Method) -> Method:
@@ -103,6 +107,20 @@ def _blocks(runner: Any) -> Blocks:
         return runner.requests[engine_request_id].block_ids[group]
 
     return blocks
+
+
+def _sample_tokens(method: Method) -> Method:
+    def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = method(self, *args, **kwargs)
+
+        def tell(tap: RunnerTap) -> None:
+            if stopped := tap.take_stopped():
+                setattr(output, STOPPED_FIELD, stopped)
+
+        guarded(self, "stop", tell)
+        return output
+
+    return sample_tokens
 
 
 def _kv_slots(runner: Any, group: int) -> Tensor:

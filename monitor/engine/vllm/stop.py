@@ -9,10 +9,8 @@ of drafts that are accepted, and every rank learns of the end as of any other.
 from typing import Any, Final
 
 from monitor.errors import OrderError
-from monitor.wire.orders import Stop
+from monitor.wire.orders import MESSAGE_CHARACTERS, Stop
 
-MESSAGE_CHARACTERS: Final = 4096
-"""The longest message."""
 REASON: Final = "plumbob"
 """The ``stop_reason`` that the user of the API sees."""
 _MARK: Final = f"\0{REASON}\0"

@@ -4,15 +4,27 @@ The engine takes each step by hand (:mod:`tests.harness.stepped`), so that no or
 """
 
 import msgspec
+import numpy as np
 import pytest
 
 from monitor.events import Intervention, Ordered
 from monitor.policy import Gate, Policy, Rule, SteerAction, Steering, StopAction
 from monitor.wire.orders import Act, Arm, Disarm, Release, Steer, Stop, Stream
 from probes.bundle import save_bundle
+from probes.scoring.aggregate import running
+from probes.scoring.roles import Role
 from tests.harness.engines import random_bundle, settings
 from tests.harness.models import tiny_model
-from tests.harness.stepped import Engine, answers, begin_monitoring, end_monitoring, order, refusals
+from tests.harness.stepped import (
+    Ask,
+    Engine,
+    answers,
+    begin_monitoring,
+    end_monitoring,
+    generate,
+    order,
+    refusals,
+)
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -63,24 +75,30 @@ def engine(model, bundle, tmp_path_factory):
     pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'plumbob[cpu]'")
     endpoint = f"ipc://{tmp_path_factory.mktemp('engine')}/engine.sock"
     tap = {"bundle": str(bundle.path), "endpoint": endpoint, "gates": 2}
-    more = {"dtype": "float32", "max_model_len": 256, "max_num_seqs": 4, "kv_cache_memory_bytes": 1 << 27}
+    more = {
+        "dtype": "float32",
+        "max_model_len": 256,
+        "max_num_seqs": 4,
+        "kv_cache_memory_bytes": 1 << 27,
+        "max_num_batched_tokens": 64,
+    }
     engine = Engine(settings(model, **more, additional_config={"plumbob": tap}), endpoint)
     yield engine
     engine.close()
 
 
 @pytest.mark.parametrize("message", [MESSAGE, ""])
-def test_a_generation_is_stopped_with_a_message_and_its_batchmate_is_not(engine, source, message):
+def test_a_generation_is_stopped_with_a_message_and_its_batchmate_is_not(engine, message):
     (plain,), (whole,) = engine.do(answers, [PROMPT], TOKENS), engine.do(answers, [OTHER], TOKENS)
     mate, cut = engine.do(answers, [PROMPT, OTHER], TOKENS, [Stop("", message, "rule:stop")], AFTER)
     assert mate.ids == plain.ids
-    # As far as it had come, then the message and the end, of which nothing was read and everything was certain.
-    said = source.tokenizer.encode(message, add_special_tokens=False) if message else []
-    assert cut.ids == [*whole.ids[:AFTER], *said, source.tokenizer.eos_token_id]
-    assert cut.text.endswith(message)
-    assert cut.ended == ("stop", "plumbob")
+    # As far as it had come, and the message whole, which is no token of the model's.
+    said = f"\n\n{message}" if message else ""
+    assert cut.ids == whole.ids[:AFTER]
+    assert cut.text == whole.text[: len(cut.text) - len(said)] + said
+    assert cut.ended == ("content_filter", "plumbob")
     assert cut.logprobs[:AFTER] == pytest.approx(whole.logprobs[:AFTER], abs=1e-4)
-    assert cut.logprobs[AFTER:] == [0.0] * (len(said) + 1)
+    assert len(cut.logprobs) == AFTER
     assert cut.seen.positions == list(range(len(OTHER) + AFTER - 1))
 
 
@@ -130,7 +148,7 @@ def test_an_order_and_a_gate_come_together_to_no_more_than_the_cap(engine, bundl
     assert f"comes to a dose of {2 * DOSE}, over the cap of {CAP}" in refused.reason
 
 
-def test_a_rule_that_fails_closed_stops_the_generation_that_the_engine_does_not_steer(engine, bundle, source):
+def test_a_rule_that_fails_closed_stops_the_generation_that_the_engine_does_not_steer(engine, bundle):
     """One rule's gate leaves no room for what another orders."""
     gate = SteerAction(Steering("random-0", dose=DOSE, gate=Gate(threshold=1e9)))
     ordered = SteerAction(Steering("random-0", dose=DOSE), StopAction(MESSAGE))
@@ -143,8 +161,7 @@ def test_a_rule_that_fails_closed_stops_the_generation_that_the_engine_does_not_
     (answer,) = engine.do(answers, [PROMPT], TOKENS)
     events = engine.do(end_monitoring)
     # The prompt's frame leads to the order, the next one says that it is refused, the one behind that to the stop.
-    said = source.tokenizer.encode(MESSAGE, add_special_tokens=False)
-    assert answer.ids == [*plain.ids[:2], *said, source.tokenizer.eos_token_id]
+    assert answer.ids == plain.ids[:2]
     assert answer.text.endswith(MESSAGE)
     assert not any(answer.seen.steered)
     (stop,) = [event for event in events if isinstance(event, Intervention) and event.operation == "stop"]
@@ -154,3 +171,72 @@ def test_a_rule_that_fails_closed_stops_the_generation_that_the_engine_does_not_
     orders = [event for event in events if isinstance(event, Ordered) and event.request == stop.request]
     (refused,) = [event for event in orders if event.result == "refused"]
     assert refused.kind == "steer" and f"over the cap of {CAP}" in refused.reason
+
+
+LONG = [5 + token % 90 for token in range(200)]
+"""Computed in several steps, and long enough for a block of the prefix cache."""
+ENDED = ("content_filter", "plumbob")
+
+
+def test_a_gate_that_stops_lets_nothing_of_an_answer_leave(engine, bundle):
+    """Whether the prompt is computed in one step or in several, or comes from the prefix cache."""
+    stop = Arm("s", bundle.probes[0].name, [], threshold=-1e6, stop=MESSAGE)
+    (plain,) = engine.do(answers, [PROMPT], TOKENS)
+    engine.do(order, stop)
+    for answer in engine.do(answers, [PROMPT, OTHER, LONG], TOKENS):
+        assert (answer.ids, answer.text, answer.logprobs, answer.ended) == ([], MESSAGE, [], ENDED)
+        # The first token that is read opens it; of a prompt in several steps, the others are never computed.
+        assert 0 < len(answer.seen.positions) <= 64
+        assert not any(answer.seen.steered)
+    engine.do(order, Disarm("s"))
+    engine.do(generate, [Ask(LONG, 1)])
+    engine.do(order, stop)
+    (again,) = engine.do(generate, [Ask(LONG, TOKENS)])
+    assert again.cached >= 128 and again.ids == []
+    engine.do(order, Disarm("s"))
+    (after,) = engine.do(answers, [PROMPT], TOKENS)
+    assert (after.ids, after.logprobs) == (plain.ids, plain.logprobs)
+
+
+def test_a_gate_that_stops_ends_an_answer_before_the_token_that_follows(engine, bundle):
+    (plain,) = engine.do(answers, [PROMPT], TOKENS)
+    scores, roles = np.array(plain.seen.scores), np.array(plain.seen.roles)
+    found = []
+    for column, probe in enumerate(bundle.probes):
+        read = np.flatnonzero(np.isin(roles, [int(role) for role in Role if probe.reads(role)]))
+        average = running(scores[read, column], probe.aggregate)
+        if (at := int(read[np.nanargmax(average)])) >= len(PROMPT) + 2:
+            found.append((probe.name, at, float(np.nanmax(average))))
+    name, at, highest = found[0]
+    engine.do(order, Arm("s", name, [], threshold=highest - 1e-4, stop=MESSAGE))
+    (cut,) = engine.do(answers, [PROMPT], TOKENS)
+    engine.do(order, Disarm("s"))
+    # Row ``at`` yields the token behind it, which does not leave.
+    assert cut.ids == plain.ids[: at - len(PROMPT) + 1]
+    assert cut.ended == ENDED and cut.text.endswith(f"\n\n{MESSAGE}")
+    assert cut.seen.positions == list(range(at + 1))
+
+
+@pytest.mark.parametrize("arm", [Arm("s", "random-0-0", []), Arm("s", "random-0-0", [Act("random-0")], stop="")])
+def test_a_gate_either_steers_or_stops(engine, arm):
+    before = len(engine.do(refusals))
+    engine.do(order, arm)
+    (refused,) = engine.do(refusals)[before:]
+    assert (refused.order, refused.cause) == ("arm", "gate") and "has to do one thing" in refused.reason
+
+
+def test_the_monitor_records_what_a_gate_has_stopped(engine, bundle):
+    rule = Rule("silenced", bundle.probes[0].name, (), "enforce", (StopAction(MESSAGE, gate=True),))
+    engine.do(begin_monitoring, bundle.path, Policy("policy.yaml", "a" * 64, (rule,)))
+    (answer,) = engine.do(answers, [PROMPT], TOKENS)
+    events = engine.do(end_monitoring)
+    assert (answer.ids, answer.text, answer.ended) == ([], MESSAGE, ENDED)
+    (stop,) = [
+        event
+        for event in events
+        if isinstance(event, Intervention) and event.request.engine_request_id == answer.seen.started.engine_request_id
+    ]
+    assert (stop.rule, stop.operation, stop.mode, stop.sent) == ("silenced", "stop", "enforce", True)
+    assert stop.gate.startswith("policy:") and stop.position < len(PROMPT)
+    assert "nothing that the model said behind it left the engine" in stop.reason
+    assert not [event for event in events if isinstance(event, Ordered) and event.kind == "stop"]
