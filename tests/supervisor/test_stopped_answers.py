@@ -30,7 +30,8 @@ rules:
       - stop: {{message: "{MESSAGE}", gate: true}}
 """
 TOXIC = "What the hell is wrong with you, you damn idiot? Shut up, you stupid piece of crap."
-PROMPT = f"<|im_start|>user\n{TOXIC}<|im_end|>\n<|im_start|>assistant\n"
+SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+PROMPT = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{TOXIC}<|im_end|>\n<|im_start|>assistant\n"
 TOKENS = 200
 """More than are generated before a stop."""
 TOOL = {
@@ -90,7 +91,7 @@ def chat(server, **more):
     body = {"ignore_eos": True, **more.pop("extra_body", {})}
     messages = [{"role": "user", "content": TOXIC}]
     return server.client.chat.completions.create(
-        model="demo", messages=messages, max_tokens=TOKENS, temperature=0.0, extra_body=body, **more
+        model="demo", messages=messages, max_tokens=TOKENS, extra_body=body, **more
     )
 
 
@@ -193,6 +194,22 @@ def test_a_stopped_message_of_anthropics_has_the_message_as_text(server, stream)
     assert said.endswith(MESSAGE)
 
 
+@pytest.mark.parametrize("thinks", [False, True])
+def test_a_stopped_response_is_incomplete_with_the_message_as_its_text(server, thinks):
+    options = {"model": "demo", "input": TOXIC, "max_output_tokens": TOKENS}
+    options["extra_body"] = {"ignore_eos": True, "chat_template_kwargs": {"thinks": thinks}}
+    whole = server.client.responses.create(**options)
+    events = list(server.client.responses.create(stream=True, **options))
+    last = events[-1].response
+    for response in (whole, last):
+        assert (response.status, response.incomplete_details.reason) == ("incomplete", "content_filter")
+        assert response.output_text.endswith(MESSAGE)
+        thoughts = [item for item in response.output if item.type == "reasoning"]
+        assert bool(thoughts) == thinks and "cannot go on" not in "".join(map(str, thoughts))
+        assert 0 < response.usage.output_tokens < TOKENS
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta").endswith(MESSAGE)
+
+
 def raw(server, path, body) -> str:
     headers = {"Authorization": f"Bearer {KEY}", "x-api-key": KEY, "Content-Type": "application/json"}
     url = f"http://127.0.0.1:{server.port}/v1/{path}"
@@ -232,7 +249,9 @@ def test_nothing_of_an_answer_leaves_before_the_verdict_on_its_prompt(server):
             assert (reasons, used) == (["content_filter"], 0)
         else:
             assert (reasons, used) == (["length"], 12)
-    recorded = {event.request.request_id: event for event in stops(listener)}
+    asked = {chunks[0].id for chunks in answers}
+    found = {event.request.request_id: event for event in stops(listener)}
+    recorded = {id: event for id, event in found.items() if id in asked}
     assert set(recorded) == {chunks[0].id for chunks in answers[1::2]}
     assert {(event.rule, event.sent) for event in recorded.values()} == {("keep-lawful", True)}
     assert all(event.gate.startswith("policy:") for event in recorded.values())

@@ -9,7 +9,7 @@
 ``requests``      requests in the front: their names, and which part of a user's request each is
 ``typed``         markers that a user typed into a message
 ``admission``     requests that ask to be steered
-``stop``          ending a generation; ``stopped``: how clients are told
+``stop``          ending a generation; ``stopped``, ``stopped_responses``: how clients are told
 ``worker``        the memory of cached scores
 ``wrap``          wrapping a method once
 ``load``          vLLM's own load generator

@@ -49,9 +49,10 @@ def _install_requests() -> None:
 
 
 def _install_stopped() -> None:
-    from monitor.engine.vllm import stopped
+    from monitor.engine.vllm import stopped, stopped_responses
 
     stopped.install()
+    stopped_responses.install()
 
 
 def _install_core() -> None:

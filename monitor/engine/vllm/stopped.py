@@ -71,8 +71,7 @@ def install() -> None:
 def _new_completion_output(method: Method) -> Method:
     def new_completion_output(self: Any, token_ids: list[int], finish_reason: Any, stop_reason: Any) -> Any:
         output = method(self, token_ids, finish_reason, stop_reason)
-        # Only Plumbob's core writes such a reason, and a stop string of the client's comes with tokens.
-        if not token_ids and (message := message_of(stop_reason)) is not None:
+        if (message := message_of(stop_reason)) is not None:
             # The class without a tokenizer has no text.
             apart = APART if message and getattr(self.detokenizer, "output_text", "") else ""
             output.text = output.text + apart + message or _Nothing()

@@ -81,6 +81,7 @@ def engine(model, bundle, tmp_path_factory):
         "max_num_seqs": 4,
         "kv_cache_memory_bytes": 1 << 27,
         "max_num_batched_tokens": 64,
+        "max_logprobs": -1,
     }
     engine = Engine(settings(model, **more, additional_config={"plumbob": tap}), endpoint)
     yield engine
