@@ -572,7 +572,7 @@ def test_a_gate_that_stops_is_armed_and_what_it_stopped_is_recorded(tiny_bundle,
     desk = Desk(tiny_bundle(), frame, policy=STOPS)
     desk.hello()
     assert desk.orders() == [Arm(SILENCE, "sycophancy", [], stop="Enough.")]
-    desk.frame(0, rows([0, 1]), 0.9, started=[started()], gates=[opened(gate=SILENCE, position=1)])
+    desk.frame(0, rows([0, 1]), 0.1, started=[started()], gates=[opened(gate=SILENCE, position=1)])
     assert desk.orders() == []
     (stop,) = desk.events(Intervention)
     assert (stop.rule, stop.operation, stop.sent, stop.gate, stop.position) == ("silenced", "stop", True, SILENCE, 1)

@@ -290,6 +290,9 @@ def test_a_finished_request_ends_its_steering(house):
     ("changes", "named"),
     [
         ({"probe": "hope"}, "reads no probe 'hope'"),
+        ({"acts": []}, "has to do one thing"),
+        ({"stop": "Enough."}, "has to do one thing"),
+        ({"acts": [], "stop": "a" * 4097}, "is too long"),
         ({"acts": [Act("hope")]}, "no steering vector 'hope'"),
         ({"acts": [LATE, LATE]}, "names a vector twice"),
         ({"acts": [Act("sycophancy", add=math.nan)]}, "cannot be applied"),
@@ -306,7 +309,7 @@ def test_what_cannot_be_armed_is_refused_by_name_and_changes_nothing(house, chan
     assert not house.gates.active
 
 
-@pytest.mark.parametrize("changes", [{"release_streak": 0}, {"hold": -1}, {"budget": 0}, {"acts": []}])
+@pytest.mark.parametrize("changes", [{"release_streak": 0}, {"hold": -1}, {"budget": 0}])
 def test_an_order_with_impossible_numbers_is_no_order(changes):
     with pytest.raises(FrameError, match="cannot be decoded"):
         decode_order(encode_order(arm(**changes)))

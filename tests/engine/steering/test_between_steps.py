@@ -218,14 +218,6 @@ def test_a_gate_that_stops_ends_an_answer_before_the_token_that_follows(engine, 
     assert cut.seen.positions == list(range(at + 1))
 
 
-@pytest.mark.parametrize("arm", [Arm("s", "random-0-0", []), Arm("s", "random-0-0", [Act("random-0")], stop="")])
-def test_a_gate_either_steers_or_stops(engine, arm):
-    before = len(engine.do(refusals))
-    engine.do(order, arm)
-    (refused,) = engine.do(refusals)[before:]
-    assert (refused.order, refused.cause) == ("arm", "gate") and "has to do one thing" in refused.reason
-
-
 def test_the_monitor_records_what_a_gate_has_stopped(engine, bundle):
     rule = Rule("silenced", bundle.probes[0].name, (), "enforce", (StopAction(MESSAGE, gate=True),))
     engine.do(begin_monitoring, bundle.path, Policy("policy.yaml", "a" * 64, (rule,)))
