@@ -41,7 +41,7 @@ def ports(model_path, tmp_path_factory):
     folder = tmp_path_factory.mktemp("first-token")
     (folder / "policy.yaml").write_text(POLICY)
     options = ["--policy", str(folder / "policy.yaml"), "--no-enable-prefix-caching"]
-    with running_server(folder, DEMO_BUNDLE, *options, environment=ENVIRONMENT) as running:
+    with running_server(folder, DEMO_BUNDLE, *options, environment={**os.environ, **ENVIRONMENT}) as running:
         port = free_port()
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_path)]
         command += ["--served-model-name", "demo", "--port", str(port), "--enforce-eager", "--max-model-len", "1024"]
