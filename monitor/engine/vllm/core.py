@@ -179,9 +179,13 @@ def _update_from_output(method: Method) -> Method:
     def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any, *args: Any) -> Any:
         # Ended before vLLM looks at the step's tokens: those of requests that have ended go nowhere. Where a request
         # has ended meanwhile, as with two gates at once, there is nothing to refuse: nobody ordered it.
-        _stop(self, getattr(model_runner_output, STOPPED_FIELD, []))
+        if stopped := getattr(model_runner_output, STOPPED_FIELD, []):
+            try:
+                _stop(self, stopped)
+            except Exception as error:
+                _note_fault(self, "stops", error)
         outputs = method(self, scheduler_output, model_runner_output, *args)
-        _count_step(self, (scheduler_output,), {})
+        _count_step(self, scheduler_output)
         if answers := self.__dict__.pop("plumbob_answers", []):
             deliver(outputs, answers)
         return outputs
@@ -189,13 +193,12 @@ def _update_from_output(method: Method) -> Method:
     return update_from_output
 
 
-def _count_step(scheduler: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _count_step(scheduler: Any, computed: Any) -> None:
     """Have HELLO say how far the engine has come: a monitor that gets no frames meanwhile says that nobody reads."""
     inbox: OrderInbox | None = scheduler.__dict__.get("plumbob_inbox")
     if inbox is None:
         return
     try:
-        computed = args[0] if args else kwargs["scheduler_output"]
         inbox.steps = (inbox.steps or 0) + (computed.total_num_scheduled_tokens > 0)
         inbox.running = len(scheduler.running)
     except Exception as error:
