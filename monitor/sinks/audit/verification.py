@@ -180,7 +180,8 @@ def _require_no_gap(oldest: Part, left: list[Part]) -> None:
 
 def _of_aside(part: Part, joined: bool) -> str:
     head = part.chain.head
-    none = head is None or head.sequence <= part.before
-    what = "no record is whole" if none else f"records {part.before + 1} to {head.sequence} are whole"
+    what = "no record is whole"
+    if head is not None and head.sequence > part.before:
+        what = f"records {part.before + 1} to {head.sequence} are whole"
     used = ", and the log goes on after one of them" if joined else ""
     return f"{part.path.name}: {what}{used}{f'; {part.problem}' if part.problem else ''}"
