@@ -322,7 +322,7 @@ def test_a_gate_judges_as_its_probe(tiny_bundle):
     house.gates.arm(Arm("g", "toxicity", [LATE]), house.slots.upcoming)
     limits, rules = house.taps.gates.limits[0].tolist(), house.taps.gates.rules[0].tolist()
     assert limits == [Aggregate(half_life=4.0).decay, 1.0, -math.inf]
-    assert rules[:6] == [1, 1, 1 << Role.USER | 1 << Role.ASSISTANT, 3, 2, 0]
+    assert rules[:6] == [1, 1, 1 << Role.USER | 1 << Role.ASSISTANT | 1 << Role.TOOL, 3, 2, 0]
 
 
 def test_disarming_what_is_not_armed_names_what_is(house):
@@ -345,20 +345,21 @@ def test_the_graph_steers_later_layers_of_the_row_that_opens_the_gate(shared, co
     """A real pass: two blocks and their taps, gate between them, as one graph."""
     torch.manual_seed(0)
     house = House(shared)
-    rows = torch.randn(3, HIDDEN)
+    rows = torch.randn(5, HIDDEN)
     run = torch.compile(house.model, backend="aot_eager", fullgraph=True) if compiled else house.model
-    house.start("a", [7])
+    # The header of an answer, of which nothing is read, and three tokens.
+    house.start("a", [1, 3])
     with torch.no_grad():
         plain = run(rows.clone())
-        scores = house.taps.scores[:3, 1].tolist()
+        scores = house.taps.scores[2:5, 1].tolist()
         house.arm(threshold=sorted(scores)[1] + 1e-3, hold=0, acts=[EARLY, LATE])
-        house.begin({"a": (0, 3)})
+        house.begin({"a": (0, 5)})
         steered = run(rows.clone())
-        house.end(3)
-        opened = scores.index(max(scores))
+        house.end(5)
+        opened = 2 + scores.index(max(scores))
         assert [event.position for event in house.events if event.kind == "opened"] == [opened]
         vector = torch.from_numpy(shared.vectors[1]) * shared.manifest.vectors[1].coefficient(LATE.add)
-        expected = torch.zeros(3, HIDDEN)
+        expected = torch.zeros(5, HIDDEN)
         expected[opened] = vector
         torch.testing.assert_close(steered[1], plain[1])
         torch.testing.assert_close(steered[2], plain[2] + expected)
