@@ -85,6 +85,8 @@ def _findings(model: str | None, bundle: Path | None, policy: Path | None) -> It
     if bundle is not None:
         yield _check("bundle", lambda: _bundle(bundle, model))
         yield _check("policy", lambda: _policy(policy, bundle))
+        if model is not None:
+            yield _check("roles", lambda: _roles(bundle, model), "optional")
     elif policy is not None:
         yield Finding("policy", "missing", f"{policy} was not checked: a policy fits a bundle", "Add --bundle BUNDLE.")
 
@@ -166,6 +168,22 @@ def _bundle(path: Path, model: str | None) -> str:
         bundle.require_model(identify(resolve_model(model), model))
     names = ", ".join(probe.name for probe in bundle.all_probes)
     return f"{bundle.digest[:12]} for {bundle.manifest.model.name}: {names}"
+
+
+def _roles(path: Path, model: str) -> str:
+    """How the roles of tokens are told, and whether that is all that the chat template writes."""
+    from transformers import AutoTokenizer
+
+    from probes.models.markers import find_markers, roles_in_words
+
+    markers, directory = load_bundle(path).manifest.markers, resolve_model(model)
+    if markers != find_markers(AutoTokenizer.from_pretrained(directory)):
+        raise PrerequisiteError(
+            "the bundle's markers are not those that are found in the chat template now: what they miss is read as the "
+            "user's",
+            "Run plumbob calibrate, which takes them anew, or fit the bundle again.",
+        )
+    return roles_in_words(directory, markers)
 
 
 def _policy(path: Path | None, bundle: Path) -> str:

@@ -219,7 +219,10 @@ def calibrate(
     skip_invalid: _SkipInvalid = False,
     trust: _Trust = None,
 ) -> None:
-    """Set a bundle's thresholds on your own benign traffic, without fitting its probes again."""
+    """Set a bundle's thresholds on your own benign traffic, without fitting its probes again.
+
+    The markers that tell roles are found in the chat template anew, and go into the bundle.
+    """
     from probes.calibration.thresholds import may_fire, recalibrate, traffic_slices
     from probes.data.requests import Skipped, read_requests
     from probes.evaluation.offline_scores import open_scorer, score_requests
@@ -237,7 +240,7 @@ def calibrate(
     traffic_slices(np.ones(len(rows), np.int64), [row.source for row in rows], [row.slices for row in rows])
     target = require_destination(made or bundle)
     with progress() as report:
-        scorer = open_scorer(loaded, model, batch_tokens, report)
+        scorer = open_scorer(loaded, model, batch_tokens, report, find_markers=True)
         if skipped is not None:
             rows = scorer.readable(rows, skipped)
             may_fire(len(rows), rate)
@@ -252,7 +255,7 @@ def calibrate(
         version=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         model=loaded.manifest.model,
-        markers=loaded.manifest.markers,
+        markers=scorer.markers,
         probes=list(zip(probes[: len(loaded.probes)], loaded.weight, loaded.bias.tolist(), strict=True)),
         vectors=list(zip(loaded.manifest.vectors, loaded.vectors, strict=True)),
         canaries=loaded.canaries,

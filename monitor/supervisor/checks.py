@@ -19,6 +19,7 @@ from monitor.supervisor.config import ServeConfig
 from monitor.supervisor.engine_command import engine_environment, own_arguments, read_api_key
 from monitor.supervisor.vllm_arguments import Said, read_arguments
 from probes.models import DEMO, Progress, identify, no_progress, resolve_model
+from probes.models.markers import roles_in_words
 
 
 class Checked(NamedTuple):
@@ -28,6 +29,8 @@ class Checked(NamedTuple):
     """The model's directory."""
     said: Said
     """What the further arguments of vLLM say."""
+    roles: str
+    """How the roles of tokens are told, in words."""
 
 
 def check_serve(config: ServeConfig, progress: Progress = no_progress) -> Checked:
@@ -58,7 +61,7 @@ def check_serve(config: ServeConfig, progress: Progress = no_progress) -> Checke
     said = read_arguments(own_arguments(config, str(path)), config.vllm_arguments, monitor.bundle, environment)
     if not config.eager and not said.eager:
         require_compiler()
-    return Checked(path, said)
+    return Checked(path, said, roles_in_words(path, bundle.manifest.markers))
 
 
 def check_files(effective: Effective) -> list[str]:

@@ -71,6 +71,7 @@ class Serving:
 
     def __enter__(self) -> Self:
         checked = check_serve(self.config)
+        self._report(f"roles: {checked.roles}")
         if self._log_path is not None:
             self._log_path.parent.mkdir(parents=True, exist_ok=True)
             self._log = self._log_path.open("wb")

@@ -30,7 +30,7 @@ from probes.models import Progress, identify, no_progress, resolve_model
 from probes.models.activations import ActivationSource, TransformersSource
 from probes.models.typed_markers import TypedMarkers
 from probes.scoring.aggregate import Aggregates
-from probes.scoring.roles import CONTENT, Role, RoleReader
+from probes.scoring.roles import CONTENT, Markers, Role, RoleReader
 
 BATCH_TOKENS: Final = 2048
 """Padded tokens of one forward pass, unless told otherwise."""
@@ -126,19 +126,29 @@ class Scorer:
         source: Reads the model that the bundle was fitted to.
         tokenizer: Of that model, as transformers loads it.
         context: Tokens that the model can read at once; ``None`` for any number.
+        markers: Of the model's chat template; ``None``: the bundle's, which engines read by.
 
     Raises:
         BundleError: The bundle has no probes.
     """
 
-    def __init__(self, bundle: Bundle, source: ActivationSource, tokenizer: Any, context: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        source: ActivationSource,
+        tokenizer: Any,
+        context: int | None = None,
+        markers: Markers | None = None,
+    ) -> None:
         if not bundle.all_probes:
             raise BundleError(f"Bundle {bundle.path} has no probes.", "Name one that was fitted.")
         self.bundle = bundle
         self._source, self._tokenizer, self._context = source, tokenizer, context
         self._layers = sorted({probe.layer for probe in bundle.all_probes})
         self._columns = [bundle.probe_columns(layer) for layer in self._layers]
-        self._roles = RoleReader(bundle.manifest.markers)
+        self.markers = bundle.manifest.markers if markers is None else markers
+        """Tell roles."""
+        self._roles = RoleReader(self.markers)
         self._aggregates = Aggregates(
             [probe.aggregate for probe in bundle.all_probes],
             np.array([probe.threshold for probe in bundle.all_probes]),
@@ -278,7 +288,7 @@ class Scorer:
 
     @cached_property
     def _typed(self) -> TypedMarkers:
-        return TypedMarkers(self.bundle.manifest.markers, self._tokenizer)
+        return TypedMarkers(self.markers, self._tokenizer)
 
     def _encode(self, request: Request) -> Encoded:
         ids = encode_request(self._tokenizer, request)
@@ -324,7 +334,12 @@ def _probability(probe: Probe, score: float | None) -> float | None:
 
 
 def open_scorer(
-    bundle: Bundle, model: str | None = None, batch_tokens: int = BATCH_TOKENS, progress: Progress = no_progress
+    bundle: Bundle,
+    model: str | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: Progress = no_progress,
+    *,
+    find_markers: bool = False,
 ) -> Scorer:
     """A scorer that reads the bundle's model with transformers.
 
@@ -333,6 +348,7 @@ def open_scorer(
         model: A Hugging Face id, a local directory, or ``demo``; ``None`` for the name it was fitted under.
         batch_tokens: Padded tokens of one forward pass.
         progress: Told about slow work.
+        find_markers: Tell roles by the markers that are found in the chat template now, not by the bundle's.
 
     Raises:
         ModelError: The model cannot be found or read.
@@ -343,7 +359,8 @@ def open_scorer(
     bundle.require_model(identify(path, name))
     source = TransformersSource(path, batch_tokens=batch_tokens)
     text = source.model.config.get_text_config()
-    return Scorer(bundle, source, source.tokenizer, getattr(text, "max_position_embeddings", None))
+    context: int | None = getattr(text, "max_position_embeddings", None)
+    return Scorer(bundle, source, source.tokenizer, context, source.markers if find_markers else None)
 
 
 def score_requests(scorer: Scorer, requests: Sequence[Request], progress: Progress = no_progress) -> Scores:

@@ -12,8 +12,9 @@ r"""The markers of a chat template: what it writes around messages, found by ren
    that models in use think between.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from probes.errors import ModelError, reason
@@ -78,12 +79,15 @@ def find_markers(tokenizer: Any) -> Markers:
         found, headers = with_system, _headers(with_system, form)
     terminator = _terminator(tokenizer, found, headers)
     headers = {role: _alone(tokenizer, header, terminator) for role, header in headers.items()}
+    # What begins every prompt, a text without messages among them, is no part of a header.
+    for begin in [gap.before[: -len(headers["user"])] for gap in found if gap.first and gap.role == "user"]:
+        headers = {role: _without(header, begin) for role, header in headers.items()}
     others: list[list[int]] = []
     for role in _ASKED:
-        for gap in _asked(tokenizer, role):
-            header = _named(gap.before, form) or _alone(tokenizer, gap.before, terminator)
-            if header and header not in others and not _is_the_answers(tokenizer, header, headers):
-                others.append(header)
+        gaps = [gap.before for gap in _asked(tokenizer, role)]
+        header = _from_special(tokenizer, _common_suffix(gaps)) if gaps else []
+        if header and header not in others and not _is_the_answers(tokenizer, header, headers):
+            others.append(header)
     known = [header for header in (*headers.values(), *others) if header]
     return Markers(
         headers={role: header for role, header in headers.items() if header and role.upper() in Role.__members__},
@@ -95,20 +99,47 @@ def find_markers(tokenizer: Any) -> Markers:
     )
 
 
-def describe_markers(tokenizer: Any, markers: Markers) -> Iterator[tuple[str, str]]:
-    """What of a prompt is read as whose: a role, and its markers as text, for people."""
+def describe_markers(markers: Markers, decode: Callable[[list[int]], str]) -> Iterator[tuple[str, str]]:
+    """Say how roles are told.
+
+    Args:
+        markers: Of a chat template.
+        decode: Makes text of tokens, special ones included.
+
+    Yields:
+        A role, and its markers as text.
+    """
+    tool = Role.TOOL.name.lower()
     for role, header in markers.headers.items():
-        yield role, repr(tokenizer.decode(header))
+        yield role, repr(decode(header))
     for header in markers.others:
-        yield Role.TOOL.name.lower(), repr(tokenizer.decode(header))
-    if markers.any_header is not None:
-        begin, end = (tokenizer.decode(ids) for ids in (markers.any_header.begin, markers.any_header.end))
-        yield f"any other role: {Role.TOOL.name.lower()}", repr(f"{begin}…{end}")
+        yield tool, repr(decode(header))
+    if (form := markers.any_header) is not None:
+        yield f"{tool} (any other name)", repr(f"{decode(form.begin)}…{decode(form.end)}")
     for thought in markers.thoughts:
-        begin, end = tokenizer.decode(thought.begin), tokenizer.decode(thought.end)
-        yield Role.REASONING.name.lower(), f"{begin!r} to {end!r}"
+        yield Role.REASONING.name.lower(), f"{decode(thought.begin)!r} to {decode(thought.end)!r}"
     if not markers.headers:
-        yield Role.USER.name.lower(), "all of a prompt: the model has no chat template"
+        yield Role.USER.name.lower(), "all of a prompt, since the model has no chat template"
+
+
+def roles_in_words(directory: Path, markers: Markers) -> str:
+    """How roles are told, in one line, by the fast tokenizer's file alone.
+
+    Args:
+        directory: Of the model.
+        markers: Of its chat template.
+    """
+    file = directory / "tokenizer.json"
+    decode: Callable[[list[int]], str] = str
+    if file.is_file():
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(file))
+
+        def decode(ids: list[int]) -> str:
+            return tokenizer.decode(ids, skip_special_tokens=False)
+
+    return "; ".join(f"{role} {text}" for role, text in describe_markers(markers, decode))
 
 
 def _messages(roles: Sequence[str]) -> list[dict[str, Any]]:
@@ -218,11 +249,15 @@ def _headers(found: Iterable[_Gap], form: AnyHeader | None) -> dict[str, list[in
 
 def _terminator(tokenizer: Any, found: Sequence[_Gap], headers: Mapping[str, list[int]]) -> list[int]:
     special = set(tokenizer.all_special_ids)
-    terminators = {gap.after for gap in found if gap.after is not None and gap.after in special}
-    if len(terminators) > 1:
-        # A header that follows a content at once ends it, too.
-        terminators -= {header[0] for header in headers.values() if header}
-    return [terminators.pop()] if len(terminators) == 1 else []
+    # Of messages that end differently, the answers': what they have is what a model ends with.
+    for roles in (set(_CONTENT), {"assistant"}):
+        ends = {gap.after for gap in found if gap.role in roles and gap.after is not None and gap.after in special}
+        if len(ends) > 1:
+            # A header that follows a content at once ends it, too.
+            ends -= {header[0] for header in headers.values() if header}
+        if len(ends) == 1:
+            return [ends.pop()]
+    return []
 
 
 def _asked(tokenizer: Any, role: str) -> Iterator[_Gap]:
@@ -254,9 +289,18 @@ def _behind(gap: Sequence[int], terminator: Sequence[int]) -> list[int]:
 
 def _alone(tokenizer: Any, header: Sequence[int], terminator: Sequence[int]) -> list[int]:
     """A header without what ends the message before it, and without what stands between the two."""
-    rest, special = _behind(header, terminator), _special(tokenizer)
-    first = next((i for i, token in enumerate(rest) if token in special), 0)
-    return rest if len(rest) == len(header) else rest[first:]
+    rest = _behind(header, terminator)
+    return rest if len(rest) == len(header) else _from_special(tokenizer, rest)
+
+
+def _without(header: list[int], begin: list[int]) -> list[int]:
+    return header[len(begin) :] if begin and header[: len(begin)] == begin else header
+
+
+def _from_special(tokenizer: Any, tokens: Sequence[int]) -> list[int]:
+    """Tokens from the first special one on; all where there is none."""
+    special = _special(tokenizer)
+    return list(tokens[next((i for i, token in enumerate(tokens) if token in special), 0) :])
 
 
 def _is_the_answers(tokenizer: Any, header: list[int], headers: Mapping[str, list[int]]) -> bool:

@@ -57,7 +57,7 @@ def test_a_server_that_does_not_start_is_told_by_its_own_reason(tmp_path, monkey
     config = ServeConfig(model="demo", monitor=MonitorConfig(bundle=tmp_path))
     log = tmp_path / "log" if logged else None
     script = "import sys; print('loading', flush=True); sys.exit('x.py: error: no such option: --fast')"
-    monkeypatch.setattr("monitor.supervisor.serving.check_serve", lambda config: Checked(tmp_path, Said()))
+    monkeypatch.setattr("monitor.supervisor.serving.check_serve", lambda config: Checked(tmp_path, Said(), ""))
     monkeypatch.setattr("monitor.supervisor.serving.engine_command", lambda *_: [sys.executable, "-c", script])
     monkeypatch.setattr(Serving, "start_monitor", lambda self: None)
     with pytest.raises(EngineError) as caught, Serving(config, log):
