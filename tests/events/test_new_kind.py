@@ -2,18 +2,14 @@
 
 import ast
 import json
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-import monitor
 from monitor import events
 from tests.events.samples import KINDS
-
-ROOT = Path(monitor.__file__).parent.parent
+from tests.harness.house import ROOT, copy_house, edit
 
 TYPE = '''
 class Renamed(RequestEvent, frozen=True):
@@ -67,20 +63,10 @@ print(json.dumps([
 """
 
 
-def edit(path: Path, *changes: tuple[str, str]) -> None:
-    text = path.read_text()
-    for before, after in changes:
-        assert text.count(before) == 1, f"{path}: {before!r}"
-        text = text.replace(before, after)
-    path.write_text(text)
-
-
 @pytest.fixture
 def house(tmp_path):
     """A copy of the monitor with one kind of event more."""
-    copied = tmp_path / "house"
-    shutil.copytree(ROOT / "monitor", copied / "monitor", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "proto", copied / "proto")
+    copied = copy_house(tmp_path)
     edit(
         copied / "monitor/events/types.py",
         ('    "RequestFinished",\n', '    "Renamed",\n    "RequestFinished",\n'),
