@@ -11,6 +11,12 @@ from monitor.errors import EngineError
 from tests.harness.decoder import HIDDEN, Decoder, Leftover, Split
 
 
+@pytest.fixture(autouse=True)
+def nothing_compiled():
+    """Begin anew: TorchDynamo compiles the same code for only so many models."""
+    torch._dynamo.reset()
+
+
 class Summed(Split):
     """Returns the state."""
 

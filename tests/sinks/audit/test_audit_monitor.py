@@ -210,7 +210,7 @@ def test_one_steered_request_gives_exactly_these_records(desk):
         ),
         (
             {**by, "ordered": 2, "steered": None},
-            {"type": "request_finished", "request": request, "tokens": 2, "unscored": 0, "steered": 3},
+            {"type": "request_finished", "request": request, "tokens": 2, "unscored": 0, "steered": 3, "unread": []},
         ),
         (None, {"type": "monitor_stopped"}),
     ]
