@@ -81,11 +81,10 @@ def accounted(finished) -> int:
     [
         [{"role": "user", "content": INSULT}],
         [ASKED, CALLED, {"role": "tool", "tool_call_id": "c1", "content": INSULT}],
-        [ASKED, {"role": "developer", "content": INSULT}],
         [ASKED, {"role": "data", "content": INSULT}],
         [ASKED, {"role": "critic", "content": [{"type": "text", "text": INSULT}]}],
     ],
-    ids=["user", "tool", "developer", "data", "critic"],
+    ids=["user", "tool", "data", "critic"],
 )
 def test_an_insult_fires_whoever_it_is_from(server, listener, messages):
     answer = chat(server, messages)
@@ -93,6 +92,14 @@ def test_an_insult_fires_whoever_it_is_from(server, listener, messages):
     fired = {event.probe: event.role for event in about(listener, answer.id, ProbeFired)}
     assert fired["toxicity"] == ("user" if messages[-1]["role"] == "user" else "tool")
     assert not finished.unread
+
+
+def test_a_developers_message_is_the_systems_where_vllm_writes_it_as_such(server, listener):
+    answers = [chat(server, [{"role": role, "content": "Be brief."}, ASKED]) for role in ("developer", "system")]
+    found = [ended(listener, answer.id)[0] for answer in answers]
+    assert found[0].request.prompt_tokens == found[1].request.prompt_tokens
+    read = [[reading.tokens for reading in finished.readings] for finished in found]
+    assert read[0] == read[1] and not any(finished.unread for finished in found)
 
 
 def test_harmless_texts_fire_nothing_and_are_counted_as_unread(server, listener):

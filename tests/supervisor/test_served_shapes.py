@@ -91,7 +91,9 @@ def test_offline_is_live(served, offline, name):
     prompt, finished = served[name]
     tokens, peaks, read = offline[name]
     assert tokens == prompt
-    assert (finished.tokens, finished.unscored) == (len(prompt), 0)
+    # No probe of the bundle reads thoughts, nor a text without the template's headers.
+    unread = sum(one.tokens for one in finished.unread if one.role in ("reasoning", "text"))
+    assert (finished.tokens + unread, finished.unscored) == (len(prompt), 0)
     assert [reading.tokens for reading in finished.readings] == read.tolist()
     live = np.array([-np.inf if reading.peak is None else reading.peak for reading in finished.readings])
     np.testing.assert_allclose(live, peaks, rtol=1e-3, atol=1e-3)
