@@ -130,16 +130,17 @@ def roles_in_words(directory: Path, markers: Markers) -> str:
         markers: Of its chat template.
     """
     file = directory / "tokenizer.json"
-    decode: Callable[[list[int]], str] = str
-    if file.is_file():
-        from tokenizers import Tokenizer
+    return "; ".join(f"{role} {text}" for role, text in describe_markers(markers, _decoder(file)))
 
-        tokenizer = Tokenizer.from_file(str(file))
 
-        def decode(ids: list[int]) -> str:
-            return tokenizer.decode(ids, skip_special_tokens=False)
+def _decoder(file: Path) -> Callable[[list[int]], str]:
+    """What makes text of tokens; without a file, their numbers."""
+    if not file.is_file():
+        return str
+    from tokenizers import Tokenizer
 
-    return "; ".join(f"{role} {text}" for role, text in describe_markers(markers, decode))
+    tokenizer = Tokenizer.from_file(str(file))
+    return lambda ids: tokenizer.decode(ids, skip_special_tokens=False)
 
 
 def _messages(roles: Sequence[str]) -> list[dict[str, Any]]:
