@@ -684,6 +684,7 @@ def test_an_engine_is_tested_at_its_start_and_when_its_weights_change(engine, se
     assert tapped.close() == 0
 
 
+@pytest.mark.long
 @pytest.mark.vllm
 def test_a_worker_probe_of_another_layer_is_refused_with_the_figure(engine, misplaced):
     """No linear probe reads the layer: what is streamed of it tells."""
@@ -698,6 +699,7 @@ def test_a_worker_probe_of_another_layer_is_refused_with_the_figure(engine, misp
     assert refused.hello is None, "no monitor ever hears of it"
 
 
+@pytest.mark.long
 @pytest.mark.vllm
 def test_the_same_bundle_serves_in_shadow(engine, falsified):
     tapped = engine(falsified, "shadow")

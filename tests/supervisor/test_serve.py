@@ -154,6 +154,7 @@ def test_a_client_needs_the_key_that_no_process_list_shows(server):
     assert KEY.encode() not in Path(f"/proc/{server.monitor_pid()}/environ").read_bytes()
 
 
+@pytest.mark.long
 def test_an_engine_that_does_not_start_is_told_by_its_own_reason(server, tmp_path):
     """It is asked for more memory than there is."""
     bundle_path = server.log.parent / "bundle"

@@ -29,7 +29,7 @@ from tests.harness.engines import TYPICAL, random_bundle
 from tests.harness.networks import random_worker_probe
 from tests.harness.server import descendants, running_server, wait_until
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vllm, pytest.mark.long, pytest.mark.timeout(600)]
 
 PROBES = (("beside", 15, ("user", "assistant")), ("alone", 20, ("assistant",)))
 """Name, layer and roles of the worker probes."""
