@@ -85,7 +85,9 @@ def find_markers(tokenizer: Any) -> Markers:
     others: list[list[int]] = []
     for role in _ASKED:
         gaps = [gap.before for gap in _asked(tokenizer, role)]
-        header = _from_special(tokenizer, _common_suffix(gaps)) if gaps else []
+        shared = _common_suffix(gaps) if gaps else []
+        named = _named(shared, form)
+        header = named if named and shared[-len(named) :] == named else _from_special(tokenizer, shared)
         if header and header not in others and not _is_the_answers(tokenizer, header, headers):
             others.append(header)
     known = [header for header in (*headers.values(), *others) if header]
