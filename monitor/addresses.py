@@ -163,7 +163,7 @@ def group_name(gid: int) -> str:
 
 
 def file_access(path: Path) -> str:
-    """Who may do what with a file, in words.
+    """Say in words which users may read, write or connect to a file.
 
     Raises:
         OSError: It is not there, or a directory on the way lets this process through no further.

@@ -143,7 +143,7 @@ def _free(what: str, port: int) -> str:
 
 
 def _monitor() -> Iterator[Finding]:
-    """What a monitor of this machine says of its engines; nothing where none runs."""
+    """Ask this machine's monitor about its engines; nothing is found where none runs."""
     import asyncio
 
     from monitor.api.client import ask_state, unready

@@ -1,4 +1,4 @@
-"""What the monitor was not sent of requests in flight: sent again, out of the scores that are kept by KV slot.
+"""The backlog: rows of requests in flight that the monitor has not received, sent again from the scores by KV slot.
 
 Rows of a request arrive in order of position, or verdicts count what was skipped as unscored. So a request that the
 monitor was not sent all of is sent that first, and only then its newer rows:

@@ -27,7 +27,7 @@ class Tracked:
     answer_role: Role = Role.ASSISTANT
     """Of the tokens that are generated."""
     part: str = ""
-    """Which part of the user's request it is; empty: all of it."""
+    """The part of the user's request; empty: all of it."""
     pushes: list[Push] = field(default_factory=list[Push])
     admitted: Admission | None = None
     gated_from: int = NEVER
@@ -57,7 +57,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Begins:
-    """Where the rows of a frame begin, of each request that it has; all of shape ``(requests,)``."""
+    """First rows of a frame's requests; all of shape ``(requests,)``."""
 
     slots: NDArray[np.integer]
     terms: NDArray[np.int64]

@@ -113,7 +113,7 @@ class Exporter:
         self._moving = threading.Lock()
         """Held for microseconds by who puts into the queue, and by who empties it to begin anew."""
         self._lost: deque[Begins] = deque()
-        """What dropped frames had, until the engine's thread takes it; as many as the queue holds, and a few."""
+        """Contents of dropped frames, until the engine's thread takes them; as many as the queue holds, and a few."""
         self._renewed = False
         """A monitor has connected that may know nothing, or one has asked for everything."""
         self.renewals = 0

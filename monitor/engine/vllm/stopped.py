@@ -39,7 +39,7 @@ class Stopped(str):
         return reason
 
     def __reduce__(self) -> tuple[type["Stopped"], tuple[str, str]]:
-        """Copied and pickled with what it keeps."""
+        """Rebuild it with its fields: ``str`` alone would copy and pickle the bare text."""
         return Stopped, (self.message, self.said)
 
 
