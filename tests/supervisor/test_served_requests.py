@@ -7,13 +7,14 @@ import msgspec
 import pytest
 
 from monitor.cli.listener import Listener
-from monitor.events import Intervention, ProbeFired, RequestFinished, request_of
+from monitor.events import Intervention, ProbeFired, RequestFinished
 from monitor.wire.bounds import ID_CHARACTERS, bounded_id
 from probes.bundle import load_bundle
 from probes.bundle.shipped import DEMO_BUNDLE
 from probes.data.requests import Request
 from probes.evaluation.offline_scores import Scorer
 from probes.models.chat import Message
+from tests.harness.listening import about
 from tests.harness.server import KEY, running_server, wait_until
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
@@ -68,16 +69,6 @@ def post(server, path, body) -> dict:
     )
     with urllib.request.urlopen(ask, timeout=60) as answer:
         return msgspec.json.decode(answer.read())
-
-
-def about(listener, request_id, kind) -> list:
-    return [
-        recorded.event
-        for recorded in listener.events
-        if isinstance(recorded.event, kind)
-        and (request := request_of(recorded.event)) is not None
-        and request.request_id == request_id
-    ]
 
 
 def ended(listener, request_id, count) -> list[RequestFinished]:

@@ -7,8 +7,9 @@ import pytest
 import transformers
 
 from monitor.cli.listener import Listener
-from monitor.events import ProbeFired, RequestFinished, request_of
+from monitor.events import ProbeFired, RequestFinished
 from probes.bundle.shipped import DEMO_BUNDLE
+from tests.harness.listening import about
 from tests.harness.server import running_server, wait_until
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
@@ -44,16 +45,6 @@ def server(tmp_path_factory):
 def listener(server):
     with Listener(server.grpc_address) as found:
         yield found
-
-
-def about(listener, request_id, kind) -> list:
-    return [
-        recorded.event
-        for recorded in listener.events
-        if isinstance(recorded.event, kind)
-        and (request := request_of(recorded.event)) is not None
-        and request.request_id == request_id
-    ]
 
 
 def ended(listener, request_id, count=1) -> list[RequestFinished]:
