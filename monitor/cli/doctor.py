@@ -171,7 +171,7 @@ def _bundle(path: Path, model: str | None) -> str:
 
 
 def _roles(path: Path, model: str) -> str:
-    """How the roles of tokens are told, and whether that is all that the chat template writes."""
+    """Describe how roles are told, and refuse markers that are not those of the chat template now."""
     from transformers import AutoTokenizer
 
     from probes.models.markers import find_markers, roles_in_words

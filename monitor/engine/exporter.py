@@ -148,7 +148,7 @@ class Exporter:
         self._announce_all.set()
 
     def take_losses(self) -> tuple[bool, list[Begins]]:
-        """What is to be sent again, before anything else is; called by the engine's thread.
+        """Take what is to be sent again, before anything else is; called by the engine's thread.
 
         Returns:
             Whether it is everything, and where the rows begin of frames that were dropped.

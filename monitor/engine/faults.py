@@ -1,4 +1,4 @@
-"""What went wrong inside the engine: counted, and the last of it in words that hold nothing of a prompt."""
+"""Faults inside the engine: counted, and the last one in words that hold nothing of a prompt."""
 
 import threading
 import traceback

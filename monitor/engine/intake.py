@@ -1,4 +1,4 @@
-"""What the scheduler says with each step: who has come and gone, and the orders that ride with it."""
+"""Intake of the scheduler's output of each step: requests that began and ended, and the orders that ride with it."""
 
 import logging
 from collections.abc import Callable

@@ -60,7 +60,7 @@ class Reachability:
 
 
 def obstacle(path: Path) -> str:
-    """What keeps this process from a socket file, in words without a full stop at the end."""
+    """Find the reason that keeps this process from a socket file, in words without a full stop at the end."""
     me = f"this engine runs as user {user_name(os.geteuid())}, group {group_name(os.getegid())}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as attempt:
         attempt.settimeout(_CONNECT_SECONDS)

@@ -167,12 +167,12 @@ class Slots:
         return Gap(request, int(self.unsent[request.slot]), int(self.kept[request.slot]))
 
     def begins(self, batch: Batch, sent: NDArray[np.bool_]) -> Begins:
-        """Where a step's rows begin, of those of its requests that are sent; no higher than on the device."""
+        """First positions of a step's requests whose rows are sent; no higher than on the device."""
         first = np.maximum(batch.first[sent] - self._drafts, 0)
         return Begins(batch.slots[sent], batch.terms[sent], first)
 
     def begins_of(self, gaps: Sequence[Gap]) -> Begins:
-        """Where positions begin, to be owed again should they not arrive."""
+        """First positions of gaps, to be owed again should they not arrive."""
         slots = np.array([gap.request.slot for gap in gaps], np.int64)
         return Begins(slots, self._terms[slots], np.array([gap.start for gap in gaps], np.int64))
 

@@ -67,7 +67,7 @@ class LocalSource:
             raise
 
     def describe(self) -> str:
-        """Where it listens, and who may connect, in words."""
+        """Address that it listens at, and users who may connect, in words."""
         here = f"listens at {self.endpoint} as user {user_name(os.geteuid())}"
         try:
             socket, folder = file_access(self._path), file_access(self._path.parent)

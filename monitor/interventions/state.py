@@ -121,7 +121,7 @@ class RequestStates:
             self._store.note(Applied(request.engine, request.engine_request_id, tuple(sorted(fresh))))
 
     def told(self, fired: ProbeFired) -> bool:
-        """Whether a monitor before this one told of a firing, and this one need not."""
+        """Tell whether a monitor before this one recorded a firing."""
         return fired.probe in self._told.get(stored_identity(fired.request.engine, fired.request.engine_request_id), {})
 
     def tell(self, fired: ProbeFired, *, gate: bool = False) -> None:

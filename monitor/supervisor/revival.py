@@ -1,4 +1,4 @@
-"""When a monitor that died is tried again, and when it is enough."""
+"""Revival: the times at which a monitor that died is started again, and the end of trying."""
 
 import time
 from typing import Final

@@ -241,7 +241,7 @@ class Serving:
         self._report("engine heard")
 
     def _heard(self) -> bool:
-        """Whether the engine that was started here is connected to the monitor; others may use its endpoint, too."""
+        """Tell whether the engine that was started here is connected; others may use the endpoint, too."""
         import grpc
 
         from monitor.api.client import engines_of

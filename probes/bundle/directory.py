@@ -137,7 +137,7 @@ def replace_bundle(path: Path, files: Mapping[str, bytes], check: Callable[[Path
 
 
 def _is_replaceable(path: Path) -> bool:
-    """Whether a directory is as good as empty, or holds a bundle, whole or not."""
+    """Tell whether a directory is as good as empty, or holds a bundle, whole or not."""
     names = {entry.name for entry in path.iterdir()}
     if all(name in (*NAMES, *_BARE) or name.startswith(_STAGING) for name in names):
         return True

@@ -125,7 +125,7 @@ def describe_markers(markers: Markers, decode: Callable[[list[int]], str]) -> It
 
 
 def roles_in_words(directory: Path, markers: Markers) -> str:
-    """How roles are told, in one line, by the fast tokenizer's file alone.
+    """Describe in one line how roles are told, by the fast tokenizer's file alone.
 
     Args:
         directory: Of the model.
@@ -136,7 +136,7 @@ def roles_in_words(directory: Path, markers: Markers) -> str:
 
 
 def _decoder(file: Path) -> Callable[[list[int]], str]:
-    """What makes text of tokens; without a file, their numbers."""
+    """Return a decoder of tokens; without a file, it shows their numbers."""
     if not file.is_file():
         return str
     from tokenizers import Tokenizer
@@ -282,7 +282,7 @@ def _asked(tokenizer: Any, role: str) -> Iterator[_Gap]:
 
 
 def _behind(gap: Sequence[int], terminator: Sequence[int]) -> list[int]:
-    """What of a gap is behind the last terminator."""
+    """Cut a gap to what is behind its last terminator."""
     width = len(terminator)
     for at in range(len(gap) - width, -1, -1):
         if width and list(gap[at : at + width]) == list(terminator):
@@ -320,7 +320,7 @@ def _special(tokenizer: Any) -> set[int]:
 def _between(
     tokenizer: Any, found: Sequence[_Gap], headers: Sequence[list[int]], terminator: Sequence[int]
 ) -> list[list[int]]:
-    """What stands before the first header, between a terminator and a header, and at the end."""
+    """Collect the sequences before the first header, between a terminator and a header, and at the end."""
     pieces: list[list[int]] = []
     for gap in found:
         begin = [] if gap.first else [i + len(terminator) for i in _positions(gap.before, terminator)][:1]

@@ -273,7 +273,7 @@ def _message_names(root: Any) -> Iterator[str]:
 
 
 def _is(node: Any, name: str, key: str | None = None) -> bool:
-    """Whether an expression is a variable, or one key of it; filtered, tested or sliced as it may be."""
+    """Tell whether an expression is a variable, or one key of it; filtered, tested or sliced as it may be."""
     from jinja2 import nodes
 
     if isinstance(node, nodes.Filter):

@@ -18,7 +18,7 @@ _MARK: Final = f"\0{REASON}\0"
 
 
 def message_of(stop_reason: object) -> str | None:
-    """What a generation was stopped with; ``None``: it was not stopped by Plumbob."""
+    """Message that a generation was stopped with; ``None``: it was not stopped by Plumbob."""
     if not isinstance(stop_reason, str) or not stop_reason.startswith(_MARK):
         return None
     return stop_reason.removeprefix(_MARK)

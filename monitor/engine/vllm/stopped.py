@@ -139,7 +139,7 @@ class Stops:
         return response
 
     def chunks(self, first: dict[str, Any], spoken: set[int], fingerprint: str | None, usage: bool) -> list[str]:
-        """What is left to send of choices that were stopped, as lines of the stream.
+        """Take the rest of choices that were stopped, as lines of the stream.
 
         Args:
             first: A chunk of the stream.

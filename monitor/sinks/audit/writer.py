@@ -178,7 +178,7 @@ class Writer:
             self.written += line.counted
 
     def _disturbance(self) -> tuple[AuditBeginning, str] | None:
-        """What another process did to the file, in words that end a sentence about it."""
+        """Find what another process did to the file, in words that end a sentence about it."""
         own = os.fstat(self._descriptor)
         try:
             found = self._path.stat()
